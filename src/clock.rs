@@ -1,0 +1,69 @@
+//! Time as an argument: the wall clock that every decision about expiry reads.
+
+use std::fmt::Debug;
+use std::time::{Duration, SystemTime};
+
+/// Tells the wall-clock time. Waiting goes through `tokio::time`; this is for comparing with timestamps.
+pub trait Clock: Debug + Send + Sync + 'static {
+    fn now(&self) -> SystemTime;
+}
+
+/// The machine's clock.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
+    fn now(&self) -> SystemTime {
+        SystemTime::now()
+    }
+}
+
+/// Whole seconds since 1970, the `NumericDate` of RFC 7519 section 2. Before 1970 is 0.
+pub fn unix_seconds(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+/// The time of a `NumericDate` in seconds; `None` where the platform cannot represent it.
+pub fn from_unix_seconds(seconds: u64) -> Option<SystemTime> {
+    SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+}
+
+/// A clock that moves only when told to.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Debug, Clone)]
+pub struct ManualClock(std::sync::Arc<std::sync::Mutex<SystemTime>>);
+
+#[cfg(any(test, feature = "testing"))]
+impl ManualClock {
+    pub fn at(now: SystemTime) -> Self {
+        Self(std::sync::Arc::new(std::sync::Mutex::new(now)))
+    }
+
+    /// Starts at 2026-01-01T00:00:00Z.
+    pub fn start() -> Self {
+        Self::at(SystemTime::UNIX_EPOCH + Duration::from_secs(1_767_225_600))
+    }
+
+    pub fn advance(&self, by: Duration) {
+        *self.locked() += by;
+    }
+
+    pub fn rewind(&self, by: Duration) {
+        *self.locked() -= by;
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, SystemTime> {
+        self.0
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl Clock for ManualClock {
+    fn now(&self) -> SystemTime {
+        *self.locked()
+    }
+}
