@@ -21,8 +21,7 @@ impl Clock for SystemClock {
 
 /// Whole seconds since 1970, the `NumericDate` of RFC 7519 section 2. Before 1970 is 0.
 pub fn unix_seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// The time of a `NumericDate` in seconds; `None` where the platform cannot represent it.
@@ -55,9 +54,7 @@ impl ManualClock {
     }
 
     fn locked(&self) -> std::sync::MutexGuard<'_, SystemTime> {
-        self.0
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 

@@ -1,1 +1,6 @@
 pub mod clock;
+pub mod http;
+pub mod reason;
+pub mod secret;
+pub mod target;
+pub mod subject;

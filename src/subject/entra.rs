@@ -1,0 +1,336 @@
+//! Entra's access tokens, v1.0 and v2.0: every rule between the bytes and a `VerifiedIdentity`.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use moka::sync::Cache;
+use serde_json::Value;
+use uuid::Uuid;
+
+use super::jwks::{EntraMetadata, KeyError, Version, names_tenant};
+use super::token::{Claims, UnverifiedToken};
+use super::{Groups, KeyCache, Kind, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
+use crate::clock::{Clock, from_unix_seconds};
+use crate::http::{Client, Endpoint};
+use crate::target;
+
+/// Whose tokens are taken. Tenants and audiences are mandatory: the configuration refuses empty lists.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// `https://login.microsoftonline.com`, or the host of a sovereign cloud.
+    pub authority: Endpoint,
+    pub tenants: Vec<Uuid>,
+    /// Client id (v2.0 tokens) and application id URIs (v1.0 tokens) of the broker's own application.
+    pub audiences: Vec<String>,
+    /// Accepted difference of the clocks of Entra and of the broker.
+    pub clock_skew: Duration,
+}
+
+/// Verifies tokens against the keys that their tenants publish.
+pub struct EntraVerifier {
+    settings: Settings,
+    clock: Arc<dyn Clock>,
+    keys: Arc<KeyCache>,
+    /// Key: SHA-256 of the token. Life: until the token's `exp`, and only while its tenant publishes the signing key.
+    /// Bound: [`VERDICTS_MAX_BYTES`]. Refused tokens are not remembered: there is no end of them.
+    verdicts: Cache<[u8; 32], Verdict>,
+}
+
+#[derive(Clone)]
+struct Verdict {
+    identity: Arc<VerifiedIdentity>,
+    signed_by: Arc<SigningKey>,
+}
+
+struct SigningKey {
+    version: Version,
+    kid: String,
+    fingerprint: [u8; 32],
+}
+
+impl EntraVerifier {
+    pub fn new(settings: Settings, http: Client, clock: Arc<dyn Clock>) -> Self {
+        let metadata = EntraMetadata { http, authority: settings.authority.clone() };
+        let keys = Arc::new(KeyCache::new(Arc::new(metadata), &settings.tenants));
+        let weight = |_digest: &[u8; 32], verdict: &Verdict| verdict.identity.approximate_bytes();
+        let verdicts =
+            Cache::builder().max_capacity(VERDICTS_MAX_BYTES).weigher(weight).time_to_live(VERDICT_MAX_AGE).build();
+        Self { settings, clock, keys, verdicts }
+    }
+
+    /// For readiness and for the background refresh.
+    pub fn keys(&self) -> &Arc<KeyCache> {
+        &self.keys
+    }
+
+    /// A remembered verdict is good only where a new one would be: before `exp`, with a key that is still published.
+    fn remembered(&self, token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
+        let Verdict { identity, signed_by } = self.verdicts.get(&token.sha256)?;
+        let live = self.clock.now() < identity.expires_at;
+        let trusted = self.keys.holds(identity.tenant, signed_by.version, &signed_by.kid, &signed_by.fingerprint);
+        (live && trusted).then_some(identity)
+    }
+
+    async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
+        let unverified = UnverifiedToken::parse(token.text.expose())?;
+        let claimed = unverified.unverified_claims()?;
+        let tenant = target::guid(&claimed.tid).map_err(|_not_a_guid| SubjectError::Tenant)?;
+        if !self.settings.tenants.contains(&tenant) {
+            return Err(SubjectError::Tenant);
+        }
+        // Each form is checked against its own metadata, whatever else the token says of itself.
+        let version = if claimed.iss.ends_with("/v2.0") { Version::V2 } else { Version::V1 };
+        let (key, set_issuer) = self.keys.key(tenant, version, &unverified.kid).await.map_err(|error| match error {
+            KeyError::Unknown => SubjectError::Signature("its tenant publishes no key of that name"),
+            KeyError::Unavailable { retry_after, source } => SubjectError::KeysUnavailable { retry_after, source },
+        })?;
+        if !key.verifies(unverified.signed, unverified.signature) {
+            return Err(SubjectError::Signature("it does not match the tenant's key"));
+        }
+        let claims = unverified.claims()?;
+        let key_issuer = key.issuer.as_deref().unwrap_or(&set_issuer);
+        check_issuer(&claims, tenant, version, key_issuer)?;
+        let expires_at = self.check_times(&claims)?;
+        self.check_audience(&claims)?;
+        let identity = identity(claims, tenant, version, expires_at, token.sha256)?;
+        let signed_by = SigningKey { version, kid: unverified.kid, fingerprint: key.fingerprint };
+        Ok(Verdict { identity: Arc::new(identity), signed_by: Arc::new(signed_by) })
+    }
+
+    fn check_times(&self, claims: &Claims) -> Result<SystemTime, SubjectError> {
+        let time = |name, complaint| {
+            claims
+                .seconds(name, complaint)
+                .and_then(|seconds| from_unix_seconds(seconds).ok_or(SubjectError::Malformed(complaint)))
+        };
+        let expires_at = time("exp", "`exp` is not a whole number of seconds")?;
+        let not_before = time("nbf", "`nbf` is not a whole number of seconds")?;
+        let issued_at = time("iat", "`iat` is not a whole number of seconds")?;
+        if expires_at <= not_before || expires_at <= issued_at {
+            return Err(SubjectError::Malformed("it expires before it begins"));
+        }
+        let (now, skew) = (self.clock.now(), self.settings.clock_skew);
+        if let Ok(late) = now.duration_since(expires_at)
+            && late >= skew
+        {
+            return Err(SubjectError::Expired(late));
+        }
+        if let Ok(early) = not_before.max(issued_at).duration_since(now)
+            && early > skew
+        {
+            return Err(SubjectError::NotYetValid(early));
+        }
+        Ok(expires_at)
+    }
+
+    fn check_audience(&self, claims: &Claims) -> Result<(), SubjectError> {
+        let audience = claims.text("aud", "`aud` is not one text")?;
+        if self.settings.audiences.iter().any(|ours| same_audience(ours, audience)) {
+            return Ok(());
+        }
+        let microsoft = MICROSOFT_AUDIENCES.iter().find(|(theirs, _name)| same_audience(theirs, audience));
+        Err(microsoft.map_or(SubjectError::Audience, |(_audience, name)| SubjectError::NotForUs(name)))
+    }
+}
+
+#[async_trait::async_trait]
+impl Verifier for EntraVerifier {
+    async fn verify(&self, token: &SubjectToken) -> Result<Arc<VerifiedIdentity>, SubjectError> {
+        if let Some(identity) = self.remembered(token) {
+            return Ok(identity);
+        }
+        let verdict = self.examine(token).await?;
+        let identity = verdict.identity.clone();
+        self.verdicts.insert(token.sha256, verdict);
+        Ok(identity)
+    }
+}
+
+impl fmt::Debug for EntraVerifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EntraVerifier").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}
+
+/// Microsoft (access-tokens, "Validate the issuer"): the key's issuer, with the token's tenant filled in, is the
+/// token's; the first segment of its path is the tenant.
+fn check_issuer(claims: &Claims, tenant: Uuid, version: Version, key_issuer: &str) -> Result<(), SubjectError> {
+    let issuer = claims.text("iss", "`iss` is not one text")?;
+    let same_tenant = claims.text("tid", "`tid` is not one text")? == tenant.to_string();
+    let same_version = match claims.optional_text("ver", "`ver` is not a text")? {
+        Some("1.0") => version == Version::V1,
+        Some("2.0") => version == Version::V2,
+        _ => false,
+    };
+    let expected = fill_in_tenant(key_issuer, tenant);
+    if issuer == expected && same_tenant && same_version && names_tenant(issuer, tenant) {
+        Ok(())
+    } else {
+        Err(SubjectError::Issuer)
+    }
+}
+
+/// Replaces `{tenantid}`, written in any case, by the tenant.
+fn fill_in_tenant(template: &str, tenant: Uuid) -> String {
+    const PLACE: &str = "{tenantid}";
+    match template.to_ascii_lowercase().find(PLACE) {
+        Some(start) => format!(
+            "{}{tenant}{}",
+            template.get(..start).unwrap_or_default(),
+            template.get(start + PLACE.len()..).unwrap_or_default()
+        ),
+        None => template.to_owned(),
+    }
+}
+
+/// Equal, but for one slash at the end: Entra writes v1.0 audiences as the client asked for them.
+fn same_audience(ours: &str, theirs: &str) -> bool {
+    let bare = |audience: &str| audience.strip_suffix('/').unwrap_or(audience).to_owned();
+    ours == theirs || (ours.contains("://") && bare(ours) == bare(theirs))
+}
+
+fn identity(
+    claims: Claims,
+    tenant: Uuid,
+    version: Version,
+    expires_at: SystemTime,
+    token_sha256: [u8; 32],
+) -> Result<VerifiedIdentity, SubjectError> {
+    let object = guid(&claims, "oid", "`oid` is not a GUID")?;
+    let client = match version {
+        Version::V1 => guid(&claims, "appid", "`appid` is not a GUID")?,
+        Version::V2 => guid(&claims, "azp", "`azp` is not a GUID")?,
+    };
+    let kind = kind(&claims, version)?;
+    let groups = groups(&claims)?;
+    let roles = claims.texts("roles", "`roles` is not a list of texts")?;
+    let auth_contexts = claims.texts("acrs", "`acrs` is not a list of texts")?;
+    let scopes = claims.optional_text("scp", "`scp` is not one text")?.unwrap_or_default();
+    let scopes = scopes.split_ascii_whitespace().map(str::to_owned).collect();
+    let token_id = claims.optional_text("uti", "`uti` is not a text")?.map(str::to_owned);
+    Ok(VerifiedIdentity {
+        tenant,
+        object,
+        kind,
+        client,
+        groups,
+        roles,
+        scopes,
+        auth_contexts,
+        token_id,
+        expires_at,
+        claims: claims.0,
+        token_sha256,
+    })
+}
+
+fn guid(claims: &Claims, name: &'static str, complaint: &'static str) -> Result<Uuid, SubjectError> {
+    target::guid(claims.text(name, complaint)?).map_err(|_not_a_guid| SubjectError::Malformed(complaint))
+}
+
+/// Told apart by `idtyp`; where that optional claim is absent, by `scp` (which only users' tokens have) and `sub`
+/// (which is `oid` only in applications' tokens). Signs that contradict each other are refused, never weighed.
+fn kind(claims: &Claims, version: Version) -> Result<Kind, SubjectError> {
+    const CONTRADICTION: SubjectError = SubjectError::Malformed(
+        "`idtyp`, `scp`, `sub` and `oid` do not agree on whether it is a user's or an application's",
+    );
+    let subject = claims.text("sub", "`sub` is not one text")?;
+    let subject_is_object = claims.0.get("oid").and_then(Value::as_str) == Some(subject);
+    let delegated = claims.0.contains_key("scp");
+    let declared = claims.optional_text("idtyp", "`idtyp` is not a text")?;
+    let machine = claims.optional_text("xms_mirid", "`xms_mirid` is not a text")?;
+    let authenticated = match version {
+        Version::V1 => claims.optional_text("appidacr", "`appidacr` is not a text")?,
+        Version::V2 => claims.optional_text("azpacr", "`azpacr` is not a text")?,
+    };
+    let application = match (declared, delegated, subject_is_object) {
+        (Some("app") | None, false, true) => true,
+        (Some("user") | None, true, false) => false,
+        _ => return Err(CONTRADICTION),
+    };
+    match (application, machine) {
+        // "0" is a public client: it has no secret, so it cannot have proved to be the application.
+        (true, _) if authenticated == Some("0") => {
+            Err(SubjectError::Malformed("an application's token from a public client"))
+        }
+        (true, Some(resource)) if is_resource_id(resource) => Ok(Kind::ManagedIdentity),
+        (true, None) => Ok(Kind::ServicePrincipal),
+        (false, None) => Ok(Kind::User),
+        (_, Some(_)) => {
+            Err(SubjectError::Malformed("`xms_mirid` does not name a managed identity of an application's token"))
+        }
+    }
+}
+
+/// An ARM resource id, as `xms_mirid` of managed identities carries it.
+fn is_resource_id(text: &str) -> bool {
+    let text = text.to_ascii_lowercase();
+    text.starts_with("/subscriptions/") && text.contains("/providers/microsoft.")
+}
+
+/// `_claim_names` and `hasgroups` announce groups that did not fit (Microsoft: access-token-claims-reference, "Groups
+/// overage"). The endpoint in `_claim_sources` is not even looked at.
+fn groups(claims: &Claims) -> Result<Groups, SubjectError> {
+    let elsewhere = claims.0.get("_claim_names").is_some_and(|names| names.get("groups").is_some());
+    let announced =
+        claims.0.get("hasgroups").is_some_and(|value| *value == Value::Bool(true) || value.as_str() == Some("true"));
+    let listed = claims.0.contains_key("groups");
+    if elsewhere || (announced && !listed) {
+        return Ok(Groups::Overage);
+    }
+    let names = claims.texts("groups", "`groups` is not a list of texts")?;
+    // Groups synchronized by name are no GUIDs; no rule can name them.
+    let mut groups: Vec<Uuid> = names.iter().filter_map(|name| target::guid(name).ok()).collect();
+    groups.sort_unstable();
+    Ok(Groups::Known(groups.into()))
+}
+
+impl VerifiedIdentity {
+    fn approximate_bytes(&self) -> u32 {
+        let groups = match &self.groups {
+            Groups::Known(groups) => groups.len(),
+            Groups::Overage => 0,
+        };
+        // A claim costs its name, its value and the map's share; a group stands in the list and among the claims.
+        u32::try_from(512 + self.claims.len() * 160 + groups * 120).unwrap_or(u32::MAX)
+    }
+}
+
+/// 10,000 verdicts of ordinary tokens.
+const VERDICTS_MAX_BYTES: u64 = 64 * 1024 * 1024;
+
+/// Frees the memory of verdicts nobody asks for; continuous-access tokens live up to 28 h.
+const VERDICT_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// Applications whose tokens people present by mistake. Nobody but Microsoft can verify the first two.
+const MICROSOFT_AUDIENCES: [(&str, &str); 7] = [
+    ("00000003-0000-0000-c000-000000000000", "Microsoft Graph"),
+    ("https://graph.microsoft.com", "Microsoft Graph"),
+    ("00000002-0000-0000-c000-000000000000", "Azure AD Graph"),
+    ("https://graph.windows.net", "Azure AD Graph"),
+    ("https://management.azure.com", "Azure Resource Manager"),
+    ("https://management.core.windows.net", "Azure Resource Manager"),
+    ("797f4846-ba00-4fd7-ba43-dac1f8f63013", "Azure Resource Manager"),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_issuers_template_takes_the_tenant_in_any_case() {
+        let tenant = Uuid::from_u128(1);
+        assert_eq!(fill_in_tenant("https://a/{TenantId}/v2.0", tenant), format!("https://a/{tenant}/v2.0"));
+        assert_eq!(fill_in_tenant("https://a/x/v2.0", tenant), "https://a/x/v2.0");
+    }
+
+    #[test]
+    fn only_uri_audiences_are_taken_with_and_without_a_slash() {
+        assert!(same_audience("api://carnet", "api://carnet/"));
+        assert!(same_audience("api://carnet/", "api://carnet"));
+        assert!(!same_audience("api://carnet", "api://carnet//"));
+        assert!(!same_audience("22222222-2222-2222-2222-222222222222", "22222222-2222-2222-2222-222222222222/"));
+        assert!(!same_audience("api://carnet", "API://carnet"));
+    }
+}

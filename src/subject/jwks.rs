@@ -1,0 +1,374 @@
+//! Signing keys per tenant and token version: fetched once for all who wait, refreshed early, swapped whole.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use jsonwebtoken::{Algorithm, DecodingKey};
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::http::{Client, Endpoint, HttpError, Request};
+use crate::secret::FieldDigest;
+
+/// The two forms of Entra's access tokens; each has metadata and keys of its own
+/// (Microsoft: access-tokens, "Validate tokens").
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Version {
+    V1,
+    V2,
+}
+
+/// Where key sets come from. Fulfilled by [`EntraMetadata`].
+#[async_trait::async_trait]
+pub(super) trait KeySource: Send + Sync {
+    async fn fetch(&self, tenant: Uuid, version: Version) -> Result<KeySet, FetchError>;
+}
+
+/// What a tenant published at one moment.
+pub(super) struct KeySet {
+    /// `issuer` of the discovery document.
+    pub issuer: String,
+    pub keys: HashMap<String, Arc<VerificationKey>>,
+}
+
+/// An RSA key that may verify a token, parsed once.
+pub(super) struct VerificationKey {
+    key: DecodingKey,
+    /// The issuer whose tokens this key signs; `{tenantid}` in it stands for the token's tenant. v1.0 keys have none.
+    pub issuer: Option<String>,
+    /// Of modulus and exponent: two sets hold the same key if it is equal.
+    pub fingerprint: [u8; 32],
+}
+
+impl VerificationKey {
+    /// Checks an RS256 signature over `signed`; `signature` is base64url.
+    pub fn verifies(&self, signed: &str, signature: &str) -> bool {
+        jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &self.key, Algorithm::RS256).unwrap_or(false)
+    }
+}
+
+/// Why keys could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    #[error("{document} was not answered")]
+    Http { document: &'static str, source: HttpError },
+    #[error("{document} was answered with HTTP {status}")]
+    Status { document: &'static str, status: u16 },
+    #[error("{document} is not what it should be")]
+    Form { document: &'static str, source: serde_json::Error },
+    #[error("the discovery document names keys on another host, {0}")]
+    ForeignKeys(String),
+    #[error("the discovery document is for another tenant: issuer {0}")]
+    ForeignIssuer(String),
+    #[error("the key document holds no RSA key for signatures")]
+    NoUsableKey,
+    #[error("the fetch was cut off")]
+    CutOff,
+}
+
+/// Why there is no key.
+pub(super) enum KeyError {
+    /// The tenant's current keys are known, and this is none of them.
+    Unknown,
+    Unavailable {
+        retry_after: Duration,
+        source: Option<Arc<FetchError>>,
+    },
+}
+
+/// Key: tenant and version, of configured tenants only. Life: [`REFRESH_AFTER`], then refreshed in the background;
+/// never used past [`MAX_AGE`]. On failure the last good set stays. Bound: two sets per configured tenant.
+pub struct KeyCache {
+    slots: HashMap<(Uuid, Version), Arc<Slot>>,
+}
+
+struct Slot {
+    tenant: Uuid,
+    version: Version,
+    source: Arc<dyn KeySource>,
+    current: ArcSwapOption<Fetched>,
+    attempts: Mutex<Attempts>,
+}
+
+struct Fetched {
+    set: KeySet,
+    at: Instant,
+}
+
+#[derive(Default)]
+struct Attempts {
+    running: Option<Flight>,
+    last: Option<Instant>,
+    last_error: Option<Arc<FetchError>>,
+}
+
+type Flight = Shared<BoxFuture<'static, ()>>;
+
+impl KeyCache {
+    pub(super) fn new(source: Arc<dyn KeySource>, tenants: &[Uuid]) -> Self {
+        let slot = |tenant, version| {
+            let source = source.clone();
+            let slot = Slot { tenant, version, source, current: ArcSwapOption::empty(), attempts: Mutex::default() };
+            ((tenant, version), Arc::new(slot))
+        };
+        let slots = tenants.iter().flat_map(|tenant| [Version::V1, Version::V2].map(|version| slot(*tenant, version)));
+        Self { slots: slots.collect() }
+    }
+
+    /// The key, with the issuer of its set's discovery document. Waits for a fetch where the key is not known.
+    pub(super) async fn key(
+        &self,
+        tenant: Uuid,
+        version: Version,
+        kid: &str,
+    ) -> Result<(Arc<VerificationKey>, String), KeyError> {
+        let slot = self.slots.get(&(tenant, version)).ok_or(KeyError::Unknown)?;
+        if let Some(found) = slot.find(kid) {
+            slot.refresh_if_due();
+            return Ok(found);
+        }
+        if let Some(flight) = slot.fetch_unless_cooling() {
+            flight.await;
+        }
+        slot.find(kid).ok_or_else(|| slot.why_missing())
+    }
+
+    /// Whether the tenant still publishes the key with this fingerprint, by what is known now.
+    pub(super) fn holds(&self, tenant: Uuid, version: Version, kid: &str, fingerprint: &[u8; 32]) -> bool {
+        let Some(slot) = self.slots.get(&(tenant, version)) else { return false };
+        slot.refresh_if_due();
+        slot.usable()
+            .is_some_and(|fetched| fetched.set.keys.get(kid).is_some_and(|key| key.fingerprint == *fingerprint))
+    }
+
+    /// Fetches what is not there yet for every tenant; true once a tenant's v2.0 keys are known.
+    pub async fn prefetch(&self) -> bool {
+        let v2 = self.slots.values().filter(|slot| slot.version == Version::V2);
+        let flights = v2.filter(|slot| slot.usable().is_none()).filter_map(|slot| slot.fetch_unless_cooling());
+        futures_util::future::join_all(flights).await;
+        self.slots.values().any(|slot| slot.usable().is_some())
+    }
+
+    /// Refreshes every set in use when its time comes, so that a withdrawn key goes even where nobody asks.
+    pub async fn keep_fresh(&self) {
+        let mut tick = tokio::time::interval(TICK);
+        loop {
+            tick.tick().await;
+            for slot in self.slots.values().filter(|slot| slot.current.load().is_some()) {
+                slot.refresh_if_due();
+            }
+        }
+    }
+}
+
+impl fmt::Debug for KeyCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyCache({} sets)", self.slots.len())
+    }
+}
+
+impl Slot {
+    fn usable(&self) -> Option<Arc<Fetched>> {
+        self.current.load_full().filter(|fetched| fetched.at.elapsed() < MAX_AGE)
+    }
+
+    fn find(&self, kid: &str) -> Option<(Arc<VerificationKey>, String)> {
+        let fetched = self.usable()?;
+        let key = fetched.set.keys.get(kid)?;
+        Some((key.clone(), fetched.set.issuer.clone()))
+    }
+
+    fn refresh_if_due(self: &Arc<Self>) {
+        if self.current.load().as_ref().is_some_and(|fetched| fetched.at.elapsed() >= REFRESH_AFTER) {
+            self.fetch_unless_cooling();
+        }
+    }
+
+    /// One fetch for all who wait. `None` while the last attempt, good or failed, is too recent: an attacker who
+    /// makes up key names gets one fetch per tenant and cooldown.
+    fn fetch_unless_cooling(self: &Arc<Self>) -> Option<Flight> {
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = &attempts.running {
+            return Some(running.clone());
+        }
+        if attempts.last.is_some_and(|last| last.elapsed() < self.cooldown()) {
+            return None;
+        }
+        attempts.last = Some(Instant::now());
+        let slot = self.clone();
+        // A task of its own: the caller who happened to be first may leave.
+        let task = tokio::spawn(async move { slot.fetch().await });
+        let flight = task.map(|_joined| ()).boxed().shared();
+        attempts.running = Some(flight.clone());
+        Some(flight)
+    }
+
+    async fn fetch(&self) {
+        let fetched = tokio::time::timeout(FETCH_DEADLINE, self.source.fetch(self.tenant, self.version)).await;
+        let result = fetched.unwrap_or(Err(FetchError::CutOff));
+        let outcome = if result.is_ok() { "ok" } else { "failed" };
+        metrics::counter!("carnet_entra_key_fetches_total", "outcome" => outcome).increment(1);
+        let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        attempts.running = None;
+        match result {
+            Ok(set) => {
+                attempts.last_error = None;
+                self.current.store(Some(Arc::new(Fetched { set, at: Instant::now() })));
+            }
+            Err(error) => {
+                tracing::warn!(
+                    entra.tenant = %self.tenant, error = &error as &dyn std::error::Error,
+                    "signing keys of tenant {} were not fetched; known ones are used until they are {}h old",
+                    self.tenant, MAX_AGE.as_secs() / 3600
+                );
+                attempts.last_error = Some(Arc::new(error));
+            }
+        }
+    }
+
+    fn cooldown(&self) -> Duration {
+        if self.usable().is_some() { UNKNOWN_KID_COOLDOWN } else { OUTAGE_COOLDOWN }
+    }
+
+    fn why_missing(&self) -> KeyError {
+        if self.usable().is_some() {
+            return KeyError::Unknown;
+        }
+        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        KeyError::Unavailable { retry_after: OUTAGE_COOLDOWN, source: attempts.last_error.clone() }
+    }
+}
+
+/// Entra's discovery and key documents over HTTP.
+pub(super) struct EntraMetadata {
+    pub http: Client,
+    pub authority: Endpoint,
+}
+
+#[derive(Deserialize)]
+struct Discovery {
+    issuer: String,
+    jwks_uri: String,
+}
+
+#[derive(Deserialize)]
+struct KeyDocument {
+    keys: Vec<Value>,
+}
+
+#[async_trait::async_trait]
+impl KeySource for EntraMetadata {
+    async fn fetch(&self, tenant: Uuid, version: Version) -> Result<KeySet, FetchError> {
+        let path = match version {
+            Version::V1 => format!("{tenant}/.well-known/openid-configuration"),
+            Version::V2 => format!("{tenant}/v2.0/.well-known/openid-configuration"),
+        };
+        let discovery: Discovery = self.document("the discovery document", self.authority.join(&path)).await?;
+        if !names_tenant(&discovery.issuer, tenant) {
+            return Err(FetchError::ForeignIssuer(discovery.issuer));
+        }
+        if !self.authority.same_origin(&discovery.jwks_uri) {
+            return Err(FetchError::ForeignKeys(discovery.jwks_uri));
+        }
+        let document: KeyDocument = self.document("the key document", discovery.jwks_uri).await?;
+        let keys = verification_keys(&document.keys);
+        if keys.is_empty() {
+            return Err(FetchError::NoUsableKey);
+        }
+        Ok(KeySet { issuer: discovery.issuer, keys })
+    }
+}
+
+impl EntraMetadata {
+    async fn document<T: serde::de::DeserializeOwned>(
+        &self,
+        document: &'static str,
+        url: String,
+    ) -> Result<T, FetchError> {
+        let answer = self.http.send(Request::get(url), DOCUMENT_MAX_BYTES, FETCH_DEADLINE).await;
+        let answer = answer.map_err(|source| FetchError::Http { document, source })?;
+        if answer.status != http::StatusCode::OK {
+            return Err(FetchError::Status { document, status: answer.status.as_u16() });
+        }
+        serde_json::from_slice(&answer.body).map_err(|source| FetchError::Form { document, source })
+    }
+}
+
+/// Whether the first segment of the issuer's path is the tenant.
+pub(super) fn names_tenant(issuer: &str, tenant: Uuid) -> bool {
+    let Ok(url) = url::Url::parse(issuer) else { return false };
+    url.path_segments().and_then(|mut segments| segments.next()) == Some(tenant.to_string().as_str())
+}
+
+/// Key by key, so that one odd entry costs itself only: RSA keys for signatures with a name. A name that stands for
+/// two different keys stands for none.
+fn verification_keys(published: &[Value]) -> HashMap<String, Arc<VerificationKey>> {
+    let mut keys: HashMap<String, Option<Arc<VerificationKey>>> = HashMap::new();
+    for (kid, key) in published.iter().take(MAX_KEYS).filter_map(verification_key) {
+        match keys.entry(kid) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(Some(Arc::new(key)));
+            }
+            Entry::Occupied(mut occupied) => {
+                if occupied.get().as_ref().is_none_or(|other| other.fingerprint != key.fingerprint) {
+                    occupied.insert(None);
+                }
+            }
+        }
+    }
+    keys.into_iter().filter_map(|(kid, key)| Some((kid, key?))).collect()
+}
+
+fn verification_key(jwk: &Value) -> Option<(String, VerificationKey)> {
+    let field = |name: &str| jwk.get(name).and_then(Value::as_str);
+    let absent_or = |name: &str, value: &str| jwk.get(name).is_none_or(|found| found.as_str() == Some(value));
+    if field("kty") != Some("RSA") || !absent_or("use", "sig") || !absent_or("alg", "RS256") {
+        return None;
+    }
+    let (kid, n, e) = (field("kid").filter(|kid| !kid.is_empty())?, field("n")?, field("e")?);
+    if !MODULUS_TEXT_LENGTH.contains(&n.len()) {
+        return None;
+    }
+    let key = DecodingKey::from_rsa_components(n, e).ok()?;
+    let mut digest = FieldDigest::new("rsa-key");
+    digest.field(n.as_bytes()).field(e.as_bytes());
+    let issuer = field("issuer").map(str::to_owned);
+    Some((kid.to_owned(), VerificationKey { key, issuer, fingerprint: digest.finish() }))
+}
+
+/// Microsoft (signing-key-rollover): refresh hourly in the background.
+const REFRESH_AFTER: Duration = Duration::from_secs(3600);
+
+/// A key is trusted this long after it was last seen published, however long the tenant's metadata is away.
+const MAX_AGE: Duration = Duration::from_secs(24 * 3600);
+
+/// Between two fetches that unknown key names can cause. Microsoft's library waits 5 minutes; a minute refuses fewer
+/// good tokens after an emergency rollover and is still nothing to Entra.
+const UNKNOWN_KID_COOLDOWN: Duration = Duration::from_secs(60);
+
+/// Between two attempts while there are no keys at all.
+const OUTAGE_COOLDOWN: Duration = Duration::from_secs(2);
+
+/// For discovery and keys together.
+const FETCH_DEADLINE: Duration = Duration::from_secs(10);
+
+const TICK: Duration = Duration::from_secs(60);
+
+/// Entra's key documents have some 20 KB, certificates included.
+const DOCUMENT_MAX_BYTES: usize = 256 * 1024;
+
+const MAX_KEYS: usize = 256;
+
+/// Base64url of a modulus of 2048 to 8192 bits.
+const MODULUS_TEXT_LENGTH: std::ops::RangeInclusive<usize> = 342..=1366;
+
+#[cfg(test)]
+mod tests;

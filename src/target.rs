@@ -1,0 +1,385 @@
+//! What may be asked for: targets, scopes, audiences and jobs, each valid from the moment it exists.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use crate::http::Endpoint;
+
+/// A text does not have the form that its kind demands.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Invalid(pub &'static str);
+
+/// Texts with a form of their own: parsed once at the border, compared and shown afterwards.
+macro_rules! text {
+    ($(#[$doc:meta])* $name:ident, $check:expr, $complaint:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Invalid;
+
+            fn from_str(text: &str) -> Result<Self, Invalid> {
+                let check: fn(&str) -> bool = $check;
+                if check(text) { Ok(Self(text.into())) } else { Err(Invalid($complaint)) }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+    };
+}
+
+text!(
+    /// Name of a target or a rule in the configuration.
+    Name,
+    |text| is_name(text),
+    "a name has 1 to 63 characters of a-z, A-Z, 0-9, `-`, `_` and `.`, and starts with a letter or digit"
+);
+
+text!(
+    /// One scope (RFC 6749 section 3.3), at most 512 bytes.
+    Scope,
+    |text| (1..=512).contains(&text.len())
+        && text.bytes().all(|byte| matches!(byte, 0x21 | 0x23..=0x5b | 0x5d..=0x7e)),
+    "a scope has 1 to 512 printable ASCII characters without blanks, `\"` and `\\` (RFC 6749 section 3.3)"
+);
+
+text!(
+    /// E-mail address or numeric id of a Google service account. It becomes part of a URL's path.
+    ServiceAccount,
+    |text| is_service_account(text),
+    "a service account is NAME@PROJECT.iam.gserviceaccount.com or its numeric id"
+);
+
+text!(
+    /// `//iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER`
+    /// (Google: workload identity federation, principal identifiers).
+    PoolProvider,
+    |text| pool_provider(text).is_some(),
+    "a provider is named //iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL/providers/PROVIDER, \
+     with the project's number (not its id), and 4 to 32 characters of a-z, 0-9 and `-` for pool and provider"
+);
+
+text!(
+    /// Audience of an ID token: 1 to 2048 printable characters.
+    IdTokenAudience,
+    |text| (1..=2048).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c.is_whitespace()),
+    "an audience has 1 to 2048 printable characters without blanks"
+);
+
+impl PoolProvider {
+    /// The principal that the pool sees for an assertion with this `subject`
+    /// (Google: principal identifiers, single identity).
+    pub fn principal(&self, subject: &str) -> String {
+        let pool = self.0.split("/providers/").next().unwrap_or_default();
+        format!("principal:{pool}/subject/{subject}")
+    }
+}
+
+fn is_name(text: &str) -> bool {
+    (1..=63).contains(&text.len())
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte))
+}
+
+fn is_service_account(text: &str) -> bool {
+    let numeric = text.len() <= 32 && text.bytes().all(|byte| byte.is_ascii_digit());
+    let label = |part: &str| {
+        !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    let email = text.split_once('@').is_some_and(|(name, domain)| {
+        text.len() <= 256 && label(name) && domain.ends_with(".gserviceaccount.com") && domain.split('.').all(label)
+    });
+    !text.is_empty() && (numeric || email)
+}
+
+/// The parts of a provider's full name: project number, pool, provider.
+fn pool_provider(text: &str) -> Option<(&str, &str, &str)> {
+    let rest = text.strip_prefix("//iam.googleapis.com/projects/")?;
+    let (project, rest) = rest.split_once("/locations/global/workloadIdentityPools/")?;
+    let (pool, provider) = rest.split_once("/providers/")?;
+    let number = (1..=20).contains(&project.len()) && project.bytes().all(|byte| byte.is_ascii_digit());
+    let id = |part: &str| {
+        (4..=32).contains(&part.len())
+            && part.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-')
+    };
+    (number && id(pool) && id(provider)).then_some((project, pool, provider))
+}
+
+/// Object identifiers of Entra: tenants, objects, clients and groups are GUIDs in the hyphenated form.
+pub fn guid(text: &str) -> Result<Uuid, Invalid> {
+    let hyphenated = text.len() == 36;
+    Uuid::try_parse(text)
+        .ok()
+        .filter(|_| hyphenated)
+        .ok_or(Invalid("expected a GUID such as 11111111-1111-1111-1111-111111111111"))
+}
+
+/// Scopes sorted and without repetition: two spellings of one set are equal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Scopes(Arc<[Scope]>);
+
+impl Scopes {
+    pub fn iter(&self) -> std::slice::Iter<'_, Scope> {
+        self.0.iter()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    pub fn contains(&self, scope: &Scope) -> bool {
+        self.0.binary_search(scope).is_ok()
+    }
+
+    /// Separated by blanks, as in RFC 6749 section 3.3.
+    pub fn joined(&self) -> String {
+        let texts: Vec<&str> = self.iter().map(Scope::as_str).collect();
+        texts.join(" ")
+    }
+}
+
+impl FromIterator<Scope> for Scopes {
+    fn from_iter<I: IntoIterator<Item = Scope>>(scopes: I) -> Self {
+        let mut scopes: Vec<Scope> = scopes.into_iter().collect();
+        scopes.sort_unstable();
+        scopes.dedup();
+        Self(scopes.into())
+    }
+}
+
+/// One entry of the configuration's `targets`.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Target {
+    pub name: Name,
+    pub platform: Platform,
+    pub scopes: Scopes,
+    pub sharing: Sharing,
+    pub max_lifetime: Duration,
+    /// Where neither the request nor its job says how long.
+    pub default_lifetime: Duration,
+    /// Changes with every setting of the target.
+    pub revision: [u8; 32],
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum Platform {
+    Google(GoogleTarget),
+    Azure(AzureTarget),
+}
+
+/// Who may be handed the same credential.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// One identity (`tid`, `oid`).
+    Subject,
+    /// Everybody whom the same rule allows the target: the assertion then names the target, not a person.
+    Target,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct GoogleTarget {
+    pub provider: PoolProvider,
+    pub subject_token: GoogleSubjectToken,
+    pub service_account: Option<ServiceAccount>,
+    pub sts_endpoint: Endpoint,
+    pub iam_credentials_endpoint: Endpoint,
+}
+
+/// What is presented to Google's Security Token Service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum GoogleSubjectToken {
+    /// An assertion that the broker signs.
+    Issuer,
+    /// The caller's Entra token.
+    Entra,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct AzureTarget {
+    pub tenant: Uuid,
+    pub client_id: Uuid,
+    pub authority: Endpoint,
+    pub source: AzureSource,
+}
+
+/// How the broker proves to Entra that it may act as `client_id`.
+#[derive(Debug, PartialEq, Eq)]
+pub enum AzureSource {
+    /// With an assertion of its own, for the federated identity credential (issuer, `subject`, `audience`).
+    Issuer { subject: String, audience: String },
+    /// With the token in this file, read anew at each use: the kubelet replaces it.
+    TokenFile(PathBuf),
+    /// Not at all: the machine's metadata service knows the identities of the machine.
+    ManagedIdentity(ManagedIdentityEndpoint),
+    /// As a client with an assertion of its own that redeems the user's token.
+    OnBehalfOf { subject: String, audience: String },
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum ManagedIdentityEndpoint {
+    /// `/metadata/identity/oauth2/token` below this address.
+    Imds(Endpoint),
+    /// `IDENTITY_ENDPOINT`, with the value of `IDENTITY_HEADER`.
+    AppService { endpoint: Endpoint, header: AppServiceHeader },
+}
+
+/// The value of `IDENTITY_HEADER`: equal only to itself, so that settings can be compared.
+#[derive(Debug, Clone)]
+pub struct AppServiceHeader(pub crate::secret::Secret);
+
+impl PartialEq for AppServiceHeader {
+    fn eq(&self, other: &Self) -> bool {
+        subtle::ConstantTimeEq::ct_eq(self.0.expose().as_bytes(), other.0.expose().as_bytes()).into()
+    }
+}
+
+impl Eq for AppServiceHeader {}
+
+/// RFC 8693 section 3 token types that can be asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TokenType {
+    AccessToken,
+    IdToken,
+}
+
+impl TokenType {
+    pub const fn urn(self) -> &'static str {
+        match self {
+            Self::AccessToken => "urn:ietf:params:oauth:token-type:access_token",
+            Self::IdToken => "urn:ietf:params:oauth:token-type:id_token",
+        }
+    }
+}
+
+impl FromStr for TokenType {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        [Self::AccessToken, Self::IdToken].into_iter().find(|kind| kind.urn() == text).ok_or(Invalid(
+            "expected urn:ietf:params:oauth:token-type:access_token or urn:ietf:params:oauth:token-type:id_token",
+        ))
+    }
+}
+
+/// The machine-learning job that a credential is for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Job {
+    pub id: Option<String>,
+    pub name: Option<String>,
+    pub expected_duration: Option<Duration>,
+    pub labels: BTreeMap<String, String>,
+    pub datasets: Vec<String>,
+}
+
+impl Job {
+    /// Refuses what would not fit into an assertion or a log: long texts, control characters, too many entries.
+    pub fn check(self) -> Result<Self, Invalid> {
+        let text = |text: &str, max: usize| (1..=max).contains(&text.len()) && !text.chars().any(char::is_control);
+        let named = |name: &Option<String>| name.as_deref().is_none_or(|name| text(name, 128));
+        if !named(&self.id) {
+            return Err(Invalid("job.id has at most 128 bytes and no control characters"));
+        }
+        if !named(&self.name) {
+            return Err(Invalid("job.name has at most 128 bytes and no control characters"));
+        }
+        let labelled = |(key, value): (&String, &String)| text(key, 63) && (value.is_empty() || text(value, 256));
+        if self.labels.len() > 64 || !self.labels.iter().all(labelled) {
+            return Err(Invalid(
+                "job.labels has at most 64 entries, keys of at most 63 and values of at most 256 bytes",
+            ));
+        }
+        if self.datasets.len() > 64 || !self.datasets.iter().all(|dataset| text(dataset, 256)) {
+            return Err(Invalid("job.datasets has at most 64 names of at most 256 bytes"));
+        }
+        Ok(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROVIDER: &str =
+        "//iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet";
+
+    #[test]
+    fn a_provider_needs_the_project_number_and_its_full_name() {
+        assert!(PROVIDER.parse::<PoolProvider>().is_ok());
+        for broken in [
+            PROVIDER.replace("123456789", "my-project"),
+            PROVIDER.replace("//iam", "https://iam"),
+            PROVIDER.replace("global", "europe-west1"),
+            PROVIDER.replace("/providers/carnet", ""),
+            PROVIDER.replace("ml-pool", "ml"),
+            PROVIDER.replace("ml-pool", "../pool"),
+            format!("{PROVIDER}/x"),
+        ] {
+            assert!(broken.parse::<PoolProvider>().is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_principal_belongs_to_the_pool() {
+        let provider: PoolProvider = PROVIDER.parse().expect("a provider");
+        assert_eq!(
+            provider.principal("entra:t:o"),
+            "principal://iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/subject/entra:t:o"
+        );
+    }
+
+    #[test]
+    fn i18_a_name_cannot_leave_its_path() {
+        for broken in ["", "..", "../x", "a/b", "a b", ".hidden", "a\n", "ä", &"x".repeat(64)] {
+            assert!(broken.parse::<Name>().is_err(), "{broken:?}");
+        }
+        for broken in [
+            "sa@evil.example",
+            "sa/../x@p.iam.gserviceaccount.com",
+            "SA@p.iam.gserviceaccount.com",
+            "@p.gserviceaccount.com",
+            "a@b@p.iam.gserviceaccount.com",
+            "",
+        ] {
+            assert!(broken.parse::<ServiceAccount>().is_err(), "{broken:?}");
+        }
+    }
+
+    #[test]
+    fn a_guid_has_the_hyphenated_form() {
+        assert!(guid("11111111-1111-1111-1111-111111111111").is_ok());
+        for broken in [
+            "11111111111111111111111111111111",
+            "{11111111-1111-1111-1111-111111111111}",
+            "common",
+            "",
+            "urn:uuid:11111111-1111-1111-1111-111111111111",
+        ] {
+            assert!(guid(broken).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn the_order_and_repetition_of_scopes_do_not_matter() {
+        let scopes = |texts: &[&str]| texts.iter().map(|text| text.parse().expect("a scope")).collect::<Scopes>();
+        assert_eq!(scopes(&["b", "a", "b"]), scopes(&["a", "b"]));
+        assert_eq!(scopes(&["b", "a"]).joined(), "a b");
+    }
+}
