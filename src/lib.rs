@@ -4,3 +4,5 @@ pub mod reason;
 pub mod secret;
 pub mod target;
 pub mod subject;
+pub mod policy;
+pub mod issuer;

@@ -3,7 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use aws_lc_rs::digest;
+use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use aws_lc_rs::{digest, rand};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Deserializer};
 use zeroize::Zeroizing;
 
@@ -94,9 +97,90 @@ impl fmt::Debug for FieldDigest {
     }
 }
 
+/// Encrypts what the store keeps secret: AES-256-GCM, with the row's identity as associated data, so that a sealed
+/// value cannot be moved to another row.
+pub struct SealingKey(LessSafeKey);
+
+/// Why a sealed value cannot be made or opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    #[error("a store key is 32 bytes in base64, as `openssl rand -base64 32` prints")]
+    Key,
+    #[error("the value was sealed with another key, for another row, or was changed")]
+    Open,
+    #[error("the system's random numbers are not available")]
+    Random,
+}
+
+impl SealingKey {
+    /// `text`: 32 bytes in base64; blanks around it are ignored.
+    pub fn from_base64(text: &Secret) -> Result<Self, SealError> {
+        let bytes = Zeroizing::new(BASE64_STANDARD.decode(text.expose().trim()).map_err(|_not_base64| SealError::Key)?);
+        let key = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_wrong_length| SealError::Key)?;
+        Ok(Self(LessSafeKey::new(key)))
+    }
+
+    /// A key of its own, for a store that ends with the process.
+    pub fn random() -> Result<Self, SealError> {
+        let mut bytes = Zeroizing::new([0; 32]);
+        rand::fill(&mut bytes[..]).map_err(|_no_random| SealError::Random)?;
+        let key = UnboundKey::new(&AES_256_GCM, &bytes[..]).map_err(|_wrong_length| SealError::Key)?;
+        Ok(Self(LessSafeKey::new(key)))
+    }
+
+    /// The nonce, then the ciphertext with its tag.
+    pub fn seal(&self, plain: &[u8], row: &str) -> Result<Vec<u8>, SealError> {
+        let mut nonce = [0; NONCE_LEN];
+        rand::fill(&mut nonce).map_err(|_no_random| SealError::Random)?;
+        let mut sealed = plain.to_vec();
+        self.0
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(row.as_bytes()), &mut sealed)
+            .map_err(|_too_long| SealError::Open)?;
+        Ok([nonce.as_slice(), &sealed].concat())
+    }
+
+    pub fn open(&self, sealed: &[u8], row: &str) -> Result<Zeroizing<Vec<u8>>, SealError> {
+        let (nonce, rest) = sealed.split_at_checked(NONCE_LEN).ok_or(SealError::Open)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_wrong_length| SealError::Open)?;
+        let mut rest = Zeroizing::new(rest.to_vec());
+        let opened = self.0.open_in_place(nonce, Aad::from(row.as_bytes()), &mut rest);
+        let length = opened.map_err(|_forged| SealError::Open)?.len();
+        rest.truncate(length);
+        Ok(rest)
+    }
+}
+
+impl fmt::Debug for SealingKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted]")
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sealed_value_opens_only_with_its_key_on_its_row() {
+        let (key, other) = (SealingKey::random().expect("a key"), SealingKey::random().expect("a key"));
+        let sealed = key.seal(b"private", "row-1").expect("sealed");
+        assert_eq!(key.open(&sealed, "row-1").expect("opened").as_slice(), b"private");
+        assert_eq!(key.open(&sealed, "row-2").unwrap_err(), SealError::Open);
+        assert_eq!(other.open(&sealed, "row-1").unwrap_err(), SealError::Open);
+        let mut changed = sealed.clone();
+        changed[NONCE_LEN] ^= 1;
+        assert_eq!(key.open(&changed, "row-1").unwrap_err(), SealError::Open);
+        assert_eq!(key.open(&sealed[..5], "row-1").unwrap_err(), SealError::Open);
+    }
+
+    #[test]
+    fn a_store_key_has_32_bytes() {
+        let key = |text: &str| SealingKey::from_base64(&Secret::new(text)).map(|_key| ());
+        assert_eq!(key("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n"), Ok(()));
+        for broken in ["", "short", "AAAA", "not base64!"] {
+            assert_eq!(key(broken), Err(SealError::Key), "{broken}");
+        }
+    }
 
     #[test]
     fn a_secret_shows_nothing_of_itself() {

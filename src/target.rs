@@ -1,5 +1,6 @@
 //! What may be asked for: targets, scopes, audiences and jobs, each valid from the moment it exists.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
@@ -7,6 +8,8 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, de::Error as _};
 use uuid::Uuid;
 
 use crate::http::Endpoint;
@@ -15,6 +18,26 @@ use crate::http::Endpoint;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Invalid(pub &'static str);
+
+/// Reads a value from the text of a configuration file. The complaint never repeats the text: it could be a secret.
+fn from_text<'de, D: Deserializer<'de>, T: FromStr<Err: fmt::Display>>(deserializer: D) -> Result<T, D::Error> {
+    String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+}
+
+/// In the configuration's schema, the type is a text with a description.
+macro_rules! described_as_text {
+    ($name:ident, $description:expr) => {
+        impl JsonSchema for $name {
+            fn schema_name() -> Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_generator: &mut SchemaGenerator) -> Schema {
+                json_schema!({ "type": "string", "description": $description })
+            }
+        }
+    };
+}
 
 /// Texts with a form of their own: parsed once at the border, compared and shown afterwards.
 macro_rules! text {
@@ -37,6 +60,14 @@ macro_rules! text {
                 if check(text) { Ok(Self(text.into())) } else { Err(Invalid($complaint)) }
             }
         }
+
+        impl<'de> Deserialize<'de> for $name {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                from_text(deserializer)
+            }
+        }
+
+        described_as_text!($name, $complaint);
 
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -83,6 +114,12 @@ text!(
     |text| (1..=2048).contains(&text.len()) && !text.chars().any(|c| c.is_control() || c.is_whitespace()),
     "an audience has 1 to 2048 printable characters without blanks"
 );
+
+impl std::borrow::Borrow<str> for Name {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
 
 impl PoolProvider {
     /// The principal that the pool sees for an assertion with this `subject`
@@ -131,6 +168,64 @@ pub fn guid(text: &str) -> Result<Uuid, Invalid> {
         .filter(|_| hyphenated)
         .ok_or(Invalid("expected a GUID such as 11111111-1111-1111-1111-111111111111"))
 }
+
+/// A GUID as a configuration file writes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Guid(pub Uuid);
+
+impl FromStr for Guid {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        guid(text).map(Self)
+    }
+}
+
+/// A length of time as a configuration file or a command line writes it: `90s`, `15m`, `12h`, `3d`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Span(pub Duration);
+
+impl FromStr for Span {
+    type Err = Invalid;
+
+    fn from_str(text: &str) -> Result<Self, Invalid> {
+        const FORM: Invalid = Invalid("a duration is a whole number with a unit: 90s, 15m, 12h or 3d");
+        let unit = text.chars().next_back().ok_or(FORM)?;
+        let seconds = match unit {
+            's' => 1,
+            'm' => 60,
+            'h' => 3600,
+            'd' => 86_400,
+            _ => return Err(FORM),
+        };
+        let number = text.strip_suffix(unit).unwrap_or_default();
+        let plain = number.bytes().all(|byte| byte.is_ascii_digit());
+        let number: u64 = number.parse().ok().filter(|number| plain && *number <= 1_000_000).ok_or(FORM)?;
+        Ok(Self(Duration::from_secs(number * seconds)))
+    }
+}
+
+impl<'de> Deserialize<'de> for Guid {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Endpoint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        from_text(deserializer)
+    }
+}
+
+described_as_text!(Guid, "a GUID in its hyphenated form");
+described_as_text!(Span, "a duration: 90s, 15m, 12h, 3d");
+described_as_text!(Endpoint, "an https:// URL; http:// on loopback only");
 
 /// Scopes sorted and without repetition: two spellings of one set are equal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -314,6 +409,48 @@ impl Job {
 }
 
 #[cfg(test)]
+impl Target {
+    /// A Google target with a service account, reached with the broker's own assertion.
+    pub fn google_for_test(name: &str) -> Self {
+        let provider = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool/providers/carnet";
+        Self {
+            name: name.parse().expect("a name"),
+            platform: Platform::Google(GoogleTarget {
+                provider: provider.parse().expect("a provider"),
+                subject_token: GoogleSubjectToken::Issuer,
+                service_account: Some("trainer@ml.iam.gserviceaccount.com".parse().expect("an account")),
+                sts_endpoint: "https://sts.googleapis.com".parse().expect("a URL"),
+                iam_credentials_endpoint: "https://iamcredentials.googleapis.com".parse().expect("a URL"),
+            }),
+            scopes: ["scope-a", "scope-b"].iter().map(|scope| scope.parse().expect("a scope")).collect(),
+            sharing: Sharing::Subject,
+            max_lifetime: Duration::from_secs(3600),
+            default_lifetime: Duration::from_secs(3600),
+            revision: [1; 32],
+        }
+    }
+
+    pub fn azure_for_test(name: &str, source: AzureSource) -> Self {
+        Self {
+            platform: Platform::Azure(AzureTarget {
+                tenant: Uuid::from_u128(1),
+                client_id: Uuid::from_u128(30),
+                authority: "https://login.microsoftonline.com".parse().expect("a URL"),
+                source,
+            }),
+            ..Self::google_for_test(name)
+        }
+    }
+
+    pub fn with_google(mut self, change: impl FnOnce(&mut GoogleTarget)) -> Self {
+        if let Platform::Google(google) = &mut self.platform {
+            change(google);
+        }
+        self
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -373,6 +510,18 @@ mod tests {
             "urn:uuid:11111111-1111-1111-1111-111111111111",
         ] {
             assert!(guid(broken).is_err(), "{broken}");
+        }
+    }
+
+    #[test]
+    fn a_duration_has_one_whole_number_and_one_unit() {
+        let seconds = |text: &str| text.parse::<Span>().map(|span| span.0.as_secs());
+        assert_eq!(
+            [seconds("90s"), seconds("15m"), seconds("12h"), seconds("3d")],
+            [Ok(90), Ok(900), Ok(43_200), Ok(259_200)]
+        );
+        for broken in ["", "s", "90", "1.5h", "-1s", "+1s", "1h30m", "99999999d", "1 h", "١s"] {
+            assert!(broken.parse::<Span>().is_err(), "{broken}");
         }
     }
 

@@ -1,0 +1,334 @@
+//! Stage 2: who may have which target, under which rule, for how long. What no rule allows is denied.
+
+mod condition;
+mod document;
+mod lifetime;
+mod rule;
+
+pub use document::{KindDocument, LeaseDocument, OperatorDocument, PermissionDocument, RuleDocument, SubjectDocument};
+pub use lifetime::{Bound, CloudLimit, FLOOR, Given, Plan, TooShort, Wanted, refresh_in};
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use condition::Facts;
+use rule::{Effect, Match, Rule};
+
+use crate::subject::{Groups, Kind, VerifiedIdentity};
+use crate::target::{
+    AzureSource, GoogleSubjectToken, IdTokenAudience, Job, Name, Platform, Scope, Scopes, Target, TokenType,
+};
+
+/// All targets and rules of one configuration, compiled. Replaced as a whole.
+pub struct Policy {
+    targets: HashMap<Name, (Arc<Target>, Vec<Arc<Rule>>)>,
+}
+
+/// What is wrong with a configuration, and where: `rules[0].when`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mistake {
+    pub at: String,
+    pub message: String,
+}
+
+/// One target as a request asks for it, its form checked.
+#[derive(Debug, Clone)]
+pub struct Ask {
+    /// As it was written: a name that cannot exist is denied like one that does not.
+    pub target: String,
+    /// Empty: all of the target's.
+    pub scopes: Scopes,
+    pub excess: ExcessScopes,
+    pub token_type: TokenType,
+    /// Of an ID token.
+    pub audience: Option<IdTokenAudience>,
+    pub lifetime: Option<Duration>,
+}
+
+/// What becomes of scopes that the target does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExcessScopes {
+    Refuse,
+    /// RFC 6749 section 3.3: the answer says what was granted.
+    Drop,
+}
+
+/// A rule's permission for one identity to have one credential. Only [`Policy::decide`] makes it.
+#[derive(Clone)]
+pub struct Grant {
+    identity: Arc<VerifiedIdentity>,
+    target: Arc<Target>,
+    rule: Arc<Rule>,
+    scopes: Scopes,
+    token_type: TokenType,
+    audience: Option<IdTokenAudience>,
+    plan: Plan,
+    attributes: Vec<(String, serde_json::Value)>,
+    job: Arc<Job>,
+}
+
+impl Grant {
+    pub fn identity(&self) -> &Arc<VerifiedIdentity> {
+        &self.identity
+    }
+
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// The rule that allowed this; the audit record and the log line quote it.
+    pub fn rule(&self) -> &Name {
+        &self.rule.name
+    }
+
+    pub fn rule_revision(&self) -> &[u8; 32] {
+        &self.rule.revision
+    }
+
+    pub fn scopes(&self) -> &Scopes {
+        &self.scopes
+    }
+
+    pub fn token_type(&self) -> TokenType {
+        self.token_type
+    }
+
+    pub fn audience(&self) -> Option<&IdTokenAudience> {
+        self.audience.as_ref()
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The rule's attributes, with their values for this identity and job.
+    pub fn attributes(&self) -> &[(String, serde_json::Value)] {
+        &self.attributes
+    }
+
+    pub fn job(&self) -> &Job {
+        &self.job
+    }
+}
+
+impl fmt::Debug for Grant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Grant({} to {} under {})", self.target.name, self.identity.subject(), self.rule.name)
+    }
+}
+
+/// Why there is no grant.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// The details are for the record; the caller is told nothing but this.
+    #[error("denied")]
+    Denied(Denial),
+    #[error(
+        "Entra left the groups out of the subject token because there are too many: have the application emit app roles, \
+         or only the groups assigned to it"
+    )]
+    GroupsOverage,
+    /// Said only to those whom a rule allows the target.
+    #[error("{0}")]
+    Request(String),
+    /// None of the scopes asked for is the target's (RFC 6749 section 5.2 `invalid_scope`).
+    #[error("none of the scopes asked for is among the target's")]
+    NoScope,
+    #[error("the subject token ends too soon for a credential that lasts {}s: get a fresh one", FLOOR.as_secs())]
+    SubjectTokenEndsSoon,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Denial {
+    NoSuchTarget,
+    NoRule,
+    Rule(Name),
+}
+
+impl fmt::Display for Denial {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoSuchTarget => f.write_str("no such target"),
+            Self::NoRule => f.write_str("no rule allows it"),
+            Self::Rule(name) => write!(f, "rule {name} denies it"),
+        }
+    }
+}
+
+impl Policy {
+    /// # Errors
+    /// Every mistake, so that one look at the file mends them all.
+    pub fn compile(rules: &[RuleDocument], targets: Vec<Target>) -> Result<Self, Vec<Mistake>> {
+        let mut mistakes = Vec::new();
+        let mut policy = Self {
+            targets: targets.into_iter().map(|target| (target.name.clone(), (Arc::new(target), Vec::new()))).collect(),
+        };
+        let mut names = HashSet::new();
+        for (position, document) in rules.iter().enumerate() {
+            let at = format!("rules[{position}]");
+            if !names.insert(&document.name) {
+                let message = format!("another rule is named {} too", document.name);
+                mistakes.push(Mistake { at: format!("{at}.name"), message });
+            }
+            let rule = Rule::compile(document, &at, &mut mistakes).map(Arc::new);
+            for (index, target) in document.targets.iter().enumerate() {
+                match (policy.targets.get_mut(target), &rule) {
+                    (Some((_target, rules)), Some(rule)) => rules.push(rule.clone()),
+                    (Some(_), None) => {}
+                    (None, _) => {
+                        let message = format!("there is no target {target}");
+                        mistakes.push(Mistake { at: format!("{at}.targets[{index}]"), message });
+                    }
+                }
+            }
+        }
+        if mistakes.is_empty() { Ok(policy) } else { Err(mistakes) }
+    }
+
+    /// Targets, for start-up checks.
+    pub fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
+        self.targets.values().map(|(target, _rules)| target)
+    }
+
+    /// A deny rule that matches, or cannot be ruled out, refuses. Otherwise the first rule of the file that matches
+    /// allows.
+    pub fn decide(
+        &self,
+        identity: &Arc<VerifiedIdentity>,
+        ask: &Ask,
+        job: &Arc<Job>,
+        now: SystemTime,
+    ) -> Result<Grant, Refusal> {
+        let (target, rule) = self.rule_for(identity, ask, job, now).map_err(|denial| match identity.groups() {
+            // For every denial alike: whether a rule asks for groups stays untold.
+            Groups::Overage => Refusal::GroupsOverage,
+            Groups::Known(_) => Refusal::Denied(denial),
+        })?;
+        let scopes = scopes(target, ask)?;
+        check_request(identity, target, ask)?;
+        let plan = plan(identity, target, &rule, ask, job, now)?;
+        let attributes = match &target.platform {
+            Platform::Google(google) if google.subject_token == GoogleSubjectToken::Issuer => {
+                rule.attributes(&Facts { subject: identity, job, target, ask, now })
+            }
+            Platform::Google(_) | Platform::Azure(_) => Vec::new(),
+        };
+        Ok(Grant {
+            identity: identity.clone(),
+            target: target.clone(),
+            rule,
+            scopes,
+            token_type: ask.token_type,
+            audience: ask.audience.clone(),
+            plan,
+            attributes,
+            job: job.clone(),
+        })
+    }
+
+    fn rule_for(
+        &self,
+        identity: &VerifiedIdentity,
+        ask: &Ask,
+        job: &Job,
+        now: SystemTime,
+    ) -> Result<(&Arc<Target>, Arc<Rule>), Denial> {
+        let (target, rules) = self.targets.get(ask.target.as_str()).ok_or(Denial::NoSuchTarget)?;
+        let facts = Facts { subject: identity, job, target, ask, now };
+        let mut denying = rules.iter().filter(|rule| rule.effect == Effect::Deny);
+        if let Some(rule) = denying.find(|rule| rule.matches(&facts) != Match::No) {
+            return Err(Denial::Rule(rule.name.clone()));
+        }
+        let mut allowing = rules.iter().filter(|rule| rule.effect == Effect::Allow);
+        let rule = allowing.find(|rule| rule.matches(&facts) == Match::Yes).ok_or(Denial::NoRule)?;
+        Ok((target, rule.clone()))
+    }
+}
+
+impl fmt::Debug for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.targets.keys()).finish()
+    }
+}
+
+fn scopes(target: &Target, ask: &Ask) -> Result<Scopes, Refusal> {
+    if ask.scopes.is_empty() {
+        return Ok(target.scopes.clone());
+    }
+    let known = |scope: &&Scope| target.scopes.contains(scope);
+    let granted: Scopes = ask.scopes.iter().filter(known).cloned().collect();
+    match ask.excess {
+        ExcessScopes::Refuse => match ask.scopes.iter().find(|scope| !known(scope)) {
+            Some(scope) => Err(Refusal::Request(format!("scope {scope} is not among the target's"))),
+            None => Ok(granted),
+        },
+        ExcessScopes::Drop if granted.is_empty() => Err(Refusal::NoScope),
+        ExcessScopes::Drop => Ok(granted),
+    }
+}
+
+fn check_request(identity: &VerifiedIdentity, target: &Target, ask: &Ask) -> Result<(), Refusal> {
+    let refuse = |text: &str| Err(Refusal::Request(text.to_owned()));
+    match (&target.platform, ask.token_type) {
+        (Platform::Google(google), TokenType::IdToken) if google.service_account.is_none() => {
+            refuse("the target has no service account, so there are no ID tokens of it")
+        }
+        (Platform::Azure(_), TokenType::IdToken) => refuse("an Azure target has no ID tokens"),
+        (Platform::Azure(azure), TokenType::AccessToken)
+            if matches!(azure.source, AzureSource::OnBehalfOf { .. }) && identity.kind() != Kind::User =>
+        {
+            refuse("the target acts on behalf of users, and the subject token is an application's")
+        }
+        _ => Ok(()),
+    }
+}
+
+fn plan(
+    identity: &VerifiedIdentity,
+    target: &Target,
+    rule: &Rule,
+    ask: &Ask,
+    job: &Job,
+    now: SystemTime,
+) -> Result<Plan, Refusal> {
+    let wanted = match (ask.lifetime, job.expected_duration) {
+        (Some(lifetime), _) => Wanted::Exactly(lifetime),
+        (None, Some(duration)) => Wanted::ForJob(duration),
+        (None, None) => Wanted::Default(target.default_lifetime),
+    };
+    let (cloud, tied) = match &target.platform {
+        Platform::Azure(_) => (CloudLimit::Fixed, false),
+        Platform::Google(_) if ask.token_type == TokenType::IdToken => (CloudLimit::Fixed, false),
+        Platform::Google(google) => match (&google.service_account, google.subject_token) {
+            (Some(_), _) => (CloudLimit::UpTo(GOOGLE_EXTENDED), false),
+            (None, GoogleSubjectToken::Issuer) => (CloudLimit::UpTo(ASSERTION_LIFETIME), false),
+            (None, GoogleSubjectToken::Entra) => (CloudLimit::UpTo(GOOGLE_USUAL), true),
+        },
+    };
+    let remaining = identity.expires_at().duration_since(now).unwrap_or_default();
+    let bounds: Vec<(Bound, Duration)> = [
+        rule.max_lifetime.map(|length| (Bound::Rule, length)),
+        Some((Bound::Target, target.max_lifetime)),
+        tied.then_some((Bound::SubjectToken, remaining)),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    // The configuration refuses rules and targets below the floor, so only the token can be too short.
+    Plan::new(wanted, cloud, &bounds).map_err(|TooShort(_bound)| Refusal::SubjectTokenEndsSoon)
+}
+
+/// Life of the broker's own assertions. A federated token of Google lives no longer than the assertion it was
+/// exchanged for (Google: workload identity federation; seen with short GitHub tokens).
+pub const ASSERTION_LIFETIME: Duration = Duration::from_secs(600);
+
+/// Google (IAM Credentials `generateAccessToken`): the usual limit of a service account's access token.
+pub const GOOGLE_USUAL: Duration = Duration::from_secs(3600);
+
+/// The limit where `constraints/iam.allowServiceAccountCredentialLifetimeExtension` lists the service account.
+pub const GOOGLE_EXTENDED: Duration = Duration::from_secs(43_200);
+
+#[cfg(test)]
+mod tests;
