@@ -6,3 +6,4 @@ pub mod target;
 pub mod subject;
 pub mod policy;
 pub mod issuer;
+pub mod credential;

@@ -1,0 +1,113 @@
+//! Azure: Entra's token endpoint with a federated assertion, or the managed identity of the broker's own machine.
+
+mod managed_identity;
+mod token_endpoint;
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::io::AsyncReadExt as _;
+
+use self::managed_identity::ManagedIdentity;
+use self::token_endpoint::{Redemption, TokenEndpoint};
+use super::upstream::Upstreams;
+use super::{Call, CloudIdentity, Credential, Hop, IssueError, Signer};
+use crate::clock::Clock;
+use crate::secret::Secret;
+use crate::target::{AzureSource, AzureTarget};
+
+#[derive(Debug)]
+pub(super) struct Azure {
+    upstreams: Arc<Upstreams>,
+    signer: Signer,
+    clock: Arc<dyn Clock>,
+}
+
+impl Azure {
+    pub fn new(upstreams: Arc<Upstreams>, signer: Signer, clock: Arc<dyn Clock>) -> Self {
+        Self { upstreams, signer, clock }
+    }
+
+    pub async fn issue(&self, target: &AzureTarget, call: &Call) -> Result<Credential, IssueError> {
+        let identity = CloudIdentity::Azure { tenant: target.tenant, client_id: target.client_id };
+        match &target.source {
+            AzureSource::ManagedIdentity(endpoint) => {
+                let upstream = self.upstreams.of(Hop::ManagedIdentity, "this machine");
+                let managed = ManagedIdentity {
+                    upstream,
+                    clock: self.clock.clone(),
+                    endpoint,
+                    client_id: target.client_id,
+                    identity,
+                };
+                managed.token(call.grant.scopes(), call.grant.plan().lifetime).await
+            }
+            AzureSource::Issuer { .. } | AzureSource::TokenFile(_) | AzureSource::OnBehalfOf { .. } => {
+                self.redeem(target, call, identity).await
+            }
+        }
+    }
+
+    /// An assertion that Entra found outside its validity is made anew once (AADSTS700024).
+    async fn redeem(
+        &self,
+        target: &AzureTarget,
+        call: &Call,
+        identity: CloudIdentity,
+    ) -> Result<Credential, IssueError> {
+        let endpoint = TokenEndpoint {
+            upstream: self.upstreams.of(Hop::EntraToken, target.authority.as_str()),
+            clock: self.clock.clone(),
+            url: target.authority.join(&format!("{}/oauth2/v2.0/token", target.tenant)),
+            client_id: target.client_id,
+            identity,
+        };
+        let mut attempts = [Retry::Once, Retry::Never].into_iter();
+        loop {
+            let client_assertion = self.client_assertion(target, call).await?;
+            let redemption = Redemption {
+                client_assertion,
+                on_behalf_of: matches!(target.source, AzureSource::OnBehalfOf { .. })
+                    .then(|| call.subject_token.secret().clone()),
+                scope: call.grant.scopes().joined(),
+                asked: call.grant.plan().lifetime,
+                exchange_id: call.exchange_id,
+            };
+            match (endpoint.redeem(redemption).await, attempts.next()) {
+                (Err(IssueError::Refused { code, .. }), Some(Retry::Once))
+                    if code == token_endpoint::OUTSIDE_VALIDITY => {}
+                (result, _) => return result,
+            }
+        }
+    }
+
+    async fn client_assertion(&self, target: &AzureTarget, call: &Call) -> Result<Secret, IssueError> {
+        match &target.source {
+            AzureSource::TokenFile(path) => read_token(path).await.map_err(|error| {
+                tracing::error!(path = %path.display(), %error, "the token file {} cannot be read", path.display());
+                IssueError::refused(Hop::Broker, "token_file", "the target's token file cannot be read")
+            }),
+            AzureSource::Issuer { .. } | AzureSource::OnBehalfOf { .. } | AzureSource::ManagedIdentity(_) => {
+                self.signer.assertion(call)
+            }
+        }
+    }
+}
+
+enum Retry {
+    Once,
+    Never,
+}
+
+/// Read at each use, because the kubelet replaces it; without the line end that editors and `echo` add.
+async fn read_token(path: &Path) -> io::Result<Secret> {
+    let mut text = String::new();
+    tokio::fs::File::open(path).await?.take(TOKEN_FILE_MAX_BYTES).read_to_string(&mut text).await?;
+    match text.trim() {
+        "" => Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty")),
+        token => Ok(Secret::new(token)),
+    }
+}
+
+const TOKEN_FILE_MAX_BYTES: u64 = 64 * 1024;

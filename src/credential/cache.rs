@@ -1,0 +1,245 @@
+//! Credentials by key: one issue at a time, refreshed early, the last good one kept, failures remembered for seconds.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::FutureExt as _;
+use futures_util::future::{BoxFuture, Shared};
+use moka::Expiry;
+
+use super::{Credential, Hop, IssueError};
+use crate::clock::Clock;
+use crate::policy::{FLOOR, Given, refresh_in};
+
+/// A digest of everything that tells two credentials apart.
+pub type Key = [u8; 32];
+
+/// Key: a digest made from the grant, so the policy is asked first and a changed rule makes other keys. Life: until the
+/// cloud's expiry. Refresh: in the background once [`refresh_in`] of its life has passed and somebody asks. On failure:
+/// the good credential stays until it expires; the failure itself is remembered for seconds. Bound: [`MAX_BYTES`].
+pub struct Cache {
+    name: &'static str,
+    clock: Arc<dyn Clock>,
+    entries: moka::sync::Cache<Key, Entry>,
+    failures: moka::sync::Cache<Key, Failure>,
+    flights: Mutex<HashMap<Key, Flight>>,
+}
+
+/// A credential, and whether it was minted for an earlier call.
+#[derive(Debug, Clone)]
+pub struct Hit {
+    pub credential: Arc<Credential>,
+    pub cached: bool,
+}
+
+#[derive(Clone)]
+struct Entry {
+    credential: Arc<Credential>,
+    refresh_at: SystemTime,
+}
+
+#[derive(Clone)]
+struct Failure {
+    error: IssueError,
+    until: SystemTime,
+}
+
+type Flight = Shared<BoxFuture<'static, Result<Arc<Credential>, IssueError>>>;
+
+impl Cache {
+    /// `name` is the metrics' label.
+    pub fn new(name: &'static str, clock: Arc<dyn Clock>) -> Self {
+        let weight =
+            |_key: &Key, entry: &Entry| u32::try_from(entry.credential.token.len() + ENTRY_BYTES).unwrap_or(u32::MAX);
+        let entries = moka::sync::Cache::builder()
+            .max_capacity(MAX_BYTES)
+            .weigher(weight)
+            .expire_after(UntilExpiry(clock.clone()));
+        let failures = moka::sync::Cache::builder().max_capacity(FAILURES).time_to_live(FAILURE_LONGEST);
+        Self { name, clock, entries: entries.build(), failures: failures.build(), flights: Mutex::default() }
+    }
+
+    /// The credential of `key` with at least `least` left; `mint` is run, once for all who wait, where there is none.
+    pub async fn get<F, M>(self: &Arc<Self>, key: Key, least: Duration, mint: F) -> Result<Hit, IssueError>
+    where
+        F: FnOnce() -> M,
+        M: Future<Output = Result<Credential, IssueError>> + Send + 'static,
+    {
+        let now = self.clock.now();
+        let entry = self.entries.get(&key);
+        if let Some(entry) = &entry
+            && entry.covers(least, now)
+        {
+            if now >= entry.refresh_at && self.failure(&key, now).is_none() {
+                // Runs by itself; nobody waits for it.
+                let _refresh = self.fly(key, mint);
+            }
+            self.count("hit");
+            return Ok(Hit { credential: entry.credential.clone(), cached: true });
+        }
+        let (result, cached) = match self.failure(&key, now) {
+            Some(error) => (Err(error), true),
+            None => {
+                let (flight, joined) = self.fly(key, mint);
+                (flight.await, joined)
+            }
+        };
+        match (result, entry) {
+            (Ok(credential), _) => {
+                self.count(if cached { "joined" } else { "miss" });
+                Ok(Hit { credential, cached })
+            }
+            // Shorter than wanted, but good: better than nothing while the cloud is away.
+            (Err(error), Some(entry)) if error.is_transient() && entry.is_live(self.clock.now()) => {
+                self.count("stale");
+                Ok(Hit { credential: entry.credential, cached: true })
+            }
+            (Err(error), _) => {
+                self.count("failed");
+                Err(error)
+            }
+        }
+    }
+
+    /// The flight for `key`, and whether it was under way already. It runs in a task of its own: whoever started it
+    /// may leave.
+    fn fly<F, M>(self: &Arc<Self>, key: Key, mint: F) -> (Flight, bool)
+    where
+        F: FnOnce() -> M,
+        M: Future<Output = Result<Credential, IssueError>> + Send + 'static,
+    {
+        let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(flight) = flights.get(&key) {
+            return (flight.clone(), true);
+        }
+        let (cache, mint) = (self.clone(), mint());
+        let task = tokio::spawn(async move {
+            let minted = tokio::time::timeout(FLIGHT_DEADLINE, mint).await;
+            cache.land(key, minted.unwrap_or_else(|_elapsed| Err(cut_off("no answer in time"))))
+        });
+        let flight =
+            task.map(|joined| joined.unwrap_or_else(|_panic| Err(cut_off("the call was cut off")))).boxed().shared();
+        flights.insert(key, flight.clone());
+        (flight, false)
+    }
+
+    fn land(&self, key: Key, minted: Result<Credential, IssueError>) -> Result<Arc<Credential>, IssueError> {
+        let now = self.clock.now();
+        let landed = match minted {
+            Ok(credential) => {
+                let life = credential.expires_at.duration_since(now).unwrap_or_default();
+                let credential = Arc::new(credential);
+                let refresh_at = now + refresh_in(life, rand::random());
+                self.entries.insert(key, Entry { credential: credential.clone(), refresh_at });
+                self.failures.invalidate(&key);
+                Ok(credential)
+            }
+            Err(error) => {
+                if let Some(memory) = remembered_for(&error) {
+                    self.failures.insert(key, Failure { error: error.clone(), until: now + memory });
+                }
+                Err(error)
+            }
+        };
+        self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
+        metrics::gauge!("carnet_cache_entries", "cache" => self.name).set(self.entries.entry_count() as f64);
+        metrics::gauge!("carnet_cache_bytes", "cache" => self.name).set(self.entries.weighted_size() as f64);
+        landed
+    }
+
+    fn failure(&self, key: &Key, now: SystemTime) -> Option<IssueError> {
+        self.failures.get(key).filter(|failure| now < failure.until).map(|failure| failure.error)
+    }
+
+    fn count(&self, outcome: &'static str) {
+        metrics::counter!("carnet_cache_lookups_total", "cache" => self.name, "outcome" => outcome).increment(1);
+    }
+}
+
+impl fmt::Debug for Cache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Cache({}, {} entries)", self.name, self.entries.entry_count())
+    }
+}
+
+impl Entry {
+    /// Where the cloud gave less than was asked for, asking again gives no more: half of its life is then enough.
+    fn covers(&self, least: Duration, now: SystemTime) -> bool {
+        let credential = &self.credential;
+        let needed = match credential.given {
+            Given::AsAsked => least,
+            Given::Less => {
+                let life = credential.expires_at.duration_since(credential.issued_at).unwrap_or_default();
+                least.min(life / 2)
+            }
+        };
+        credential.expires_at.duration_since(now).is_ok_and(|left| left >= needed && !left.is_zero())
+    }
+
+    fn is_live(&self, now: SystemTime) -> bool {
+        self.credential.expires_at.duration_since(now).is_ok_and(|left| left > LEAST_STALE)
+    }
+}
+
+/// Frees what has expired; whether a credential may be used is always asked of the clock, which moka's is not.
+struct UntilExpiry(Arc<dyn Clock>);
+
+impl Expiry<Key, Entry> for UntilExpiry {
+    fn expire_after_create(&self, _key: &Key, entry: &Entry, _created: Instant) -> Option<Duration> {
+        Some(entry.credential.expires_at.duration_since(self.0.now()).unwrap_or_default())
+    }
+
+    fn expire_after_update(
+        &self,
+        key: &Key,
+        entry: &Entry,
+        updated: Instant,
+        _left: Option<Duration>,
+    ) -> Option<Duration> {
+        self.expire_after_create(key, entry, updated)
+    }
+}
+
+/// A caller's own fault is not remembered: its next token may be a better one.
+fn remembered_for(error: &IssueError) -> Option<Duration> {
+    match error {
+        IssueError::Refused { .. } => Some(REFUSAL_MEMORY),
+        IssueError::Throttled { retry_after, .. } | IssueError::Unavailable { retry_after, .. } => {
+            Some((*retry_after).clamp(OUTAGE_MEMORY, FAILURE_LONGEST))
+        }
+        IssueError::SubjectToken { .. } | IssueError::InsufficientClaims { .. } => None,
+    }
+}
+
+fn cut_off(cause: &str) -> IssueError {
+    IssueError::Unavailable { hop: Hop::Broker, cause: cause.to_owned(), retry_after: OUTAGE_MEMORY }
+}
+
+/// By weight; 100,000 credentials of 1.2 KB fit.
+const MAX_BYTES: u64 = 256 * 1024 * 1024;
+
+/// What an entry costs besides its token, measured with 100,000 of them.
+const ENTRY_BYTES: usize = 900;
+
+const FAILURES: u64 = 100_000;
+
+/// A repaired trust is noticed within this.
+const REFUSAL_MEMORY: Duration = Duration::from_secs(5);
+
+const OUTAGE_MEMORY: Duration = Duration::from_secs(1);
+
+const FAILURE_LONGEST: Duration = Duration::from_secs(10);
+
+/// Two upstream calls with their retries; a caller who waits longer has given up.
+const FLIGHT_DEADLINE: Duration = Duration::from_secs(20);
+
+/// During an outage, what lives shorter would be dead on arrival.
+const LEAST_STALE: Duration = Duration::from_secs(30);
+
+const _: () = assert!(FLOOR.as_secs() > LEAST_STALE.as_secs());
+
+#[cfg(test)]
+mod tests;

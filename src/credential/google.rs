@@ -1,0 +1,191 @@
+//! Google: the Security Token Service, and a service account's tokens after it.
+
+mod impersonation;
+mod sts;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use self::impersonation::Impersonation;
+use self::sts::Exchange;
+use super::upstream::Upstreams;
+use super::{Cache, Call, CloudIdentity, Credential, Hit, Hop, IssueError, Key, Signer, is_id_token};
+use crate::clock::Clock;
+use crate::http::{Request, USER_AGENT};
+use crate::issuer::Assertion;
+use crate::policy::GOOGLE_USUAL;
+use crate::secret::{FieldDigest, Secret};
+use crate::target::{GoogleSubjectToken, GoogleTarget, ServiceAccount};
+
+/// Exchanges subject tokens and impersonates.
+#[derive(Debug)]
+pub(super) struct Google {
+    upstreams: Arc<Upstreams>,
+    signer: Signer,
+    clock: Arc<dyn Clock>,
+    /// Federated tokens that impersonate: one serves all scopes and lifetimes of its principal, because the quota of
+    /// impersonations is ten times that of exchanges. Key: provider and what was asserted.
+    federated: Arc<Cache>,
+    /// The longest life that Google grants each service account, where it refused a longer one. Bound: the
+    /// configured accounts.
+    limits: Mutex<HashMap<ServiceAccount, Duration>>,
+}
+
+impl Google {
+    pub fn new(upstreams: Arc<Upstreams>, signer: Signer, clock: Arc<dyn Clock>) -> Self {
+        let federated = Arc::new(Cache::new("google_federated", clock.clone()));
+        Self { upstreams, signer, clock, federated, limits: Mutex::default() }
+    }
+
+    pub async fn issue(&self, target: &GoogleTarget, call: &Call) -> Result<Credential, IssueError> {
+        match &target.service_account {
+            None => {
+                let scope = call.grant.scopes().joined();
+                self.exchange(target, call, scope, call.grant.plan().lifetime)?.run().await
+            }
+            Some(account) => self.impersonate(target, account, call).await,
+        }
+    }
+
+    /// A federated token for `scope`; nothing is sent before it is awaited.
+    fn exchange(
+        &self,
+        target: &GoogleTarget,
+        call: &Call,
+        scope: String,
+        asked: Duration,
+    ) -> Result<Exchange, IssueError> {
+        let (subject_token, subject) = match target.subject_token {
+            GoogleSubjectToken::Issuer => {
+                let subject = Assertion::for_grant(&call.grant).map(|assertion| assertion.subject().to_owned());
+                (self.signer.assertion(call)?, subject.unwrap_or_default())
+            }
+            GoogleSubjectToken::Entra => {
+                // The usual mapping (google.subject=assertion.sub); the pool may map otherwise.
+                let subject = call.grant.identity().claims().get("sub").and_then(serde_json::Value::as_str);
+                (call.subject_token.secret().clone(), subject.unwrap_or_default().to_owned())
+            }
+        };
+        Ok(Exchange {
+            upstream: self.upstreams.of(Hop::GoogleSts, &quota(target)),
+            clock: self.clock.clone(),
+            url: target.sts_endpoint.join("v1/token"),
+            provider: target.provider.clone(),
+            subject_token,
+            presents: target.subject_token,
+            scope,
+            asked,
+            principal: target.provider.principal(&subject),
+            exchange_id: call.exchange_id,
+        })
+    }
+
+    async fn impersonate(
+        &self,
+        target: &GoogleTarget,
+        account: &ServiceAccount,
+        call: &Call,
+    ) -> Result<Credential, IssueError> {
+        let federated = self.federated(target, call).await?;
+        let CloudIdentity::Google { principal, .. } = &federated.credential.identity else {
+            return Err(IssueError::refused(Hop::Broker, "mixed_up", "a federated token of another cloud"));
+        };
+        let impersonation = Impersonation {
+            upstream: self.upstreams.of(Hop::GoogleIam, target.iam_credentials_endpoint.as_str()),
+            clock: self.clock.clone(),
+            endpoint: target.iam_credentials_endpoint.clone(),
+            account: account.clone(),
+            principal: principal.clone(),
+            bearer: federated.credential.token.clone(),
+            exchange_id: call.exchange_id,
+            federated: federated.credential.upstream.clone(),
+        };
+        if is_id_token(&call.grant) {
+            return impersonation.id_token(call.grant.audience(), call.grant.plan().lifetime).await;
+        }
+        let asked = call.grant.plan().lifetime;
+        loop {
+            let lifetime = asked.min(self.limit(account));
+            match impersonation.access_token(call.grant.scopes(), lifetime, asked).await {
+                Err(impersonation::AccessError::TooLong) if lifetime > SURELY_ACCEPTED => {
+                    self.remember_refusal(account, lifetime)
+                }
+                Err(impersonation::AccessError::TooLong) => return Err(impersonation::too_long()),
+                Err(impersonation::AccessError::Other(error)) => return Err(error),
+                Ok(credential) => return Ok(credential),
+            }
+        }
+    }
+
+    async fn federated(&self, target: &GoogleTarget, call: &Call) -> Result<Hit, IssueError> {
+        let mut digest = FieldDigest::new("carnet federated 1");
+        digest.field(target.sts_endpoint.as_str().as_bytes()).field(target.provider.as_str().as_bytes());
+        match Assertion::for_grant(&call.grant) {
+            Some(assertion) => assertion.digest_into(digest.field(b"assertion")),
+            None => {
+                digest.field(b"subject token").field(&call.grant.identity().token_sha256());
+            }
+        }
+        let key: Key = digest.finish();
+        let mint = || {
+            let exchange = self.exchange(target, call, IAM_SCOPE.to_owned(), FEDERATED_LEAST);
+            async { exchange?.run().await }
+        };
+        self.federated.get(key, FEDERATED_LEAST, mint).await
+    }
+
+    fn limit(&self, account: &ServiceAccount) -> Duration {
+        let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
+        limits.get(account).copied().unwrap_or(Duration::MAX)
+    }
+
+    /// Above an hour the organization policy is missing; at an hour sharp the clocks differ (Google's own
+    /// troubleshooting page: ask for 3300).
+    fn remember_refusal(&self, account: &ServiceAccount, lifetime: Duration) {
+        let limit = if lifetime > GOOGLE_USUAL { GOOGLE_USUAL } else { SURELY_ACCEPTED };
+        tracing::warn!(
+            google.service_account = %account,
+            "Google refuses {account} a lifetime of {}s; from now on {}s are asked for. For more, list it in \
+             constraints/iam.allowServiceAccountCredentialLifetimeExtension",
+            lifetime.as_secs(),
+            limit.as_secs()
+        );
+        self.limits.lock().unwrap_or_else(PoisonError::into_inner).insert(account.clone(), limit);
+    }
+}
+
+/// Google counts exchanges by project: the number in the provider's name.
+fn quota(target: &GoogleTarget) -> String {
+    let project = target.provider.as_str().split('/').nth(4).unwrap_or_default();
+    format!("{} {project}", target.sts_endpoint)
+}
+
+/// Google's audit logs keep both: `callerSuppliedUserAgent` and `requestAttributes.reason`.
+fn traced(request: Request, exchange_id: Uuid) -> Result<Request, IssueError> {
+    let unsendable = |_cause| IssueError::refused(Hop::Broker, "header", "a header that cannot be sent");
+    request
+        .header(http::header::USER_AGENT, &format!("{USER_AGENT} (exchange={exchange_id})"))
+        .and_then(|request| request.header(REQUEST_REASON, &format!("carnet exchange {exchange_id}")))
+        .map_err(unsendable)
+}
+
+/// `Bearer`, for the IAM Credentials API only: the exchange itself takes no `Authorization` (Google: STS reference).
+fn bearing(request: Request, token: &Secret) -> Result<Request, IssueError> {
+    let unsendable =
+        |_cause| IssueError::refused(Hop::GoogleSts, "token", "a federated token that no header can carry");
+    request.header(http::header::AUTHORIZATION, &format!("Bearer {}", token.expose())).map_err(unsendable)
+}
+
+const REQUEST_REASON: http::HeaderName = http::HeaderName::from_static("x-goog-request-reason");
+
+/// Enough for `generateAccessToken` and `generateIdToken`, and for nothing else.
+const IAM_SCOPE: &str = "https://www.googleapis.com/auth/iam";
+
+/// An impersonation takes a second; this leaves room for its retries.
+const FEDERATED_LEAST: Duration = Duration::from_secs(60);
+
+/// Accepted even where the clocks differ.
+const SURELY_ACCEPTED: Duration = Duration::from_secs(3300);

@@ -1,0 +1,159 @@
+//! Google's IAM Credentials API: a service account's access and ID tokens for a federated principal.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use serde::Deserialize;
+use serde_json::{Value, json};
+use uuid::Uuid;
+
+use super::super::upstream::{Upstream, by_status};
+use super::super::{CloudIdentity, Credential, Hop, IssueError};
+use super::{bearing, traced};
+use crate::clock::{Clock, from_unix_seconds};
+use crate::http::{Endpoint, Request, Response};
+use crate::secret::Secret;
+use crate::target::{IdTokenAudience, Scope, Scopes, ServiceAccount};
+
+/// Calls as `principal` for `account`.
+pub(super) struct Impersonation {
+    pub upstream: Arc<Upstream>,
+    pub clock: Arc<dyn Clock>,
+    pub endpoint: Endpoint,
+    pub account: ServiceAccount,
+    pub principal: String,
+    pub bearer: Secret,
+    pub exchange_id: Uuid,
+    /// What the exchange before this call returned for the record.
+    pub federated: Vec<(&'static str, String)>,
+}
+
+pub(super) enum AccessError {
+    /// Google does not give this account so long a life.
+    TooLong,
+    Other(IssueError),
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct AccessToken {
+    access_token: Secret,
+    expire_time: jiff::Timestamp,
+}
+
+#[derive(Deserialize)]
+struct IdToken {
+    token: Secret,
+}
+
+#[derive(Deserialize, Default)]
+struct Failure {
+    #[serde(default)]
+    error: Status,
+}
+
+/// `google.rpc.Status` in JSON.
+#[derive(Deserialize, Default)]
+struct Status {
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    message: String,
+}
+
+impl Impersonation {
+    /// `lifetime` is asked for now, `asked` was hoped for at first.
+    pub async fn access_token(
+        &self,
+        scopes: &Scopes,
+        lifetime: Duration,
+        asked: Duration,
+    ) -> Result<Credential, AccessError> {
+        let scopes: Vec<&str> = scopes.iter().map(Scope::as_str).collect();
+        let body = json!({"scope": scopes, "lifetime": format!("{}s", lifetime.as_secs())});
+        let response = self.call("generateAccessToken", &body).await.map_err(AccessError::Other)?;
+        if !response.status.is_success() {
+            let failure = failure(&response);
+            if failure.status == "INVALID_ARGUMENT" && failure.message.contains("lifetime cannot exceed") {
+                return Err(AccessError::TooLong);
+            }
+            return Err(AccessError::Other(refusal(&failure, &response)));
+        }
+        let token: AccessToken =
+            serde_json::from_slice(&response.body).map_err(|_form| AccessError::Other(malformed()))?;
+        Ok(self.credential(token.access_token, SystemTime::from(token.expire_time), asked))
+    }
+
+    pub async fn id_token(
+        &self,
+        audience: Option<&IdTokenAudience>,
+        asked: Duration,
+    ) -> Result<Credential, IssueError> {
+        let audience = audience.map(IdTokenAudience::as_str).unwrap_or_default();
+        let response = self.call("generateIdToken", &json!({"audience": audience, "includeEmail": true})).await?;
+        if !response.status.is_success() {
+            return Err(refusal(&failure(&response), &response));
+        }
+        let token: IdToken = serde_json::from_slice(&response.body).map_err(|_form| malformed())?;
+        let expires_at = expiry(token.token.expose()).ok_or_else(malformed)?;
+        Ok(self.credential(token.token, expires_at, asked))
+    }
+
+    async fn call(&self, method: &str, body: &Value) -> Result<Response, IssueError> {
+        // The project is always the wildcard (Google: IAM Credentials reference).
+        let url = self.endpoint.join(&format!("v1/projects/-/serviceAccounts/{}:{method}", self.account));
+        let request = || bearing(traced(Request::post_json(&url, body), self.exchange_id)?, &self.bearer);
+        self.upstream.call(request, by_status).await
+    }
+
+    fn credential(&self, token: Secret, expires_at: SystemTime, asked: Duration) -> Credential {
+        let identity = CloudIdentity::Google {
+            principal: self.principal.clone(),
+            service_account: Some(self.account.to_string()),
+        };
+        let mut credential = Credential::new(token, self.clock.now(), expires_at, asked, identity);
+        credential.upstream.clone_from(&self.federated);
+        credential
+    }
+}
+
+/// What is left to say when even the surely accepted lifetime is too long.
+pub(super) fn too_long() -> IssueError {
+    IssueError::refused(Hop::GoogleIam, "INVALID_ARGUMENT", "Google refuses even the shortest usual lifetime")
+}
+
+fn malformed() -> IssueError {
+    IssueError::refused(Hop::GoogleIam, "malformed_answer", "the answer holds no token with an expiry")
+}
+
+fn failure(response: &Response) -> Status {
+    serde_json::from_slice::<Failure>(&response.body).unwrap_or_default().error
+}
+
+fn refusal(failure: &Status, response: &Response) -> IssueError {
+    let word =
+        !failure.status.is_empty() && failure.status.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
+    let code = if word && failure.status.len() <= 64 {
+        failure.status.clone()
+    } else {
+        format!("HTTP {}", response.status.as_u16())
+    };
+    let meaning = match failure.status.as_str() {
+        "PERMISSION_DENIED" => {
+            "the principal lacks roles/iam.workloadIdentityUser on the service account, or the account does not exist"
+        }
+        "NOT_FOUND" => "the service account does not exist",
+        "UNAUTHENTICATED" => "the federated token is not accepted",
+        "INVALID_ARGUMENT" => "a scope or audience of the target is not accepted",
+        _ => "see the service account's settings",
+    };
+    IssueError::refused(Hop::GoogleIam, code, meaning)
+}
+
+/// `exp` of a token that Google just signed: for the expiry only.
+fn expiry(token: &str) -> Option<SystemTime> {
+    let payload = BASE64_URL_SAFE_NO_PAD.decode(token.split('.').nth(1)?).ok()?;
+    from_unix_seconds(serde_json::from_slice::<Value>(&payload).ok()?.get("exp")?.as_u64()?)
+}
