@@ -33,14 +33,13 @@ pub struct SubjectToken {
 impl SubjectToken {
     /// # Errors
     /// [`SubjectError::Malformed`] for an empty text or one of more than [`MAX_TOKEN_BYTES`].
-    pub fn new(text: String) -> Result<Self, SubjectError> {
+    pub fn new(text: Secret) -> Result<Self, SubjectError> {
         if text.is_empty() {
             return Err(SubjectError::Malformed("it is empty"));
         }
         if text.len() > MAX_TOKEN_BYTES {
             return Err(SubjectError::Malformed("it is larger than 64 KiB"));
         }
-        let text = Secret::new(text);
         Ok(Self { sha256: text.sha256(), text })
     }
 

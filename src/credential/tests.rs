@@ -79,7 +79,11 @@ fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims: &[(&str, s
         identity = identity.with_claim(name, value.clone());
     }
     let grant = policy.decide(&Arc::new(identity), &ask, &Arc::new(job), clock.now()).expect("a grant");
-    Call { grant, subject_token: SubjectToken::new("x.y.z".to_owned()).expect("a token"), exchange_id: Uuid::now_v7() }
+    Call {
+        grant,
+        subject_token: SubjectToken::new(Secret::new("x.y.z")).expect("a token"),
+        exchange_id: Uuid::now_v7(),
+    }
 }
 
 fn key_of(shape: &Shape) -> Key {

@@ -1,0 +1,88 @@
+//! Why an exchange gave no credential: one variant per stage, with a text for the caller and details for the record.
+
+use std::time::Duration;
+
+use crate::audit::{AuditError, Outcome};
+use crate::credential::IssueError;
+use crate::policy::Refusal;
+use crate::reason::Reason;
+use crate::subject::SubjectError;
+
+/// The texts go to the caller.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    #[error("{field}: {message}")]
+    Request { field: String, message: String },
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    #[error(transparent)]
+    Policy(#[from] Refusal),
+    #[error("target {target}: {error}")]
+    Credential { target: String, error: IssueError },
+    #[error("the decision cannot be recorded now, so nothing is released")]
+    Audit(#[source] AuditError),
+    #[error("the broker is busy")]
+    Overloaded,
+    #[error("the broker is shutting down")]
+    ShuttingDown,
+}
+
+impl ExchangeError {
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Request { .. } => Reason::InvalidRequest,
+            Self::Subject(error) => error.reason(),
+            Self::Policy(Refusal::Denied(_)) => Reason::Denied,
+            Self::Policy(Refusal::GroupsOverage) => Reason::GroupsOverage,
+            Self::Policy(Refusal::Request(_) | Refusal::NoScope) => Reason::InvalidRequest,
+            Self::Policy(Refusal::SubjectTokenEndsSoon) => Reason::SubjectTokenExpired,
+            Self::Credential { error, .. } => error.reason(),
+            Self::Audit(_) => Reason::StoreUnavailable,
+            Self::Overloaded => Reason::RateLimited,
+            Self::ShuttingDown => Reason::ShuttingDown,
+        }
+    }
+
+    /// How long to wait before asking again; `None` where waiting does not help.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Subject(error) => error.retry_after(),
+            Self::Credential { error, .. } => error.retry_after(),
+            Self::Audit(_) | Self::Overloaded | Self::ShuttingDown => Some(RETRY_SOON),
+            Self::Request { .. } | Self::Policy(_) => None,
+        }
+    }
+
+    pub fn outcome(&self) -> Outcome {
+        match self {
+            Self::Request { .. } | Self::Policy(_) => Outcome::Denied,
+            Self::Subject(error) => match error.reason() {
+                Reason::KeysUnavailable => Outcome::Failed,
+                _ => Outcome::Denied,
+            },
+            Self::Credential { .. } | Self::Audit(_) | Self::Overloaded | Self::ShuttingDown => Outcome::Failed,
+        }
+    }
+
+    /// What the record keeps besides the reason, for those who may see it.
+    pub(super) fn details(&self) -> Vec<(&'static str, String)> {
+        match self {
+            Self::Policy(Refusal::Denied(denial)) => vec![("denial", denial.to_string())],
+            Self::Credential { target, error } => {
+                let mut details = vec![("failed_target", target.clone()), ("error", error.to_string())];
+                details.extend(error.code().map(|code| ("cloud_error", code.to_owned())));
+                if let IssueError::Refused { upstream, .. } = error {
+                    details.extend(upstream.iter().cloned());
+                }
+                details
+            }
+            Self::Subject(SubjectError::KeysUnavailable { source: Some(source), .. }) => {
+                vec![("error", source.to_string())]
+            }
+            Self::Request { .. } | Self::Subject(_) | Self::Policy(_) => vec![("error", self.to_string())],
+            Self::Audit(_) | Self::Overloaded | Self::ShuttingDown => Vec::new(),
+        }
+    }
+}
+
+const RETRY_SOON: Duration = Duration::from_secs(1);

@@ -1,0 +1,136 @@
+//! An exchange as a front door received it, in the words of RFC 8693, and its form checked.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::ExchangeError;
+use crate::policy::{Ask, ExcessScopes};
+use crate::secret::Secret;
+use crate::target::{Job, Scope, Scopes, TokenType};
+
+/// What a caller wants, as it came in.
+#[derive(Debug, Clone)]
+pub struct ExchangeRequest {
+    pub subject_token: Secret,
+    /// RFC 8693 URN; empty means a JWT.
+    pub subject_token_type: String,
+    pub targets: Vec<TargetRequest>,
+    pub job: Job,
+    pub excess: ExcessScopes,
+    pub caller: Caller,
+}
+
+#[derive(Debug, Clone, Default)]
+pub struct TargetRequest {
+    pub target: String,
+    pub scopes: Vec<String>,
+    /// RFC 8693 URN; empty means an access token.
+    pub requested_token_type: String,
+    /// Of an ID token.
+    pub audience: String,
+    pub lifetime: Option<Duration>,
+}
+
+/// Through which door, and from where.
+#[derive(Debug, Clone)]
+pub struct Caller {
+    pub door: Door,
+    pub address: String,
+    pub user_agent: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Door {
+    Grpc,
+    Http,
+}
+
+impl Door {
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Grpc => "grpc",
+            Self::Http => "http",
+        }
+    }
+}
+
+/// A request of good form.
+pub(super) struct Asks {
+    pub asks: Vec<Ask>,
+    pub job: Arc<Job>,
+}
+
+impl ExchangeRequest {
+    pub(super) fn check(&self) -> Result<Asks, ExchangeError> {
+        if !SUBJECT_TOKEN_TYPES.contains(&self.subject_token_type.as_str()) {
+            return Err(invalid(
+                "subject_token_type",
+                "an Entra access token is presented as urn:ietf:params:oauth:token-type:jwt or ...:access_token",
+            ));
+        }
+        if self.targets.is_empty() || self.targets.len() > MAX_TARGETS {
+            return Err(invalid("targets", "name at least one target and at most 16"));
+        }
+        let asks = self.targets.iter().enumerate();
+        let asks: Vec<Ask> =
+            asks.map(|(position, target)| ask(target, position, self.excess)).collect::<Result<_, _>>()?;
+        let mut seen = HashSet::new();
+        for (position, ask) in asks.iter().enumerate() {
+            if !seen.insert((&ask.target, ask.token_type, &ask.audience)) {
+                return Err(invalid(
+                    &format!("targets[{position}]"),
+                    "the same target, token type and audience stand in the request twice",
+                ));
+            }
+        }
+        let job = self.job.clone().check().map_err(|complaint| invalid("job", complaint.0))?;
+        Ok(Asks { asks, job: Arc::new(job) })
+    }
+}
+
+fn ask(request: &TargetRequest, position: usize, excess: ExcessScopes) -> Result<Ask, ExchangeError> {
+    let at = |field: &str| format!("targets[{position}].{field}");
+    let token_type = match request.requested_token_type.as_str() {
+        "" => TokenType::AccessToken,
+        urn => urn
+            .parse()
+            .map_err(|complaint: crate::target::Invalid| invalid(&at("requested_token_type"), complaint.0))?,
+    };
+    let audience = match (token_type, request.audience.as_str()) {
+        (TokenType::AccessToken, "") => None,
+        (TokenType::AccessToken, _) => {
+            return Err(invalid(
+                &at("audience"),
+                "an access token has no audience of its own: ask for an ID token, or leave it out",
+            ));
+        }
+        (TokenType::IdToken, "") => return Err(invalid(&at("audience"), "an ID token needs an audience")),
+        (TokenType::IdToken, text) => {
+            Some(text.parse().map_err(|complaint: crate::target::Invalid| invalid(&at("audience"), complaint.0))?)
+        }
+    };
+    if request.scopes.len() > MAX_SCOPES {
+        return Err(invalid(&at("scopes"), "at most 64 scopes"));
+    }
+    let scopes = request.scopes.iter().map(|scope| scope.parse::<Scope>());
+    let scopes: Scopes = scopes.collect::<Result<_, _>>().map_err(|complaint| invalid(&at("scopes"), complaint.0))?;
+    if request.lifetime.is_some_and(|lifetime| lifetime.is_zero() || lifetime > LONGEST_LIFETIME) {
+        return Err(invalid(&at("lifetime"), "a lifetime is longer than nothing and at most 30 days"));
+    }
+    Ok(Ask { target: request.target.clone(), scopes, excess, token_type, audience, lifetime: request.lifetime })
+}
+
+fn invalid(field: &str, message: &str) -> ExchangeError {
+    ExchangeError::Request { field: field.to_owned(), message: message.to_owned() }
+}
+
+/// An Entra access token is a JWT; both names are right (RFC 8693 section 3).
+const SUBJECT_TOKEN_TYPES: [&str; 3] =
+    ["", "urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:access_token"];
+
+const MAX_TARGETS: usize = 16;
+const MAX_SCOPES: usize = 64;
+
+/// Longer than any job that runs; what is really granted is bounded elsewhere.
+const LONGEST_LIFETIME: Duration = Duration::from_secs(30 * 86_400);

@@ -1,0 +1,330 @@
+//! The default store: one SQLite file, one thread that owns it.
+
+use std::fmt;
+use std::fs::OpenOptions;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use rusqlite::{Connection, OptionalExtension as _, params};
+use tokio::sync::{mpsc, oneshot};
+
+use super::{OpenError, record};
+use crate::audit::{AuditError, AuditLog, AuditRecord, HandOut};
+use crate::clock::Clock;
+use crate::issuer::{Algorithm, KeyStore, KeyStoreError, StoredKey};
+use crate::secret::{SealError, SealingKey};
+
+/// Audit records and issuer keys in one file, which only its owner can read.
+pub struct SqliteStore {
+    jobs: mpsc::Sender<Job>,
+    key: SealingKey,
+    clock: Arc<dyn Clock>,
+}
+
+type Job = Box<dyn FnOnce(&mut Connection) + Send>;
+
+/// Why a job did not succeed.
+#[derive(Debug, thiserror::Error)]
+enum JobError {
+    #[error(transparent)]
+    Sqlite(#[from] rusqlite::Error),
+    #[error("issuer key {kid}")]
+    Seal { kid: String, source: SealError },
+    #[error("issuer key {0} is for an unknown algorithm")]
+    Algorithm(String),
+    #[error("the store is closed")]
+    Closed,
+}
+
+impl SqliteStore {
+    /// Opens or makes the file and brings its schema up to date. `key` encrypts what must stay secret.
+    pub fn open(path: &Path, key: SealingKey, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        let connection = connect(path)?;
+        let (jobs, queue) = mpsc::channel(64);
+        let failed = |source| OpenError::Open { path: path.to_owned(), source: Box::new(source) };
+        thread::Builder::new().name("store".to_owned()).spawn(move || work(connection, queue)).map_err(failed)?;
+        Ok(Self { jobs, key, clock })
+    }
+
+    async fn run<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Connection) -> Result<T, JobError> + Send + 'static,
+    ) -> Result<T, JobError> {
+        let (reply, answer) = oneshot::channel();
+        let job: Job = Box::new(move |connection| {
+            // Whoever asked may have left; the job is done all the same.
+            let _ = reply.send(job(connection));
+        });
+        self.jobs.send(job).await.map_err(|_closed| JobError::Closed)?;
+        answer.await.map_err(|_closed| JobError::Closed)?
+    }
+}
+
+impl fmt::Debug for SqliteStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SqliteStore")
+    }
+}
+
+fn connect(path: &Path) -> Result<Connection, OpenError> {
+    let failed = |source: Box<dyn std::error::Error + Send + Sync>| OpenError::Open { path: path.to_owned(), source };
+    // SQLite gives its journal the same permissions as the file.
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|error| failed(error.into()))?;
+    let mut connection = Connection::open(path).map_err(|error| failed(error.into()))?;
+    let version = prepare(&mut connection).map_err(|error| failed(error.into()))?;
+    if version > SCHEMA_VERSION {
+        return Err(OpenError::Newer { path: PathBuf::from(path), found: version, known: SCHEMA_VERSION });
+    }
+    Ok(connection)
+}
+
+/// Runs the migrations that are missing; returns the version that the file had or now has.
+fn prepare(connection: &mut Connection) -> rusqlite::Result<i64> {
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    // FULL: a committed group survives a power failure, not only a crash.
+    connection.execute_batch("PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL;")?;
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let mut version: i64 = transaction.query_row("PRAGMA user_version", [], |row| row.get(0))?;
+    for (number, migration) in (1..).zip(MIGRATIONS) {
+        if version < number {
+            transaction.execute_batch(migration)?;
+            transaction.pragma_update(None, "user_version", number)?;
+            version = number;
+        }
+    }
+    transaction.commit()?;
+    Ok(version)
+}
+
+/// Added to, never edited.
+const MIGRATIONS: [&str; 1] = ["
+    CREATE TABLE audit (
+        sequence INTEGER PRIMARY KEY,
+        time_ms INTEGER NOT NULL,
+        exchange_id BLOB NOT NULL,
+        token_sha256 BLOB,
+        record BLOB NOT NULL
+    ) STRICT;
+    -- First hand-outs only: a cache hit costs no second index entry.
+    CREATE INDEX audit_token ON audit (token_sha256) WHERE token_sha256 IS NOT NULL;
+    CREATE TABLE issuer_key (
+        kid TEXT PRIMARY KEY,
+        algorithm TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        sealed BLOB NOT NULL
+    ) STRICT;
+"];
+
+const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
+
+/// Ends when the store is dropped and everything queued is done.
+fn work(mut connection: Connection, mut queue: mpsc::Receiver<Job>) {
+    while let Some(job) = queue.blocking_recv() {
+        job(&mut connection);
+    }
+    let _ = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);");
+}
+
+#[async_trait::async_trait]
+impl AuditLog for SqliteStore {
+    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
+        let append = move |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
+            let mut insert = transaction.prepare_cached(
+                "INSERT INTO audit (time_ms, exchange_id, token_sha256, record) VALUES (?1, ?2, ?3, ?4)",
+            )?;
+            for entry in &group {
+                let first = entry.issued.as_ref().filter(|issued| issued.first);
+                let token = first.map(|issued| issued.token_sha256.as_slice());
+                insert.execute(params![
+                    record::milliseconds(entry.time),
+                    entry.exchange_id.as_bytes(),
+                    token,
+                    record::encode(entry)
+                ])?;
+            }
+            drop(insert);
+            Ok(transaction.commit()?)
+        };
+        self.run(append).await.map_err(|error| AuditError::Write(Arc::new(error)))
+    }
+
+    async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
+        let wanted = *token_sha256;
+        let find = move |connection: &mut Connection| {
+            let mut select = connection
+                .prepare_cached("SELECT record FROM audit WHERE token_sha256 = ?1 ORDER BY sequence LIMIT 1")?;
+            Ok(select.query_row([wanted.as_slice()], |row| row.get::<_, Vec<u8>>(0)).optional()?)
+        };
+        let found = self.run(find).await.map_err(|error| AuditError::Read(Arc::new(error)))?;
+        Ok(found.and_then(|bytes| record::decode_hand_out(&bytes)))
+    }
+
+    async fn prune(&self, before: SystemTime) -> Result<usize, AuditError> {
+        let before = record::milliseconds(before);
+        let mut pruned = 0;
+        loop {
+            // In pieces, so that exchanges are not held up; the primary key is in the order of time.
+            let piece = move |connection: &mut Connection| {
+                let sql = "DELETE FROM audit WHERE sequence IN (SELECT sequence FROM audit ORDER BY sequence LIMIT ?2) AND time_ms < ?1";
+                Ok(connection.execute(sql, params![before, PRUNE_PIECE])?)
+            };
+            let dropped = self.run(piece).await.map_err(|error| AuditError::Write(Arc::new(error)))?;
+            pruned += dropped;
+            if dropped == 0 {
+                return Ok(pruned);
+            }
+        }
+    }
+}
+
+#[async_trait::async_trait]
+impl KeyStore for SqliteStore {
+    async fn keys(&self) -> Result<Vec<StoredKey>, KeyStoreError> {
+        let read = |connection: &mut Connection| {
+            let mut select =
+                connection.prepare("SELECT kid, algorithm, sealed FROM issuer_key ORDER BY created_ms, kid")?;
+            let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
+            Ok(rows.collect::<Result<Vec<(String, String, Vec<u8>)>, _>>()?)
+        };
+        let failed = |error: JobError| KeyStoreError { action: "read", source: Box::new(error) };
+        let rows = self.run(read).await.map_err(failed)?;
+        rows.into_iter().map(|(kid, algorithm, sealed)| self.unseal(kid, &algorithm, &sealed).map_err(failed)).collect()
+    }
+
+    async fn add_first(&self, key: &StoredKey) -> Result<(), KeyStoreError> {
+        let failed = |error: JobError| KeyStoreError { action: "kept", source: Box::new(error) };
+        let sealed = self.key.seal(&key.pkcs8, &row(&key.kid));
+        let sealed = sealed.map_err(|source| failed(JobError::Seal { kid: key.kid.clone(), source }))?;
+        let (kid, algorithm, created) =
+            (key.kid.clone(), key.algorithm.as_str(), record::milliseconds(self.clock.now()));
+        let add = move |connection: &mut Connection| {
+            let sql = "INSERT INTO issuer_key (kid, algorithm, created_ms, sealed)
+                       SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM issuer_key WHERE algorithm = ?2)";
+            connection.execute(sql, params![kid, algorithm, created, sealed])?;
+            Ok(())
+        };
+        self.run(add).await.map_err(failed)
+    }
+}
+
+impl SqliteStore {
+    fn unseal(&self, kid: String, algorithm: &str, sealed: &[u8]) -> Result<StoredKey, JobError> {
+        let known = [Algorithm::Es256, Algorithm::Rs256].into_iter().find(|known| known.as_str() == algorithm);
+        let algorithm = known.ok_or_else(|| JobError::Algorithm(kid.clone()))?;
+        let pkcs8 = self.key.open(sealed, &row(&kid)).map_err(|source| JobError::Seal { kid: kid.clone(), source })?;
+        Ok(StoredKey { kid, algorithm, pkcs8 })
+    }
+}
+
+/// The identity of a key's row, which its ciphertext is bound to.
+fn row(kid: &str) -> String {
+    format!("issuer_key/{kid}")
+}
+
+/// Another process that backs the file up holds it for moments only.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+const PRUNE_PIECE: i64 = 5_000;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::{Issued, Outcome};
+    use crate::clock::ManualClock;
+    use crate::issuer::SigningKey;
+
+    fn open(path: &Path) -> SqliteStore {
+        open_with(path, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+    }
+
+    fn open_with(path: &Path, key: &str) -> SqliteStore {
+        let key = SealingKey::from_base64(&crate::secret::Secret::new(key)).expect("a key");
+        SqliteStore::open(path, key, Arc::new(ManualClock::start())).expect("a store")
+    }
+
+    fn issued(first: bool) -> AuditRecord {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let issued = Issued {
+            token_sha256: [7; 32],
+            first,
+            scopes: "a b".to_owned(),
+            acts_as: "sa@p.iam.gserviceaccount.com".to_owned(),
+            issued_at: at(1_000),
+            expires_at: at(4_600),
+        };
+        AuditRecord { outcome: Outcome::Issued, issued: Some(issued), ..AuditRecord::for_test(9) }
+    }
+
+    #[tokio::test]
+    async fn records_survive_the_process_and_the_first_hand_out_of_a_token_is_found() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("carnet.db");
+        let store = open(&path);
+        store.append(vec![AuditRecord::for_test(1), issued(true), issued(false)]).await.expect("written");
+        drop(store);
+        let found = open(&path).find_issued(&[7; 32]).await.expect("read").expect("a hand-out");
+        assert_eq!((found.exchange_id, found.target.as_str()), (uuid::Uuid::from_u128(9), "t"));
+        assert_eq!(Some(found.issued), issued(true).issued);
+        assert_eq!(open(&path).find_issued(&[8; 32]).await.expect("read"), None);
+    }
+
+    #[tokio::test]
+    async fn records_past_their_retention_are_dropped_and_no_others() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = open(&folder.path().join("carnet.db"));
+        let at = |seconds| AuditRecord {
+            time: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
+            ..AuditRecord::for_test(1)
+        };
+        store.append((0..100).map(at).collect()).await.expect("written");
+        let before = SystemTime::UNIX_EPOCH + Duration::from_secs(40);
+        assert_eq!(store.prune(before).await.expect("pruned"), 40);
+        assert_eq!(store.prune(before).await.expect("pruned"), 0);
+    }
+
+    #[tokio::test]
+    async fn keys_come_back_whole_but_only_with_the_store_key() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("carnet.db");
+        let key = SigningKey::generate(Algorithm::Es256).expect("a key");
+        open(&path).add_first(&key).await.expect("kept");
+        let back = open(&path).keys().await.expect("read");
+        assert_eq!((back.len(), &back[0].kid, &back[0].pkcs8), (1, &key.kid, &key.pkcs8));
+        let bytes = std::fs::read(&path).expect("the file");
+        assert!(!bytes.windows(32).any(|window| window == &key.pkcs8[..32]), "the key lies in the file in clear");
+        let other = open_with(&path, "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
+        assert!(other.keys().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_first_key_of_an_algorithm_stays_the_only_one_made_at_start() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("carnet.db");
+        let (one, other) = (open(&path), open(&path));
+        let keys = [(); 2].map(|()| SigningKey::generate(Algorithm::Es256).expect("a key"));
+        one.add_first(&keys[0]).await.expect("kept");
+        other.add_first(&keys[1]).await.expect("no error");
+        assert_eq!(other.keys().await.expect("read").len(), 1);
+    }
+
+    #[test]
+    fn a_file_is_for_its_owner_only_and_one_of_a_newer_version_is_left_alone() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("carnet.db");
+        drop(connect(&path).expect("a store"));
+        assert_eq!(std::fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
+        Connection::open(&path).expect("open").pragma_update(None, "user_version", 99).expect("changed");
+        assert!(matches!(connect(&path), Err(OpenError::Newer { found: 99, .. })));
+    }
+
+    #[test]
+    fn a_path_that_cannot_be_written_is_named() {
+        let error = connect(Path::new("/nowhere/carnet.db")).expect_err("no such folder");
+        assert!(error.to_string().contains("/nowhere/carnet.db"));
+    }
+}
