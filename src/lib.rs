@@ -38,3 +38,4 @@ pub mod exchange;
 
 // Edges: carry requests in, carry state out.
 pub mod store;
+pub mod sandbox;
