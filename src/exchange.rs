@@ -4,7 +4,7 @@ mod error;
 mod request;
 
 pub use error::ExchangeError;
-pub use request::{Caller, Door, ExchangeRequest, TargetRequest};
+pub use request::{Caller, Door, ExchangeRequest, Peer, TargetRequest};
 
 use std::fmt;
 use std::sync::Arc;
@@ -49,6 +49,18 @@ impl Exchange {
         Exchanged { exchange_id, result }
     }
 
+    /// For what a door could not even read as a request: refused like any other, and recorded.
+    pub async fn refuse(self: &Arc<Self>, request: ExchangeRequest, error: ExchangeError) -> Exchanged {
+        let exchange_id = Uuid::now_v7();
+        let exchange = self.clone();
+        let running = tokio::spawn(async move {
+            let record = Record::about(&request, exchange_id, exchange.clock.now());
+            exchange.record(record, Err(error)).await
+        });
+        let result = running.await.unwrap_or(Err(ExchangeError::ShuttingDown));
+        Exchanged { exchange_id, result }
+    }
+
     async fn decide_and_record(
         &self,
         request: ExchangeRequest,
@@ -56,6 +68,15 @@ impl Exchange {
     ) -> Result<Vec<IssuedCredential>, ExchangeError> {
         let mut record = Record::about(&request, exchange_id, self.clock.now());
         let result = self.steps(&request, &mut record).await;
+        self.record(record, result).await
+    }
+
+    /// Not recorded, not released.
+    async fn record(
+        &self,
+        record: Record,
+        result: Result<Vec<IssuedCredential>, ExchangeError>,
+    ) -> Result<Vec<IssuedCredential>, ExchangeError> {
         let result = match self.audit.record(record.of(&result)).await {
             Ok(()) => result,
             Err(AuditError::Closed) => Err(ExchangeError::ShuttingDown),

@@ -17,6 +17,7 @@ pub mod http;
 pub mod reason;
 pub mod secret;
 pub mod target;
+pub mod telemetry;
 
 /// The contract's messages and services, from `proto/`.
 #[expect(missing_debug_implementations, reason = "a derived Debug would print the tokens that the messages carry")]
@@ -38,4 +39,6 @@ pub mod exchange;
 
 // Edges: carry requests in, carry state out.
 pub mod store;
+pub mod grpc;
+pub mod oauth;
 pub mod sandbox;

@@ -40,6 +40,17 @@ pub struct Caller {
     pub user_agent: String,
 }
 
+impl Caller {
+    /// Texts that the caller chose are cut to what a record can hold.
+    pub fn new(door: Door, address: String, user_agent: &str) -> Self {
+        Self { door, address, user_agent: user_agent.chars().take(200).collect() }
+    }
+}
+
+/// The other end of a connection, as the listener saw it: an extension of every request.
+#[derive(Debug, Clone)]
+pub struct Peer(pub String);
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Door {
     Grpc,

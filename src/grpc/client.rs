@@ -1,0 +1,84 @@
+//! The broker's gRPC interface from a caller's side: over TLS, on loopback, or through a Unix socket.
+
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as TonicEndpoint, Uri};
+
+use crate::http::{Endpoint, InvalidEndpoint};
+use crate::proto::token_exchange_client::TokenExchangeClient;
+
+/// Where the broker listens: `https://host:port`, `http://` on loopback, or `unix:/path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    Network(Endpoint),
+    Unix(PathBuf),
+}
+
+impl FromStr for Address {
+    type Err = InvalidEndpoint;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.strip_prefix("unix:") {
+            Some(path) => Ok(Self::Unix(PathBuf::from(path))),
+            None => text.parse().map(Self::Network),
+        }
+    }
+}
+
+/// Why the broker cannot be reached.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectError {
+    #[error("cannot read the authorities in {path}")]
+    CaFile { path: PathBuf, source: std::io::Error },
+    #[error("cannot connect to the broker at {address}: is it running, and is --address right?")]
+    Connect { address: String, source: tonic::transport::Error },
+}
+
+/// A client of `TokenExchange`. `ca_file` is trusted besides the system's authorities.
+///
+/// # Errors
+/// [`ConnectError`] says what to check.
+pub async fn token_exchange(
+    address: &Address,
+    ca_file: Option<&PathBuf>,
+) -> Result<TokenExchangeClient<Channel>, ConnectError> {
+    let channel = match address {
+        Address::Network(endpoint) => network(endpoint, ca_file).await?,
+        Address::Unix(path) => unix(path.clone()).await?,
+    };
+    Ok(TokenExchangeClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES))
+}
+
+async fn network(endpoint: &Endpoint, ca_file: Option<&PathBuf>) -> Result<Channel, ConnectError> {
+    let failed = |source| ConnectError::Connect { address: endpoint.to_string(), source };
+    let mut channel =
+        TonicEndpoint::from_shared(endpoint.to_string()).map_err(failed)?.connect_timeout(CONNECT_TIMEOUT);
+    if endpoint.as_str().starts_with("https:") {
+        let mut tls = ClientTlsConfig::new().with_native_roots();
+        if let Some(path) = ca_file {
+            let pem =
+                tokio::fs::read(path).await.map_err(|source| ConnectError::CaFile { path: path.clone(), source })?;
+            tls = tls.ca_certificate(Certificate::from_pem(pem));
+        }
+        channel = channel.tls_config(tls).map_err(failed)?;
+    }
+    channel.connect().await.map_err(failed)
+}
+
+async fn unix(path: PathBuf) -> Result<Channel, ConnectError> {
+    let address = format!("unix:{}", path.display());
+    // The URI is a formality: the connector dials the socket.
+    let endpoint = TonicEndpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT);
+    let connector = tower::service_fn(move |_uri: Uri| {
+        let path = path.clone();
+        async move { UnixStream::connect(path).await.map(TokioIo::new) }
+    });
+    endpoint.connect_with_connector(connector).await.map_err(|source| ConnectError::Connect { address, source })
+}
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_MAX_BYTES: usize = 512 * 1024;

@@ -1,0 +1,166 @@
+//! The HTTP door: RFC 8693 token endpoint, introspection, discovery, keys, health and metrics.
+
+mod answer;
+mod form;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
+use axum::http::{HeaderMap, HeaderName, StatusCode};
+use axum::middleware::{Next, from_fn};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Extension, Json, body};
+use serde_json::{Value, json};
+
+use self::answer::{introspection, issued, refused};
+use self::form::{Fields, TOKEN_EXCHANGE};
+use crate::clock::Clock;
+use crate::exchange::{Caller, Door, Exchange, Exchanged, Peer};
+use crate::issuer::Issuer;
+use crate::secret::Secret;
+use crate::telemetry;
+
+/// What the HTTP listener serves.
+#[derive(Debug, Clone)]
+pub struct Http {
+    pub exchange: Arc<Exchange>,
+    /// Absent where the configuration has none: there are no keys and no discovery then.
+    pub issuer: Option<Arc<Issuer>>,
+    pub ready: Ready,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Whether calls should be sent here: store open, keys loaded, Entra's keys fetched once, not draining.
+#[derive(Debug, Clone, Default)]
+pub struct Ready(Arc<AtomicBool>);
+
+impl Ready {
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::Relaxed);
+        metrics::gauge!("carnet_ready").set(if ready { 1.0 } else { 0.0 });
+    }
+
+    pub fn is(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Every path. A request has [`DEADLINE`] from its head to its answer.
+pub fn router(http: Http) -> Router {
+    Router::new()
+        .route("/v1/token", post(token))
+        .route("/v1/introspect", post(introspect))
+        .route("/.well-known/openid-configuration", get(openid_configuration))
+        .route("/.well-known/oauth-authorization-server", get(authorization_server))
+        .route("/keys", get(keys))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
+        .layer(from_fn(within_deadline))
+        .with_state(http)
+}
+
+/// A slow sender must not hold a connection for longer than an exchange takes.
+async fn within_deadline(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(DEADLINE, next.run(request)).await {
+        Ok(response) => response,
+        Err(_elapsed) => (StatusCode::REQUEST_TIMEOUT, "the request was not complete in time\n").into_response(),
+    }
+}
+
+async fn token(
+    State(http): State<Http>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+    body: body::Bytes,
+) -> Response {
+    let caller = caller(peer, &headers);
+    let fields = match Fields::parse(&headers, &body) {
+        Ok(fields) => fields,
+        Err(message) => return answer::malformed("invalid_request", &message),
+    };
+    match fields.text("grant_type") {
+        Some(TOKEN_EXCHANGE) => {}
+        Some(_) => {
+            return answer::malformed("unsupported_grant_type", &format!("the one grant type is {TOKEN_EXCHANGE}"));
+        }
+        None => return answer::malformed("invalid_request", "grant_type is missing"),
+    }
+    let (request, error) = fields.exchange_request(caller);
+    let Exchanged { exchange_id, result } = match error {
+        None => http.exchange.run(request).await,
+        Some(error) => http.exchange.refuse(request, error).await,
+    };
+    match result {
+        Ok(credentials) => issued(exchange_id, credentials),
+        Err(error) => refused(exchange_id, &error),
+    }
+}
+
+/// RFC 7662, for the tokens that this broker handed out. Who holds a token may ask about it: the token is the proof.
+async fn introspect(State(http): State<Http>, headers: HeaderMap, body: body::Bytes) -> Response {
+    let fields = match Fields::parse(&headers, &body) {
+        Ok(fields) => fields,
+        Err(message) => return answer::malformed("invalid_request", &message),
+    };
+    let Some(token) = fields.text("token").filter(|token| !token.is_empty()) else {
+        return answer::malformed("invalid_request", "token is missing");
+    };
+    match http.exchange.audit.find_issued(&Secret::new(token).sha256()).await {
+        Ok(found) => introspection(found, http.clock.now()),
+        Err(_unreadable) => answer::unavailable(),
+    }
+}
+
+fn caller(peer: Option<Extension<Peer>>, headers: &HeaderMap) -> Caller {
+    let address = peer.map(|Extension(Peer(address))| address).unwrap_or_default();
+    let user_agent =
+        headers.get(axum::http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
+    Caller::new(Door::Http, address, user_agent)
+}
+
+async fn openid_configuration(State(http): State<Http>) -> Response {
+    document(http.issuer.map(|issuer| issuer.discovery()))
+}
+
+async fn authorization_server(State(http): State<Http>) -> Response {
+    document(http.issuer.map(|issuer| issuer.authorization_server()))
+}
+
+async fn keys(State(http): State<Http>) -> Response {
+    document(http.issuer.map(|issuer| issuer.jwks()))
+}
+
+fn document(document: Option<Value>) -> Response {
+    match document {
+        Some(document) => ([(CACHE_CONTROL, DOCUMENT_CACHING)], Json(document)).into_response(),
+        None => (StatusCode::NOT_FOUND, Json(json!({"error": "the configuration has no `issuer`"}))).into_response(),
+    }
+}
+
+async fn readyz(State(http): State<Http>) -> Response {
+    if http.ready.is() {
+        "ready\n".into_response()
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "not ready: starting, waiting for Entra's keys, or draining\n")
+            .into_response()
+    }
+}
+
+async fn metrics() -> ([(HeaderName, &'static str); 1], String) {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry::metrics().render())
+}
+
+/// A subject token has at most 64 KiB, and percent-encoding may add to it.
+const BODY_MAX_BYTES: usize = 256 * 1024;
+
+const DEADLINE: Duration = Duration::from_secs(30);
+
+/// Relying parties may keep keys for five minutes: a new key is published long before it signs.
+const DOCUMENT_CACHING: &str = "public, max-age=300";

@@ -1,0 +1,166 @@
+//! Logs, traces and metrics: where they go, and what the metrics mean.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use schemars::JsonSchema;
+use serde::Deserialize;
+use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _, filter, fmt};
+
+use crate::http::Endpoint;
+
+/// Where a process reports to.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// OTLP over gRPC; absent: no traces.
+    pub otlp: Option<Endpoint>,
+    pub log: LogFormat,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    #[default]
+    Json,
+    Text,
+}
+
+/// Dropping it writes out what is still on its way.
+#[derive(Debug)]
+pub struct Telemetry {
+    traces: Option<SdkTracerProvider>,
+    _logs: WorkerGuard,
+}
+
+/// Why telemetry cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum InstallError {
+    #[error("cannot export traces to {endpoint}")]
+    Otlp { endpoint: Endpoint, source: opentelemetry_otlp::ExporterBuildError },
+    #[error("another log subscriber is installed")]
+    Logs(#[from] tracing_subscriber::util::TryInitError),
+}
+
+/// Logs to standard error, in a thread of their own so that no exchange waits for a terminal. `RUST_LOG` chooses what.
+///
+/// # Errors
+/// [`InstallError`] where the exporter's address is refused, or when called twice.
+pub fn install(settings: &Settings) -> Result<Telemetry, InstallError> {
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(std::io::stderr());
+    let chosen = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
+    let logs = fmt::layer().with_writer(writer).with_target(false);
+    let logs = match settings.log {
+        LogFormat::Json => logs.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        LogFormat::Text => logs.boxed(),
+    };
+    let traces = settings.otlp.as_ref().map(exporter).transpose()?;
+    let spans = traces.as_ref().map(|traces| {
+        let ours = filter::Targets::new().with_target(SPANS, tracing::Level::DEBUG);
+        tracing_opentelemetry::layer().with_tracer(traces.tracer("carnet")).with_filter(ours)
+    });
+    tracing_subscriber::registry().with(logs.with_filter(chosen)).with(spans).try_init()?;
+    Ok(Telemetry { traces, _logs: guard })
+}
+
+fn exporter(endpoint: &Endpoint) -> Result<SdkTracerProvider, InstallError> {
+    let exporter =
+        SpanExporter::builder().with_tonic().with_endpoint(endpoint.as_str()).with_timeout(EXPORT_DEADLINE).build();
+    let exporter = exporter.map_err(|source| InstallError::Otlp { endpoint: endpoint.clone(), source })?;
+    let service = Resource::builder().with_service_name("carnet").build();
+    Ok(SdkTracerProvider::builder().with_batch_exporter(exporter).with_resource(service).build())
+}
+
+impl Drop for Telemetry {
+    fn drop(&mut self) {
+        if let Some(traces) = &self.traces {
+            // A collector that is away must not keep the process from ending.
+            let _ = traces.shutdown_with_timeout(EXPORT_DEADLINE);
+        }
+    }
+}
+
+/// The target of the spans that are exported: without an exporter they cost nothing.
+pub const SPANS: &str = "carnet::spans";
+
+/// The process's metrics, recorded from the first call on.
+pub fn metrics() -> &'static PrometheusHandle {
+    static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
+    METRICS.get_or_init(|| {
+        let builder = PrometheusBuilder::new();
+        let builder = builder.set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), &SECONDS);
+        let builder = builder
+            .and_then(|builder| builder.set_buckets_for_metric(Matcher::Suffix("_records".to_owned()), &RECORDS));
+        let recorder = builder.unwrap_or_else(|_no_buckets| PrometheusBuilder::new()).build_recorder();
+        let handle = recorder.handle();
+        // Another recorder is there only where a test brought its own.
+        let _ = metrics::set_global_recorder(recorder);
+        describe();
+        handle
+    })
+}
+
+/// The exporter drops what it has merged only when it is told to.
+pub async fn upkeep() {
+    let mut tick = tokio::time::interval(UPKEEP_EVERY);
+    loop {
+        tick.tick().await;
+        metrics().run_upkeep();
+    }
+}
+
+fn describe() {
+    for (name, meaning) in COUNTERS {
+        metrics::describe_counter!(name, meaning);
+    }
+    for (name, meaning) in GAUGES {
+        metrics::describe_gauge!(name, meaning);
+    }
+    for (name, meaning) in HISTOGRAMS {
+        metrics::describe_histogram!(name, meaning);
+    }
+}
+
+/// Every counter, with its meaning. Labels are closed lists; no subject, tenant or target is one.
+pub const COUNTERS: [(&str, &str); 9] = [
+    ("carnet_exchanges_total", "Exchanges by door, outcome and reason"),
+    ("carnet_cache_lookups_total", "Look-ups by cache and outcome: hit, miss, joined a call under way, stale, failed"),
+    ("carnet_upstream_requests_total", "HTTP calls to the clouds by hop and outcome"),
+    ("carnet_entra_key_fetches_total", "Fetches of Entra's signing keys by outcome"),
+    ("carnet_audit_records_total", "Audit records by outcome and reason"),
+    ("carnet_audit_write_failures_total", "Groups of audit records that could not be written"),
+    ("carnet_policy_reloads_total", "Reloads of the configuration file by outcome"),
+    ("carnet_tls_reloads_total", "Reloads of the server certificate by outcome"),
+    ("carnet_connections_refused_total", "Connections that were not served, by reason"),
+];
+
+pub const GAUGES: [(&str, &str); 5] = [
+    ("carnet_policy_stale", "1 while the configuration file cannot be loaded and old rules are in force"),
+    ("carnet_cache_entries", "Entries by cache"),
+    ("carnet_cache_bytes", "Weight in bytes by cache"),
+    ("carnet_connections", "Open connections by listener"),
+    ("carnet_ready", "1 while the broker is ready"),
+];
+
+pub const HISTOGRAMS: [(&str, &str); 4] = [
+    ("carnet_exchange_seconds", "Time from request to answer by outcome"),
+    ("carnet_upstream_request_seconds", "Time of one HTTP call by hop"),
+    ("carnet_audit_write_seconds", "Time to make a group of audit records durable"),
+    ("carnet_audit_group_records", "Audit records per group"),
+];
+
+const SECONDS: [f64; 12] = [0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0, 10.0];
+const RECORDS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0, 512.0];
+
+/// Lines that wait for standard error; more are dropped rather than holding exchanges up.
+const LOG_LINES: usize = 65_536;
+
+const EXPORT_DEADLINE: Duration = Duration::from_secs(3);
+const UPKEEP_EVERY: Duration = Duration::from_secs(5);
