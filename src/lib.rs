@@ -42,3 +42,4 @@ pub mod store;
 pub mod grpc;
 pub mod oauth;
 pub mod sandbox;
+pub mod config;

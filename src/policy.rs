@@ -247,6 +247,25 @@ impl Policy {
     }
 }
 
+/// What is wrong with the `operators` section.
+pub fn check_operators(documents: &[OperatorDocument]) -> Vec<Mistake> {
+    let mut mistakes = Vec::new();
+    for (position, document) in documents.iter().enumerate() {
+        let at = format!("operators[{position}]");
+        let subject = rule::Subject::compile(&document.subject, &format!("{at}.subject"), &mut mistakes);
+        if subject == rule::Subject::default() {
+            mistakes.push(Mistake {
+                at: at.clone(),
+                message: "names nobody: say in `subject` who the operators are".to_owned(),
+            });
+        }
+        if document.permissions.is_empty() {
+            mistakes.push(Mistake { at: format!("{at}.permissions"), message: "names no permission".to_owned() });
+        }
+    }
+    mistakes
+}
+
 impl fmt::Debug for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_set().entries(self.targets.keys()).finish()

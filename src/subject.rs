@@ -4,7 +4,7 @@ mod entra;
 mod jwks;
 mod token;
 
-pub use entra::{EntraVerifier, Settings};
+pub use entra::{EntraVerifier, Settings, is_microsoft_audience};
 pub use jwks::{FetchError, KeyCache};
 
 use std::fmt;

@@ -274,6 +274,18 @@ pub struct Target {
     pub revision: [u8; 32],
 }
 
+impl Target {
+    /// Whether the cloud is shown an assertion that the broker signs.
+    pub fn needs_issuer(&self) -> bool {
+        match &self.platform {
+            Platform::Google(google) => google.subject_token == GoogleSubjectToken::Issuer,
+            Platform::Azure(azure) => {
+                matches!(azure.source, AzureSource::Issuer { .. } | AzureSource::OnBehalfOf { .. })
+            }
+        }
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub enum Platform {
     Google(GoogleTarget),

@@ -303,6 +303,11 @@ const VERDICTS_MAX_BYTES: u64 = 64 * 1024 * 1024;
 /// Frees the memory of verdicts nobody asks for; continuous-access tokens live up to 28 h.
 const VERDICT_MAX_AGE: Duration = Duration::from_secs(24 * 3600);
 
+/// Whether an audience is one of Microsoft's own applications, which the broker can never be.
+pub fn is_microsoft_audience(audience: &str) -> bool {
+    MICROSOFT_AUDIENCES.iter().any(|(theirs, _name)| same_audience(theirs, audience))
+}
+
 /// Applications whose tokens people present by mistake. Nobody but Microsoft can verify the first two.
 const MICROSOFT_AUDIENCES: [(&str, &str); 7] = [
     ("00000003-0000-0000-c000-000000000000", "Microsoft Graph"),

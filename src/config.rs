@@ -1,0 +1,258 @@
+//! The configuration file as every module's settings: all mistakes at once, each with its line.
+
+mod document;
+mod source;
+mod targets;
+
+pub use source::Fault;
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use self::document::{Document, EntraDocument, IssuerDocument, ServerDocument, TlsDocument};
+use self::source::Source;
+use crate::http::{self, Endpoint};
+use crate::policy::{Mistake, Policy, check_operators};
+use crate::secret::{SealingKey, Secret};
+use crate::subject;
+use crate::telemetry;
+
+/// A whole configuration, checked.
+#[derive(Debug)]
+pub struct Config {
+    pub server: ServerSettings,
+    pub entra: subject::Settings,
+    pub issuer: Option<IssuerSettings>,
+    /// Targets and rules: the part that a changed file replaces while the broker runs.
+    pub policy: Policy,
+    pub outbound: http::Settings,
+    /// The SQLite file.
+    pub store: PathBuf,
+    pub store_key: Option<Secret>,
+    /// How long audit records are kept.
+    pub retention: Duration,
+    pub telemetry: telemetry::Settings,
+    /// Of everything but the policy: a difference needs a restart.
+    pub fixed: String,
+}
+
+#[derive(Debug, Clone)]
+pub struct ServerSettings {
+    pub grpc: ListenAddress,
+    pub http: ListenAddress,
+    pub tls: Option<TlsSettings>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenAddress {
+    Off,
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// Paths of PEM files, read again when they change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsSettings {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+    pub client_ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Clone)]
+pub struct IssuerSettings {
+    pub url: String,
+    pub key_files: Vec<PathBuf>,
+}
+
+/// Everything that is wrong with a file.
+#[derive(Debug, Clone)]
+pub struct ConfigError {
+    pub path: PathBuf,
+    pub faults: Vec<Fault>,
+}
+
+impl fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} cannot be used:", self.path.display())?;
+        self.faults.iter().try_for_each(|fault| write!(f, "\n  {fault}"))
+    }
+}
+
+impl std::error::Error for ConfigError {}
+
+impl Config {
+    /// # Errors
+    /// Every mistake of the file.
+    pub fn load(path: &Path) -> Result<Self, ConfigError> {
+        Self::load_with(path, &|name| std::env::var(name).ok())
+    }
+
+    /// `environment` stands for the process's own.
+    pub fn load_with(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
+        let failed = |faults| ConfigError { path: path.to_owned(), faults };
+        let source = Source::read(path, environment).map_err(failed)?;
+        let document: Document = source.typed().map_err(failed)?;
+        let mut mistakes = Vec::new();
+        let config = Self::build(document, environment, &mut mistakes);
+        let mut faults: Vec<Fault> =
+            mistakes.into_iter().map(|Mistake { at, message }| source.fault(at, message)).collect();
+        faults.sort_by_key(|fault| fault.line);
+        config.filter(|_config| faults.is_empty()).ok_or_else(|| failed(faults))
+    }
+
+    /// The JSON Schema of the file.
+    pub fn schema() -> schemars::Schema {
+        schemars::schema_for!(Document)
+    }
+
+    fn build(
+        document: Document,
+        environment: &dyn Fn(&str) -> Option<String>,
+        mistakes: &mut Vec<Mistake>,
+    ) -> Option<Self> {
+        let fixed = format!(
+            "{:?} {:?} {:?} {:?} {:?} {:?}",
+            document.server, document.entra, document.issuer, document.outbound, document.store, document.telemetry
+        );
+        let server = server(&document.server, mistakes);
+        let entra = entra(&document.entra, mistakes);
+        let issuer = issuer(document.issuer.as_ref(), mistakes);
+        let targets = targets::compile(&document.targets, &document.entra.authority, environment, mistakes);
+        let asserted = targets.iter().flatten().find(|target| target.needs_issuer());
+        if let (Some(target), None) = (asserted, &issuer) {
+            let message = format!("is missing: target {} is reached with the broker's own assertions", target.name);
+            mistakes.push(Mistake { at: "issuer".to_owned(), message });
+        }
+        if issuer.as_ref().is_some_and(|issuer| issuer.key_files.is_empty()) && document.store_key.is_none() {
+            let message =
+                "is missing: the issuer's keys are kept in the store. Make one with `openssl rand -base64 32`"
+                    .to_owned();
+            mistakes.push(Mistake { at: "store_key".to_owned(), message });
+        }
+        if let Some(Err(error)) = document.store_key.as_ref().map(SealingKey::from_base64) {
+            mistakes.push(Mistake { at: "store_key".to_owned(), message: error.to_string() });
+        }
+        mistakes.extend(check_operators(&document.operators));
+        let store = store(&document.store, mistakes);
+        let policy = targets
+            .and_then(|targets| Policy::compile(&document.rules, targets).map_err(|found| mistakes.extend(found)).ok());
+        Some(Self {
+            server: server?,
+            entra: entra?,
+            issuer,
+            policy: policy?,
+            outbound: http::Settings { ca_file: document.outbound.ca_file },
+            store: store?,
+            store_key: document.store_key,
+            retention: document.audit.retention.0,
+            telemetry: telemetry::Settings { otlp: document.telemetry.otlp, log: document.telemetry.log },
+            fixed,
+        })
+    }
+}
+
+fn server(document: &ServerDocument, mistakes: &mut Vec<Mistake>) -> Option<ServerSettings> {
+    let tls = document.tls.clone().map(|TlsDocument { certificate, private_key, client_ca }| TlsSettings {
+        certificate,
+        private_key,
+        client_ca,
+    });
+    let mut listen = |field: &str, text: &str| {
+        let mut mistake =
+            |message: &str| mistakes.push(Mistake { at: format!("server.{field}"), message: message.to_owned() });
+        let address = match text {
+            "off" => ListenAddress::Off,
+            _ => match (text.strip_prefix("unix:"), text.parse()) {
+                (Some(path), _) => ListenAddress::Unix(PathBuf::from(path)),
+                (None, Ok(address)) => ListenAddress::Tcp(address),
+                (None, Err(_no_address)) => {
+                    mistake("expected ADDRESS:PORT such as 127.0.0.1:7443 or [::]:7443, unix:PATH, or off");
+                    return None;
+                }
+            },
+        };
+        if let ListenAddress::Tcp(address) = &address
+            && !address.ip().is_loopback()
+            && tls.is_none()
+        {
+            mistake("is not loopback, so server.tls is required: tokens would travel in clear");
+        }
+        Some(address)
+    };
+    let (grpc, http) = (listen("grpc", &document.grpc), listen("http", &document.http));
+    Some(ServerSettings { grpc: grpc?, http: http?, tls })
+}
+
+fn entra(document: &EntraDocument, mistakes: &mut Vec<Mistake>) -> Option<subject::Settings> {
+    let before = mistakes.len();
+    let mut mistake = |field: &str, message: &str| {
+        mistakes.push(Mistake { at: format!("entra.{field}"), message: message.to_owned() })
+    };
+    if document.tenants.is_empty() {
+        mistake("tenants", "name at least one tenant: without it any tenant's tokens would be taken");
+    }
+    if document.audiences.is_empty() {
+        mistake(
+            "audiences",
+            "name at least one audience, the broker's own application: without it tokens for others would be taken",
+        );
+    }
+    for (index, audience) in document.audiences.iter().enumerate() {
+        let microsoft = subject::is_microsoft_audience(audience);
+        if audience.trim().is_empty() || audience.trim() != audience {
+            mistake(
+                &format!("audiences[{index}]"),
+                "an audience is a client id or an application id URI without blanks",
+            );
+        } else if microsoft {
+            mistake(
+                &format!("audiences[{index}]"),
+                "is one of Microsoft's own applications: the audience is the broker's application",
+            );
+        }
+    }
+    if document.clock_skew.0 > LARGEST_SKEW {
+        mistake("clock_skew", "is at most 10m: it prolongs the life of every stolen token");
+    }
+    (mistakes.len() == before).then(|| subject::Settings {
+        authority: document.authority.clone(),
+        tenants: document.tenants.iter().map(|tenant| tenant.0).collect(),
+        audiences: document.audiences.clone(),
+        clock_skew: document.clock_skew.0,
+    })
+}
+
+fn issuer(document: Option<&IssuerDocument>, mistakes: &mut Vec<Mistake>) -> Option<IssuerSettings> {
+    let document = document?;
+    let mut mistake = |field: &str, message: String| mistakes.push(Mistake { at: format!("issuer.{field}"), message });
+    match document.url.parse::<Endpoint>() {
+        Err(error) => mistake("url", error.to_string()),
+        // Two loopback forms of one URL are two issuers: the text is compared, never the URL.
+        Ok(_) if document.url.ends_with('/') => {
+            mistake("url", "ends in `/`: the clouds compare it to the letter, and their consoles drop it".to_owned());
+        }
+        Ok(_) => {}
+    }
+    if document.publish_ahead > document.rotate_every {
+        mistake("publish_ahead", "is longer than rotate_every".to_owned());
+    }
+    Some(IssuerSettings { url: document.url.clone(), key_files: document.key_files.clone() })
+}
+
+fn store(text: &str, mistakes: &mut Vec<Mistake>) -> Option<PathBuf> {
+    let message = match (text.strip_prefix("sqlite:"), text.starts_with("postgres")) {
+        (Some(path), _) if !path.is_empty() && !path.starts_with(':') => return Some(PathBuf::from(path)),
+        (_, true) => "this version keeps its store in one SQLite file: sqlite:PATH",
+        _ => "expected sqlite:PATH",
+    };
+    mistakes.push(Mistake { at: "store".to_owned(), message: message.to_owned() });
+    None
+}
+
+/// Microsoft's own library takes 5 minutes.
+const LARGEST_SKEW: Duration = Duration::from_secs(600);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,227 @@
+//! The configuration file's form: sections as they are written, before anything is checked against anything else.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use schemars::JsonSchema;
+use serde::Deserialize;
+
+use crate::http::Endpoint;
+use crate::policy::{OperatorDocument, RuleDocument};
+use crate::secret::Secret;
+use crate::target::{Guid, Name, PoolProvider, Scope, ServiceAccount, Span};
+use crate::telemetry::LogFormat;
+
+/// carnet's configuration.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct Document {
+    #[serde(default)]
+    pub server: ServerDocument,
+    pub entra: EntraDocument,
+    pub issuer: Option<IssuerDocument>,
+    #[serde(default)]
+    pub targets: BTreeMap<Name, TargetDocument>,
+    /// Any one that matches allows; none: denied.
+    #[serde(default)]
+    pub rules: Vec<RuleDocument>,
+    #[serde(default)]
+    pub operators: Vec<OperatorDocument>,
+    #[serde(default)]
+    pub outbound: OutboundDocument,
+    /// `sqlite:PATH`
+    #[serde(default = "default_store")]
+    pub store: String,
+    /// 32 bytes in base64: encrypts what the store keeps secret.
+    #[schemars(with = "Option<String>")]
+    pub store_key: Option<Secret>,
+    #[serde(default)]
+    pub audit: AuditDocument,
+    #[serde(default)]
+    pub telemetry: TelemetryDocument,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ServerDocument {
+    /// `ADDRESS:PORT`, `unix:PATH` or `off`
+    #[serde(default = "default_grpc")]
+    pub grpc: String,
+    /// `ADDRESS:PORT`, `unix:PATH` or `off`
+    #[serde(default = "default_http")]
+    pub http: String,
+    /// Required unless the address is loopback.
+    pub tls: Option<TlsDocument>,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TlsDocument {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+    /// Mutual TLS: callers show a certificate of one of these authorities.
+    pub client_ca: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct EntraDocument {
+    /// Sovereign clouds: their host.
+    #[serde(default = "default_authority")]
+    pub authority: Endpoint,
+    pub tenants: Vec<Guid>,
+    pub audiences: Vec<String>,
+    #[serde(default = "default_clock_skew")]
+    pub clock_skew: Span,
+}
+
+/// The broker as an OIDC issuer.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct IssuerDocument {
+    /// Exactly what the clouds are told to trust.
+    pub url: String,
+    /// PEM keys from outside; otherwise made on first start and kept in the store.
+    #[serde(default)]
+    pub key_files: Vec<PathBuf>,
+    #[serde(default = "default_rotate_every")]
+    pub rotate_every: Span,
+    /// A new key is published this long before it signs.
+    #[serde(default = "default_publish_ahead")]
+    pub publish_ahead: Span,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TargetDocument {
+    pub google: Option<GoogleDocument>,
+    pub azure: Option<AzureDocument>,
+    #[serde(default)]
+    pub sharing: SharingDocument,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum SharingDocument {
+    #[default]
+    Subject,
+    Target,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct GoogleDocument {
+    pub audience: PoolProvider,
+    #[serde(default)]
+    pub subject_token: SubjectTokenDocument,
+    pub service_account: Option<ServiceAccount>,
+    #[serde(default = "default_google_scopes")]
+    pub scopes: Vec<Scope>,
+    /// Up to 12h where the organization policy allows it.
+    #[serde(default = "default_google_lifetime")]
+    pub max_lifetime: Span,
+    /// Where neither the request nor its job says how long; default: 1h, or max_lifetime where that is less.
+    pub default_lifetime: Option<Span>,
+    #[serde(default = "default_sts")]
+    pub sts_endpoint: Endpoint,
+    #[serde(default = "default_iam_credentials")]
+    pub iam_credentials_endpoint: Endpoint,
+}
+
+#[derive(Debug, Clone, Copy, Default, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum SubjectTokenDocument {
+    #[default]
+    Issuer,
+    Entra,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AzureDocument {
+    pub tenant: Guid,
+    pub client_id: Guid,
+    pub source: SourceDocument,
+    /// `sub` of the broker's assertion; default: `carnet:` and the target's name.
+    pub subject: Option<String>,
+    pub scopes: Vec<Scope>,
+    /// Default: the one of `entra`.
+    pub authority: Option<Endpoint>,
+    /// `source: token_file` only.
+    pub token_file: Option<PathBuf>,
+    /// `source: managed_identity` only; default: IDENTITY_ENDPOINT of the environment, else http://169.254.169.254.
+    pub endpoint: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum SourceDocument {
+    Issuer,
+    TokenFile,
+    ManagedIdentity,
+    OnBehalfOf,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OutboundDocument {
+    /// Trusted besides the system's roots.
+    pub ca_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct AuditDocument {
+    #[serde(default = "default_retention")]
+    pub retention: Span,
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct TelemetryDocument {
+    pub otlp: Option<Endpoint>,
+    #[serde(default)]
+    pub log: LogFormat,
+}
+
+impl Default for ServerDocument {
+    fn default() -> Self {
+        Self { grpc: default_grpc(), http: default_http(), tls: None }
+    }
+}
+
+impl Default for AuditDocument {
+    fn default() -> Self {
+        Self { retention: default_retention() }
+    }
+}
+
+macro_rules! defaults {
+    ($($name:ident: $type:ty = $value:expr;)+) => {
+        $(fn $name() -> $type { $value })+
+    };
+}
+
+const fn seconds(seconds: u64) -> Span {
+    Span(std::time::Duration::from_secs(seconds))
+}
+
+#[expect(clippy::expect_used, reason = "a literal; a test reads every default")]
+fn literal<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().expect("a good default")
+}
+
+defaults! {
+    default_grpc: String = "127.0.0.1:7443".to_owned();
+    default_http: String = "127.0.0.1:7080".to_owned();
+    default_authority: Endpoint = literal("https://login.microsoftonline.com");
+    default_clock_skew: Span = seconds(300);
+    default_rotate_every: Span = seconds(30 * 86_400);
+    default_publish_ahead: Span = seconds(86_400);
+    default_google_scopes: Vec<Scope> = vec![literal("https://www.googleapis.com/auth/cloud-platform")];
+    default_google_lifetime: Span = seconds(3600);
+    default_sts: Endpoint = literal("https://sts.googleapis.com");
+    default_iam_credentials: Endpoint = literal("https://iamcredentials.googleapis.com");
+    default_store: String = "sqlite:carnet.db".to_owned();
+    default_retention: Span = seconds(90 * 86_400);
+}

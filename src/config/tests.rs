@@ -1,0 +1,261 @@
+use super::*;
+
+const MINIMAL: &str = "
+entra:
+  tenants: [11111111-1111-1111-1111-111111111111]
+  audiences: [api://carnet]
+";
+
+/// The contract's example, as it is printed there, but for the secrets' places.
+const WHOLE: &str = "
+server:
+  grpc: 127.0.0.1:7443
+  http: 127.0.0.1:7080
+  tls:
+    certificate: /etc/carnet/tls.crt
+    private_key: /etc/carnet/tls.key
+    client_ca: /etc/carnet/ca.crt
+entra:
+  authority: https://login.microsoftonline.com
+  tenants: [\"11111111-1111-1111-1111-111111111111\"]
+  audiences: [\"22222222-2222-2222-2222-222222222222\", \"api://carnet\"]
+  clock_skew: 300s
+issuer:
+  url: https://carnet.example.com
+  key_files: []
+  rotate_every: 30d
+  publish_ahead: 24h
+targets:
+  vertex-training:
+    google:
+      audience: //iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet
+      subject_token: issuer
+      service_account: trainer@ml-prod.iam.gserviceaccount.com
+      scopes: [https://www.googleapis.com/auth/cloud-platform]
+      max_lifetime: 1h
+      sts_endpoint: https://sts.googleapis.com
+      iam_credentials_endpoint: https://iamcredentials.googleapis.com
+  azure-ml:
+    azure:
+      tenant: 11111111-1111-1111-1111-111111111111
+      client_id: 33333333-3333-3333-3333-333333333333
+      source: issuer
+      subject: carnet:azure-ml
+      scopes: [https://ml.azure.com/.default]
+      authority: https://login.microsoftonline.com
+    sharing: subject
+rules:
+  - name: vision-training
+    targets: [vertex-training, azure-ml]
+    subject:
+      tenants: [\"11111111-1111-1111-1111-111111111111\"]
+      kinds: [service_principal, managed_identity]
+      groups: [\"44444444-4444-4444-4444-444444444444\"]
+      roles: [Training.Submit]
+      scopes: [jobs.submit]
+      clients: [\"55555555-5555-5555-5555-555555555555\"]
+      objects: [\"66666666-6666-6666-6666-666666666666\"]
+      auth_contexts: [c1]
+    when: >
+      job.expected_duration <= duration(\"72h\") && job.labels[\"team\"] == \"vision\"
+    max_lifetime: 1h
+    lease: { max_duration: 72h, heartbeat: 5m }
+    attributes:
+      team: job.labels[\"team\"]
+    deny: false
+operators:
+  - permissions: [explain, audit.read, leases.read, leases.revoke]
+    subject: { roles: [Carnet.Operator] }
+outbound:
+  ca_file: /etc/carnet/extra-ca.pem
+store: sqlite:carnet.db
+store_key: ${env:STORE_KEY}
+audit:
+  retention: 90d
+telemetry:
+  otlp: http://127.0.0.1:4317
+  log: json
+";
+
+fn environment(name: &str) -> Option<String> {
+    match name {
+        "STORE_KEY" => Some("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned()),
+        "SECRET" => Some("hunter2-hunter2".to_owned()),
+        _ => None,
+    }
+}
+
+fn load(text: &str) -> Result<Config, ConfigError> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("carnet.yaml");
+    std::fs::write(&path, text).expect("written");
+    Config::load_with(&path, &environment)
+}
+
+/// The mistakes, without the first line that names the file.
+fn faults(text: &str) -> Vec<String> {
+    load(text).expect_err("a mistake").faults.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn the_contracts_example_is_accepted() {
+    let config = load(WHOLE).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.policy.targets().count(), 2);
+    assert_eq!(config.retention, Duration::from_secs(90 * 86_400));
+}
+
+#[test]
+fn what_can_be_left_out_has_a_default_and_nothing_is_granted() {
+    let config = load(MINIMAL).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.server.grpc, ListenAddress::Tcp(([127, 0, 0, 1], 7443).into()));
+    assert_eq!(config.entra.clock_skew, Duration::from_secs(300));
+    assert_eq!(config.policy.targets().count(), 0);
+}
+
+#[test]
+fn every_mistake_is_reported_with_its_line() {
+    let found = faults(
+        "
+server:
+  grpc: 10.0.0.1:7443
+  htp: off
+entra:
+  tenants: [common]
+  audiences: []
+  clock_skew: 5 minutes
+targets:
+  vertex:
+    google:
+      audience: //iam.googleapis.com/projects/my-project/locations/global/workloadIdentityPools/ml-pool/providers/carnet
+store: 7
+",
+    );
+    let expected = [
+        "line 4: server.htp: unknown field `htp`",
+        "line 6: entra.tenants",
+        "line 8: entra.clock_skew: a duration is a whole number with a unit",
+        "line 12: targets.vertex.google.audience: a provider is named",
+        "line 13: store: invalid type",
+    ];
+    for expected in expected {
+        assert!(found.iter().any(|fault| fault.starts_with(expected)), "{expected} is not in {found:#?}");
+    }
+    assert_eq!(found.len(), expected.len(), "{found:#?}");
+}
+
+#[test]
+fn mistakes_between_sections_are_reported_together_with_their_lines() {
+    let found = faults(
+        &WHOLE
+            .replace("127.0.0.1:7443", "0.0.0.0:7443")
+            .replace("  tls:\n    certificate: /etc/carnet/tls.crt\n    private_key: /etc/carnet/tls.key\n    client_ca: /etc/carnet/ca.crt\n", "")
+            .replace("targets: [vertex-training, azure-ml]", "targets: [vertex-trainin, azure-ml]")
+            .replace("max_lifetime: 1h\n      sts", "max_lifetime: 13h\n      sts")
+            .replace("https://ml.azure.com/.default", "https://ml.azure.com/")
+            .replace("store: sqlite:carnet.db", "store: postgres://db"),
+    );
+    assert_eq!(found.len(), 4, "{found:#?}");
+    assert!(found[0].starts_with("line 3: server.grpc: is not loopback"), "{found:#?}");
+    assert!(found.iter().any(|fault| fault.contains("targets.vertex-training.google.max_lifetime")), "{found:#?}");
+    assert!(found.iter().any(|fault| fault.contains("targets.azure-ml.azure.scopes")), "{found:#?}");
+    assert!(
+        found.iter().any(|fault| fault.contains("store: this version keeps its store in one SQLite file")),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn i03_i04_without_tenants_or_audiences_nothing_starts() {
+    for (good, bad) in [
+        ("[11111111-1111-1111-1111-111111111111]", "[]"),
+        ("[api://carnet]", "[]"),
+        ("[api://carnet]", "['']"),
+        ("[api://carnet]", "['https://graph.microsoft.com/']"),
+        ("  audiences: [api://carnet]\n", ""),
+        ("  tenants: [11111111-1111-1111-1111-111111111111]\n", ""),
+    ] {
+        assert_eq!(faults(&MINIMAL.replace(good, bad)).len(), 1, "{good} as {bad}");
+    }
+}
+
+#[test]
+fn a_value_from_outside_never_shows_in_a_message() {
+    let found = faults(&format!("{MINIMAL}store_key: ${{env:SECRET}}\ntelemetry:\n  log: ${{env:SECRET}}\n"));
+    assert!(found.iter().any(|fault| fault.contains("telemetry.log")), "{found:#?}");
+    assert!(!found.concat().contains("hunter2"), "{found:#?}");
+    let config = load(WHOLE).expect("a configuration");
+    assert!(!format!("{config:?}").contains("AAAAAAAA"));
+}
+
+#[test]
+fn a_reference_that_leads_nowhere_is_named() {
+    let found = faults(&format!("{MINIMAL}store_key: ${{env:ABSENT}}\n"));
+    assert_eq!(found, ["line 5: store_key: the environment has no ABSENT"]);
+    let found = faults(&format!("{MINIMAL}store_key: ${{file:/nowhere/key}}\n"));
+    assert!(found[0].starts_with("line 5: store_key: /nowhere/key cannot be read"), "{found:#?}");
+}
+
+#[test]
+fn an_issuer_needs_a_place_for_its_keys_and_targets_that_need_it_need_an_issuer() {
+    let without_key = WHOLE.replace("store_key: ${env:STORE_KEY}\n", "");
+    assert!(faults(&without_key)[0].contains("store_key: is missing"));
+    let issuer =
+        "issuer:\n  url: https://carnet.example.com\n  key_files: []\n  rotate_every: 30d\n  publish_ahead: 24h\n";
+    assert!(faults(&WHOLE.replace(issuer, ""))[0].contains("issuer: is missing"));
+    assert!(
+        faults(&WHOLE.replace("https://carnet.example.com", "http://carnet.example.com"))[0].contains("issuer.url")
+    );
+    assert!(
+        faults(&WHOLE.replace("https://carnet.example.com", "https://carnet.example.com/"))[0].contains("issuer.url")
+    );
+}
+
+#[test]
+fn text_that_is_no_yaml_and_keys_that_stand_twice_are_named_with_their_line() {
+    assert!(faults("entra: [")[0].contains("is not YAML"));
+    assert!(faults(&format!("{MINIMAL}entra: {{}}\n"))[0].contains("line"));
+    assert!(faults("")[0].contains("missing field") || faults("")[0].contains("invalid type"));
+}
+
+#[test]
+fn app_service_is_found_in_the_environment() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("carnet.yaml");
+    let text = format!(
+        "{MINIMAL}targets:\n  t:\n    azure:\n      tenant: 11111111-1111-1111-1111-111111111111\n      client_id: 33333333-3333-3333-3333-333333333333\n      source: managed_identity\n      scopes: [https://ml.azure.com/.default]\n"
+    );
+    std::fs::write(&path, text).expect("written");
+    let source = |environment: &dyn Fn(&str) -> Option<String>| {
+        let config = Config::load_with(&path, environment).unwrap_or_else(|error| panic!("{error}"));
+        format!("{:?}", config.policy.targets().next().expect("a target").platform)
+    };
+    assert!(source(&|_name| None).contains("Imds(http://169.254.169.254)"));
+    let app_service = |name: &str| match name {
+        "IDENTITY_ENDPOINT" => Some("http://127.0.0.1:41000/msi/token".to_owned()),
+        "IDENTITY_HEADER" => Some("hunter2".to_owned()),
+        _ => None,
+    };
+    let found = source(&app_service);
+    assert!(found.contains("AppService") && !found.contains("hunter2"), "{found}");
+}
+
+#[test]
+fn the_schema_names_every_section() {
+    let schema = serde_json::to_value(Config::schema()).expect("JSON");
+    let sections = schema["properties"].as_object().expect("properties");
+    for section in [
+        "server",
+        "entra",
+        "issuer",
+        "targets",
+        "rules",
+        "operators",
+        "outbound",
+        "store",
+        "store_key",
+        "audit",
+        "telemetry",
+    ] {
+        assert!(sections.contains_key(section), "{section}");
+    }
+}
