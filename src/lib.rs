@@ -42,4 +42,8 @@ pub mod store;
 pub mod grpc;
 pub mod oauth;
 pub mod sandbox;
+
+// Assembly.
 pub mod config;
+pub mod app;
+pub mod cli;

@@ -1,5 +1,6 @@
 //! Logs, traces and metrics: where they go, and what the metrics mean.
 
+use std::io::IsTerminal as _;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -56,7 +57,7 @@ pub enum InstallError {
 pub fn install(settings: &Settings) -> Result<Telemetry, InstallError> {
     let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(std::io::stderr());
     let chosen = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
-    let logs = fmt::layer().with_writer(writer).with_target(false);
+    let logs = fmt::layer().with_writer(writer).with_target(false).with_ansi(std::io::stderr().is_terminal());
     let logs = match settings.log {
         LogFormat::Json => logs.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
         LogFormat::Text => logs.boxed(),

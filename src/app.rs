@@ -1,0 +1,329 @@
+//! The composition root: a configuration in, running servers out; reload, readiness and drain.
+
+mod listener;
+mod tls;
+
+pub use tls::TlsError;
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use axum::Router;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use self::listener::{Listener, Socket, Speaks};
+use self::tls::{Protocols, Tls};
+use crate::audit::Audit;
+use crate::clock::Clock;
+use crate::config::{Config, ConfigError, IssuerSettings, ListenAddress, TlsSettings};
+use crate::credential::{Clouds, Credentials};
+use crate::exchange::Exchange;
+use crate::grpc::{self, Health};
+use crate::http;
+use crate::issuer::{Algorithm, Issuer, KeyError, LoadError, SigningKey};
+use crate::oauth::{self, Http, Ready};
+use crate::policy::Policy;
+use crate::secret::{SealError, SealingKey};
+use crate::store::{OpenError, SqliteStore};
+use crate::subject::{EntraVerifier, KeyCache};
+use crate::telemetry;
+
+/// A running broker.
+#[derive(Debug)]
+pub struct App {
+    grpc_address: Option<SocketAddr>,
+    http_address: Option<SocketAddr>,
+    reloading: Arc<Reloading>,
+    ready: Ready,
+    health: Health,
+    draining: CancellationToken,
+    aborting: CancellationToken,
+    connections: TaskTracker,
+    /// What runs beside the exchanges; ends when the app does.
+    background: JoinSet<()>,
+    audit_writer: JoinHandle<()>,
+}
+
+/// Why the broker does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error(transparent)]
+    Http(#[from] http::ClientError),
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error("store_key")]
+    StoreKey(#[from] SealError),
+    #[error("the issuer's keys")]
+    IssuerKeys(#[from] LoadError),
+    #[error("cannot read the key file {path}")]
+    KeyFile { path: PathBuf, source: io::Error },
+    #[error("the key file {path} cannot be used")]
+    Key { path: PathBuf, source: KeyError },
+    #[error("issuer.key_files has no {} key: Google is shown ES256, Entra RS256", .0.as_str())]
+    NoKey(Algorithm),
+    #[error("cannot listen on {address:?} (server.{name})")]
+    Listen { name: &'static str, address: ListenAddress, source: io::Error },
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    #[error("the compiled-in descriptors are broken")]
+    Descriptors(#[from] tonic_reflection::server::Error),
+}
+
+impl App {
+    /// Starts everything that `config` says. `path`, where the configuration came from, is watched for new rules.
+    ///
+    /// # Errors
+    /// [`StartError`] says what to change.
+    pub async fn start(config: Config, path: Option<PathBuf>, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        // From the first call on, what the modules count is kept.
+        telemetry::metrics();
+        let outbound = http::Client::new(&config.outbound)?;
+        let sealing = config.store_key.as_ref().map_or_else(SealingKey::random, SealingKey::from_base64)?;
+        let store = Arc::new(SqliteStore::open(&config.store, sealing, clock.clone())?);
+        let issuer = match &config.issuer {
+            Some(settings) => Some(Arc::new(issuer(settings, &store, clock.clone()).await?)),
+            None => None,
+        };
+        let verifier = Arc::new(EntraVerifier::new(config.entra.clone(), outbound.clone(), clock.clone()));
+        let keys = verifier.keys().clone();
+        let clouds = Clouds::new(outbound, issuer.clone(), clock.clone());
+        let (audit, audit_writer) = Audit::start(store);
+        let policy = Arc::new(ArcSwap::from_pointee(config.policy));
+        let exchange = Arc::new(Exchange {
+            verifier,
+            policy: policy.clone(),
+            credentials: Credentials::new(Arc::new(clouds), clock.clone()),
+            audit: audit.clone(),
+            clock: clock.clone(),
+        });
+        let ready = Ready::default();
+        let services = grpc::services(exchange.clone()).await?;
+        let http_router = oauth::router(Http { exchange, issuer, ready: ready.clone(), clock: clock.clone() });
+
+        let mut servers = Servers::new(config.server.tls.as_ref());
+        let grpc = servers.add("grpc", &config.server.grpc, services.routes.into_axum_router(), Speaks::Grpc).await?;
+        let http = servers.add("http", &config.server.http, http_router, Speaks::Http).await?;
+        let Servers { draining, aborting, connections, mut background, .. } = servers;
+
+        let reloading = Arc::new(Reloading { path, policy, fixed: config.fixed, seen: Mutex::default() });
+        let watching = reloading.clone();
+        background.spawn(async move { watching.watch().await });
+        background.spawn(async move { audit.keep_for(config.retention, clock).await });
+        background.spawn(telemetry::upkeep());
+        let (becoming, serving) = (ready.clone(), services.health.clone());
+        background.spawn(async move { become_ready(keys, becoming, serving).await });
+        Ok(Self {
+            grpc_address: grpc,
+            http_address: http,
+            reloading,
+            ready,
+            health: services.health,
+            draining,
+            aborting,
+            connections,
+            background,
+            audit_writer,
+        })
+    }
+
+    /// Where gRPC is served; `None` where it is off or on a Unix socket.
+    pub fn grpc_address(&self) -> Option<SocketAddr> {
+        self.grpc_address
+    }
+
+    pub fn http_address(&self) -> Option<SocketAddr> {
+        self.http_address
+    }
+
+    /// Returns once the broker is ready: store open, keys loaded, Entra's keys fetched once.
+    pub async fn until_ready(&self) {
+        while !self.ready.is() {
+            sleep(READY_POLL).await;
+        }
+    }
+
+    /// Loads targets and rules anew from the file.
+    ///
+    /// # Errors
+    /// What is wrong with the file; the old rules stay in force.
+    pub fn reload(&self) -> Result<(), ConfigError> {
+        self.reloading.reload()
+    }
+
+    /// Takes no new connection, lets the calls under way end, and returns when they have or [`DRAIN_DEADLINE`] has
+    /// passed. Whatever was decided is recorded before it returns.
+    pub async fn drain(mut self) {
+        self.background.shutdown().await;
+        self.ready.set(false);
+        self.health.set_serving(false).await;
+        self.draining.cancel();
+        self.connections.close();
+        if timeout(DRAIN_DEADLINE, self.connections.wait()).await.is_err() {
+            tracing::warn!(
+                connections = self.connections.len(),
+                "peers did not end their connections in time; they are cut off"
+            );
+            self.aborting.cancel();
+            self.connections.wait().await;
+        }
+        // The last exchange drops the last sender; then the writer ends.
+        if timeout(WRITER_DEADLINE, &mut self.audit_writer).await.is_err() {
+            tracing::error!("the audit log did not take its last records in time");
+        }
+    }
+}
+
+async fn issuer(settings: &IssuerSettings, store: &SqliteStore, clock: Arc<dyn Clock>) -> Result<Issuer, StartError> {
+    let keys = if settings.key_files.is_empty() {
+        Issuer::stored_keys(store).await?
+    } else {
+        settings.key_files.iter().map(|path| key_file(path)).collect::<Result<_, _>>()?
+    };
+    Issuer::new(settings.url.clone(), keys, clock).map_err(StartError::NoKey)
+}
+
+fn key_file(path: &Path) -> Result<SigningKey, StartError> {
+    let pem = std::fs::read(path).map_err(|source| StartError::KeyFile { path: path.to_owned(), source })?;
+    SigningKey::from_pem(&zeroize::Zeroizing::new(pem))
+        .map_err(|source| StartError::Key { path: path.to_owned(), source })
+}
+
+/// The issuer as `config` describes it, for those who want its public keys and nothing else.
+///
+/// # Errors
+/// As [`App::start`]; `None` where the configuration has no issuer.
+pub async fn issuer_of(config: &Config, clock: Arc<dyn Clock>) -> Result<Option<Issuer>, StartError> {
+    let Some(settings) = &config.issuer else { return Ok(None) };
+    let sealing = config.store_key.as_ref().map_or_else(SealingKey::random, SealingKey::from_base64)?;
+    let store = SqliteStore::open(&config.store, sealing, clock.clone())?;
+    issuer(settings, &store, clock).await.map(Some)
+}
+
+/// The listeners while they are put together.
+struct Servers {
+    tls: Option<TlsSettings>,
+    draining: CancellationToken,
+    aborting: CancellationToken,
+    connections: TaskTracker,
+    background: JoinSet<()>,
+}
+
+impl Servers {
+    fn new(tls: Option<&TlsSettings>) -> Self {
+        Self {
+            tls: tls.cloned(),
+            draining: CancellationToken::new(),
+            aborting: CancellationToken::new(),
+            connections: TaskTracker::new(),
+            background: JoinSet::new(),
+        }
+    }
+
+    async fn add(
+        &mut self,
+        name: &'static str,
+        address: &ListenAddress,
+        router: Router,
+        speaks: Speaks,
+    ) -> Result<Option<SocketAddr>, StartError> {
+        let bound = Socket::bind(address).await;
+        let Some(socket) = bound.map_err(|source| StartError::Listen { name, address: address.clone(), source })?
+        else {
+            return Ok(None);
+        };
+        let protocols: Protocols = match speaks {
+            Speaks::Grpc => &[b"h2"],
+            Speaks::Http => &[b"h2", b"http/1.1"],
+        };
+        // On a Unix socket the file's permissions protect what TLS protects on a network.
+        let tls = match (&self.tls, address) {
+            (Some(settings), ListenAddress::Tcp(_)) => Some(Arc::new(Tls::load(settings, protocols)?)),
+            _ => None,
+        };
+        if let Some(tls) = tls.clone() {
+            self.background.spawn(async move { tls.keep_current().await });
+        }
+        let local = socket.local_address();
+        let (draining, aborting) = (self.draining.clone(), self.aborting.clone());
+        let connections = self.connections.clone();
+        let listener = Listener { name, socket, tls, router, speaks, draining, aborting, connections };
+        self.connections.spawn(listener.serve());
+        Ok(local)
+    }
+}
+
+/// New rules from the file they came from.
+#[derive(Debug)]
+struct Reloading {
+    path: Option<PathBuf>,
+    policy: Arc<ArcSwap<Policy>>,
+    fixed: String,
+    /// The file as it was last looked at.
+    seen: Mutex<Option<Vec<u8>>>,
+}
+
+impl Reloading {
+    /// Contents, not times: a mounted ConfigMap is replaced by changing a symbolic link.
+    async fn watch(&self) {
+        let Some(path) = &self.path else { return };
+        *self.seen() = std::fs::read(path).ok();
+        let mut tick = tokio::time::interval(LOOK_EVERY);
+        loop {
+            tick.tick().await;
+            // A file that is away for a moment is being replaced.
+            let Ok(now) = tokio::fs::read(path).await else { continue };
+            if self.seen().as_ref() != Some(&now) {
+                // It has logged what is wrong.
+                let _ = self.reload();
+            }
+        }
+    }
+
+    fn reload(&self) -> Result<(), ConfigError> {
+        let Some(path) = &self.path else { return Ok(()) };
+        *self.seen() = std::fs::read(path).ok();
+        let loaded = Config::load(path);
+        let outcome = if loaded.is_ok() { "ok" } else { "failed" };
+        metrics::counter!("carnet_policy_reloads_total", "outcome" => outcome).increment(1);
+        metrics::gauge!("carnet_policy_stale").set(if loaded.is_ok() { 0.0 } else { 1.0 });
+        let config = loaded.inspect_err(|error| {
+            tracing::error!(%error, "the changed configuration cannot be used; the old rules stay in force");
+        })?;
+        if config.fixed != self.fixed {
+            tracing::warn!("besides targets and rules, settings changed that need a restart");
+        }
+        self.policy.store(Arc::new(config.policy));
+        tracing::info!(path = %path.display(), "targets and rules were loaded anew");
+        Ok(())
+    }
+
+    fn seen(&self) -> std::sync::MutexGuard<'_, Option<Vec<u8>>> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Ready from the moment some tenant's keys are known; then keeps keys fresh for as long as the app runs.
+async fn become_ready(keys: Arc<KeyCache>, ready: Ready, health: Health) {
+    while !keys.prefetch().await {
+        sleep(PREFETCH_AGAIN).await;
+    }
+    health.set_serving(true).await;
+    ready.set(true);
+    tracing::info!("ready");
+    keys.keep_fresh().await;
+}
+
+/// With the writer's it stays below the 20 s after which the process has to be gone.
+pub const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
+
+const WRITER_DEADLINE: Duration = Duration::from_secs(3);
+const READY_POLL: Duration = Duration::from_millis(5);
+const PREFETCH_AGAIN: Duration = Duration::from_secs(1);
+const LOOK_EVERY: Duration = Duration::from_secs(2);

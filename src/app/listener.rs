@@ -1,0 +1,287 @@
+//! A listener: accepts, shakes hands and serves, each within a deadline, and drains without waiting for silent peers.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::TlsAcceptor;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tower::Service as _;
+
+use super::tls::Tls;
+use crate::config::ListenAddress;
+use crate::exchange::Peer;
+
+/// One bound address and what is served there.
+pub(super) struct Listener {
+    pub name: &'static str,
+    pub socket: Socket,
+    pub tls: Option<Arc<Tls>>,
+    pub router: Router,
+    pub speaks: Speaks,
+    /// Stops accepting and asks connections to end.
+    pub draining: CancellationToken,
+    /// Ends what did not end by itself.
+    pub aborting: CancellationToken,
+    pub connections: TaskTracker,
+}
+
+pub(super) enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, PathBuf),
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Speaks {
+    /// HTTP/2 only.
+    Grpc,
+    /// HTTP/1.1 and HTTP/2.
+    Http,
+}
+
+impl Socket {
+    /// `None` where the listener is off.
+    pub async fn bind(address: &ListenAddress) -> io::Result<Option<Self>> {
+        Ok(match address {
+            ListenAddress::Off => None,
+            ListenAddress::Tcp(address) => Some(Self::Tcp(TcpListener::bind(address).await?)),
+            ListenAddress::Unix(path) => {
+                // A socket that a killed process left behind; one that is in use answers.
+                if tokio::net::UnixStream::connect(path).await.is_err() {
+                    match std::fs::remove_file(path) {
+                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                        _ => {}
+                    }
+                }
+                Some(Self::Unix(UnixListener::bind(path)?, path.clone()))
+            }
+        })
+    }
+
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+
+    async fn accept(&self) -> io::Result<(Box<dyn Stream>, String)> {
+        match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Ok((Box::new(stream), peer.to_string()))
+            }
+            Self::Unix(listener, _path) => {
+                let (stream, _peer) = listener.accept().await?;
+                Ok((Box::new(stream), "unix".to_owned()))
+            }
+        }
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if let Self::Unix(_listener, path) = self {
+            let _ = std::fs::remove_file(path);
+        }
+    }
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+impl Listener {
+    /// Accepts until it drains. A connection beyond the limit is closed at once rather than kept waiting.
+    pub async fn serve(self) {
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let this = Arc::new(self);
+        loop {
+            let accepted = tokio::select! {
+                () = this.draining.cancelled() => return,
+                accepted = this.socket.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, or the peer left: neither goes away by asking again at once.
+                    tracing::warn!(%error, "{} cannot accept a connection", this.name);
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = places.clone().try_acquire_owned() else {
+                this.refused("limit");
+                continue;
+            };
+            let connection = this.clone();
+            this.connections.spawn(async move {
+                tokio::select! {
+                    () = connection.aborting.cancelled() => {}
+                    () = connection.shake_hands(stream, peer, place) => {}
+                }
+            });
+        }
+    }
+
+    async fn shake_hands(&self, stream: Box<dyn Stream>, peer: String, _place: OwnedSemaphorePermit) {
+        metrics::gauge!("carnet_connections", "listener" => self.name).increment(1.0);
+        match &self.tls {
+            None => self.connection(stream, peer).await,
+            Some(tls) => match timeout(HANDSHAKE_DEADLINE, TlsAcceptor::from(tls.current()).accept(stream)).await {
+                Ok(Ok(stream)) => self.connection(stream, peer).await,
+                Ok(Err(error)) => {
+                    tracing::debug!(%error, peer.address = peer, "TLS handshake failed");
+                    self.refused("tls");
+                }
+                Err(_elapsed) => self.refused("handshake_deadline"),
+            },
+        }
+        metrics::gauge!("carnet_connections", "listener" => self.name).decrement(1.0);
+    }
+
+    async fn connection<S: Stream + 'static>(&self, stream: S, peer: String) {
+        let spoke = Arc::new(AtomicBool::new(false));
+        let io = TokioIo::new(Watched { inner: stream, spoke: spoke.clone() });
+        let (router, peer) = (self.router.clone(), Peer(peer));
+        let service = service_fn(move |mut request: http::Request<Incoming>| {
+            request.extensions_mut().insert(peer.clone());
+            let mut router = router.clone();
+            async move {
+                Ok::<_, Infallible>(router.call(request.map(Body::new)).await.unwrap_or_else(|never| match never {}))
+            }
+        });
+        let builder = self.protocol();
+        let mut serving = pin!(builder.serve_connection(io, service));
+        let mut silence = pin!(sleep(HANDSHAKE_DEADLINE));
+        let mut age = pin!(sleep(MAX_AGE.mul_f64(rand::random_range(0.9..=1.0))));
+        let (mut asked_to_end, mut checked) = (false, false);
+        loop {
+            tokio::select! {
+                _ended = serving.as_mut() => return,
+                () = self.draining.cancelled(), if !asked_to_end => {
+                    asked_to_end = true;
+                    serving.as_mut().graceful_shutdown();
+                }
+                () = age.as_mut(), if !asked_to_end => {
+                    asked_to_end = true;
+                    serving.as_mut().graceful_shutdown();
+                }
+                () = silence.as_mut(), if !checked => {
+                    checked = true;
+                    if !spoke.load(Ordering::Relaxed) {
+                        return self.refused("silent");
+                    }
+                }
+            }
+        }
+    }
+
+    fn protocol(&self) -> auto::Builder<TokioExecutor> {
+        let mut builder = auto::Builder::new(TokioExecutor::new());
+        builder
+            .http2()
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_header_list_size(MAX_HEADER_BYTES)
+            .keep_alive_interval(KEEP_ALIVE_EVERY)
+            .keep_alive_timeout(KEEP_ALIVE_DEADLINE);
+        builder
+            .http1()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HANDSHAKE_DEADLINE)
+            .max_buf_size(MAX_HEADER_BYTES as usize);
+        match self.speaks {
+            Speaks::Grpc => builder.http2_only(),
+            Speaks::Http => builder,
+        }
+    }
+
+    fn refused(&self, reason: &'static str) {
+        metrics::counter!("carnet_connections_refused_total", "listener" => self.name, "reason" => reason).increment(1);
+    }
+}
+
+/// Remembers whether the peer ever said anything.
+struct Watched<S> {
+    inner: S,
+    spoke: Arc<AtomicBool>,
+}
+
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
+        if buffer.filled().len() > before {
+            self.spoke.store(true, Ordering::Relaxed);
+        }
+        polled
+    }
+}
+
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.inner).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.inner.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.inner).poll_shutdown(context)
+    }
+}
+
+/// Each costs some 40 KB with its buffers.
+const MAX_CONNECTIONS: usize = 8192;
+
+/// Calls at once on one connection; 4,000 open streams would cost 32 MB (measured).
+const MAX_STREAMS: u32 = 256;
+
+const MAX_HEADER_BYTES: u32 = 16 * 1024;
+
+/// For TLS, for the first byte after it, and for the head of an HTTP/1.1 request.
+const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A connection made under an old certificate or client authority ends within the hour, at a quiet moment.
+const MAX_AGE: Duration = Duration::from_secs(3600);
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,94 @@
+//! The command line: one file per family of commands, and the exit codes they share.
+
+mod config;
+mod exchange;
+mod issuer;
+mod sandbox;
+mod serve;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// A Microsoft Entra ID token in, short-lived Google Cloud and Azure credentials out.
+#[derive(Debug, Parser)]
+#[command(name = "carnet", version, about, max_term_width = 100, after_help = EXIT_CODES)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 done, 1 failed, 2 usage, 3 denied, 4 the subject token was refused, 5 broker or cloud unavailable.
+Results go to standard output, everything else to standard error.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the broker
+    Serve(serve::Serve),
+    /// Run stand-ins for Entra, Google and Azure beside a real broker, on loopback, and do one exchange
+    Sandbox(sandbox::Sandbox),
+    /// Check a configuration file, or print its JSON Schema
+    #[command(subcommand)]
+    Config(config::Config),
+    /// Trade a subject token for the credentials of one or more targets
+    Exchange(Box<exchange::Exchange>),
+    /// The broker as an OIDC issuer
+    #[command(subcommand)]
+    Issuer(issuer::Issuer),
+}
+
+/// How a command ended, when it did not end well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    Failed = 1,
+    Denied = 3,
+    SubjectToken = 4,
+    Unavailable = 5,
+}
+
+/// An error that is worth an exit code of its own; everything else is [`Exit::Failed`].
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+struct Ended {
+    exit: Exit,
+    message: String,
+}
+
+/// Runs the command in a runtime of its own.
+pub fn run(cli: Cli) -> ExitCode {
+    // Deeper than the default, for expressions at their depth limit in unoptimized builds.
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(4 * 1024 * 1024).build();
+    let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
+        let done = runtime.block_on(async {
+            match cli.command {
+                Command::Serve(serve) => serve.run().await,
+                Command::Sandbox(sandbox) => sandbox.run().await,
+                Command::Config(config) => config.run(),
+                Command::Exchange(exchange) => exchange.run().await,
+                Command::Issuer(issuer) => issuer.run().await,
+            }
+        });
+        // Blocking reads of standard input, if any, must not keep the process.
+        runtime.shutdown_background();
+        done
+    });
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            complain(&error);
+            let exit = error.downcast_ref::<Ended>().map_or(Exit::Failed, |ended| ended.exit);
+            ExitCode::from(exit as u8)
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the command line's own voice")]
+fn complain(error: &anyhow::Error) {
+    eprintln!("carnet: {error:#}");
+}
+
+#[expect(clippy::print_stdout, reason = "results go to standard output")]
+fn print(result: impl std::fmt::Display) {
+    println!("{result}");
+}

@@ -1,0 +1,306 @@
+//! `carnet sandbox`: the stand-ins, a real broker beside them, one exchange to look at, and what to try next.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::io::Write as _;
+use std::net::TcpListener;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use clap::Args;
+
+use super::exchange::{Broker, bound, rfc3339};
+use super::print;
+use crate::app::App;
+use crate::clock::{Clock, SystemClock};
+use crate::config::Config;
+use crate::proto;
+use crate::sandbox::{AssignedIdentity, Entra, FederatedCredential, Google, Identity, ManagedIdentity, PoolProvider};
+use crate::telemetry::{self, LogFormat};
+
+/// Everything listens on 127.0.0.1 and ends with the command; nothing of it is a real cloud's.
+#[derive(Debug, Args)]
+pub(super) struct Sandbox {
+    /// End after the first exchange
+    #[arg(long)]
+    once: bool,
+}
+
+impl Sandbox {
+    pub async fn run(self) -> anyhow::Result<()> {
+        let _telemetry = telemetry::install(&telemetry::Settings { otlp: None, log: LogFormat::Text })?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let folder = Folder::make()?;
+        let clouds = Clouds::start(clock.clone()).await?;
+        let (grpc, http) = (address(7443)?, address(7080)?);
+        let issuer = format!("http://{http}");
+        let config_path = folder.0.join("carnet.yaml");
+        fs::write(&config_path, clouds.configuration(&grpc, &issuer, &folder.0)?)?;
+        let config = Config::load(&config_path)?;
+        let app = App::start(config, Some(config_path), clock).await?;
+        clouds.trust(&issuer).await?;
+        app.until_ready().await;
+        let token_path = folder.0.join("subject-token");
+        clouds.write_subject_token(&token_path)?;
+
+        let broker = Broker::new(format!("http://{grpc}"), token_path.clone());
+        let answer = broker.exchange(first_exchange()).await?;
+        print(table(&answer));
+        if !self.once {
+            print(next_steps(&grpc, &issuer, &token_path, &folder.0, &clouds));
+            clouds.serve_until_interrupted(&token_path).await?;
+        }
+        app.drain().await;
+        Ok(())
+    }
+}
+
+/// The three stand-ins, set up as one company's clouds.
+struct Clouds {
+    entra: Entra,
+    google: Google,
+    managed_identity: ManagedIdentity,
+}
+
+impl Clouds {
+    async fn start(clock: Arc<dyn Clock>) -> anyhow::Result<Self> {
+        let entra = Entra::start(clock.clone(), [TENANT]).await?;
+        entra.set_default_audience(AUDIENCE);
+        // The pipeline runner: it gets tokens for the broker with its secret.
+        let runner = Identity::app(TENANT, RUNNER, RUNNER_OBJECT).secret(RUNNER_SECRET).roles(["Training.Submit"]);
+        entra.register(runner);
+        entra.register(Identity::managed_identity(TENANT, ML_IDENTITY, ML_OBJECT));
+        let google = Google::start(clock).await?;
+        google.add_service_account(TRAINER);
+        let managed_identity = ManagedIdentity::start(&entra, TENANT).await?;
+        managed_identity.assign(AssignedIdentity {
+            client_id: ML_IDENTITY.to_owned(),
+            object_id: ML_OBJECT.to_owned(),
+            resource_id: ML_RESOURCE.to_owned(),
+        });
+        Ok(Self { entra, google, managed_identity })
+    }
+
+    /// What an operator does at both clouds: a provider and a binding, and a federated identity credential.
+    async fn trust(&self, issuer: &str) -> anyhow::Result<()> {
+        let provider = PoolProvider::new(PROVIDER, issuer)
+            .map("google.subject", "assertion.sub")
+            .map("attribute.tid", "assertion.tid")
+            .condition(|claims| claims.get("tid").and_then(|tid| tid.as_str()) == Some(TENANT));
+        self.google.register_provider(provider)?;
+        let pool = PROVIDER.split("/providers/").next().unwrap_or_default();
+        self.google.bind(TRAINER, &format!("principalSet:{pool}/attribute.tid/{TENANT}"));
+        self.entra.trust(ML_IDENTITY, FederatedCredential::new(issuer, "carnet:azure-ml"))?;
+        Ok(())
+    }
+
+    fn configuration(&self, grpc: &str, issuer: &str, folder: &Path) -> anyhow::Result<String> {
+        let mut key = [0; 32];
+        rand::fill(&mut key);
+        let key_path = folder.join("store.key");
+        write_private(&key_path, &BASE64_STANDARD.encode(key))?;
+        let http = issuer.trim_start_matches("http://");
+        Ok(format!(
+            "\
+server: {{ grpc: '{grpc}', http: '{http}' }}
+entra:
+  authority: {authority}
+  tenants: [{TENANT}]
+  audiences: ['{AUDIENCE}']
+issuer: {{ url: '{issuer}' }}
+targets:
+  vertex-training:
+    google:
+      audience: {PROVIDER}
+      service_account: {TRAINER}
+      max_lifetime: 1h
+      sts_endpoint: {sts}
+      iam_credentials_endpoint: {iam}
+  azure-ml:
+    azure:
+      tenant: {TENANT}
+      client_id: {ML_IDENTITY}
+      source: issuer
+      scopes: [https://ml.azure.com/.default]
+  azure-ml-on-this-machine:
+    azure:
+      tenant: {TENANT}
+      client_id: {ML_IDENTITY}
+      source: managed_identity
+      endpoint: {imds}
+      scopes: [https://ml.azure.com/.default]
+rules:
+  - name: vision-training
+    targets: [vertex-training, azure-ml, azure-ml-on-this-machine]
+    subject: {{ tenants: [{TENANT}], roles: [Training.Submit] }}
+    when: '!has(job.expected_duration) || job.expected_duration <= duration(\"72h\")'
+    max_lifetime: 1h
+store: sqlite:{store}
+store_key: ${{file:{key}}}
+telemetry: {{ log: text }}
+",
+            authority = self.entra.authority(),
+            sts = self.google.sts_endpoint(),
+            iam = self.google.iam_credentials_endpoint(),
+            imds = self.managed_identity.imds_endpoint(),
+            store = folder.join("carnet.db").display(),
+            key = key_path.display(),
+        ))
+    }
+
+    fn write_subject_token(&self, path: &Path) -> anyhow::Result<()> {
+        let token = self.entra.app_token(TENANT, RUNNER_OBJECT).client(RUNNER).roles(["Training.Submit"]).sign();
+        write_private(path, &token)
+    }
+
+    /// Keeps the subject token fresh, as the platform that issues it would.
+    async fn serve_until_interrupted(&self, token_path: &Path) -> anyhow::Result<()> {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
+        let mut tick = tokio::time::interval(FRESH_TOKEN_EVERY);
+        loop {
+            tokio::select! {
+                interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
+                _ = terminate.recv() => return Ok(()),
+                _ = tick.tick() => self.write_subject_token(token_path)?,
+            }
+        }
+    }
+}
+
+fn first_exchange() -> proto::ExchangeRequest {
+    let target = |name: &str| proto::TargetRequest { target: name.to_owned(), ..Default::default() };
+    proto::ExchangeRequest {
+        targets: ["vertex-training", "azure-ml"].map(target).into(),
+        job: Some(proto::Job {
+            id: "run-1".to_owned(),
+            name: "vision".to_owned(),
+            expected_duration: Some(prost_types::Duration { seconds: 40 * 60, nanos: 0 }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+fn table(answer: &proto::ExchangeResponse) -> String {
+    let mut rows = vec![["TARGET", "ACTS AS", "EXPIRES AT", "LEFT", "BOUND", "TOKEN"].map(str::to_owned)];
+    rows.extend(answer.credentials.iter().map(|credential| {
+        let acts_as = match &credential.identity {
+            Some(proto::credential::Identity::Google(google)) => google.service_account.clone(),
+            Some(proto::credential::Identity::Azure(azure)) => azure.client_id.clone(),
+            None => String::new(),
+        };
+        let left = credential.lifetime.and_then(|lifetime| lifetime.granted).map_or(0, |granted| granted.seconds);
+        let token =
+            format!("{}... ({} bytes)", credential.token.chars().take(10).collect::<String>(), credential.token.len());
+        [
+            credential.target.clone(),
+            acts_as,
+            rfc3339(credential.expires_at).unwrap_or_default(),
+            format!("{} min", left / 60),
+            bound(credential),
+            token,
+        ]
+    }));
+    let widths: Vec<usize> = (0..6)
+        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or_default())
+        .collect();
+    let mut text = format!("exchange {}\n\n", answer.exchange_id);
+    for row in rows {
+        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
+    }
+    text
+}
+
+fn next_steps(grpc: &str, issuer: &str, token: &Path, folder: &Path, clouds: &Clouds) -> String {
+    format!(
+        "\
+The broker and the stand-ins run until you press Ctrl-C. In another terminal:
+
+  export CARNET_ADDRESS=http://{grpc} CARNET_SUBJECT_TOKEN_FILE={token}
+
+  # one target, the token alone
+  carnet exchange --target vertex-training --job-id run-2 --duration 40m --output token
+
+  # a job too long for one token: see `bound` and `refresh_after`
+  carnet exchange --target vertex-training --duration 9h
+
+  # an Azure token that nobody can shorten
+  carnet exchange --target azure-ml-on-this-machine
+
+  # a refusal: exit code 3, and one line in the broker's log
+  carnet exchange --target no-such-target
+
+  # the same exchange as RFC 8693, with any HTTP client
+  curl -s {issuer}/v1/token -d grant_type=urn:ietf:params:oauth:grant-type:token-exchange \\
+    -d audience=vertex-training -d subject_token_type=urn:ietf:params:oauth:token-type:jwt \\
+    --data-urlencode subject_token@{token}
+
+  # a subject token of your own from the stand-in of Entra
+  curl -s {authority}/{TENANT}/oauth2/v2.0/token -d grant_type=client_credentials \\
+    -d client_id={RUNNER} -d client_secret={RUNNER_SECRET} --data-urlencode scope={AUDIENCE}/.default
+
+  # change the rules while it runs
+  $EDITOR {config}
+
+  # what the broker counts, and what the clouds are told to trust
+  curl -s {issuer}/metrics; curl -s {issuer}/.well-known/openid-configuration
+",
+        token = token.display(),
+        authority = clouds.entra.authority(),
+        config = folder.join("carnet.yaml").display(),
+    )
+}
+
+/// The port that the documentation names, or any where it is taken.
+fn address(preferred: u16) -> anyhow::Result<String> {
+    let listener = TcpListener::bind(("127.0.0.1", preferred)).or_else(|_taken| TcpListener::bind(("127.0.0.1", 0)))?;
+    Ok(listener.local_addr()?.to_string())
+}
+
+/// A folder that only its owner can read, gone with the command.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn make() -> anyhow::Result<Self> {
+        let path = std::env::temp_dir().join(format!("carnet-sandbox-{}", uuid::Uuid::now_v7().simple()));
+        let mut builder = fs::DirBuilder::new();
+        std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+        builder.create(&path).with_context(|| format!("cannot make {}", path.display()))?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Replaced as a whole: a reader never sees half a token.
+fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
+    let new = path.with_extension("new");
+    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
+    file.write_all(text.as_bytes())?;
+    Ok(fs::rename(&new, path)?)
+}
+
+const TENANT: &str = "11111111-1111-1111-1111-111111111111";
+const AUDIENCE: &str = "api://carnet";
+const RUNNER: &str = "55555555-5555-5555-5555-555555555555";
+const RUNNER_OBJECT: &str = "66666666-6666-6666-6666-666666666666";
+const RUNNER_SECRET: &str = "sandbox-secret";
+const ML_IDENTITY: &str = "33333333-3333-3333-3333-333333333333";
+const ML_OBJECT: &str = "77777777-7777-7777-7777-777777777777";
+const ML_RESOURCE: &str = "/subscriptions/88888888-8888-8888-8888-888888888888/resourcegroups/ml/providers/Microsoft.ManagedIdentity/userAssignedIdentities/ml";
+const TRAINER: &str = "trainer@ml-sandbox.iam.gserviceaccount.com";
+const PROVIDER: &str =
+    "//iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet";
+
+/// Half of its life.
+const FRESH_TOKEN_EVERY: Duration = Duration::from_secs(1800);

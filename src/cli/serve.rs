@@ -1,0 +1,48 @@
+//! `carnet serve`: the broker, until it is told to end.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use clap::Args;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::app::App;
+use crate::clock::SystemClock;
+use crate::config::Config;
+use crate::telemetry;
+
+/// SIGHUP loads targets and rules anew, as a change of the file does. SIGTERM and SIGINT let the calls under way end,
+/// for at most 15 s.
+#[derive(Debug, Args)]
+pub(super) struct Serve {
+    /// The configuration file
+    #[arg(long, value_name = "FILE", env = "CARNET_CONFIG")]
+    config: PathBuf,
+}
+
+impl Serve {
+    pub async fn run(self) -> anyhow::Result<()> {
+        let config = Config::load(&self.config)?;
+        let telemetry = telemetry::install(&config.telemetry)?;
+        // Before anything listens: a signal that comes during the start is not lost.
+        let (mut hangup, mut terminate, mut interrupt) =
+            (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let app = App::start(config, Some(self.config), Arc::new(SystemClock)).await?;
+        tracing::info!(server.grpc = ?app.grpc_address(), server.http = ?app.http_address(), "started");
+        loop {
+            tokio::select! {
+                _ = hangup.recv() => {
+                    // It has logged what is wrong, and keeps the old rules.
+                    let _ = app.reload();
+                }
+                _ = terminate.recv() => break,
+                _ = interrupt.recv() => break,
+            }
+        }
+        tracing::info!("draining");
+        app.drain().await;
+        tracing::info!("ended");
+        drop(telemetry);
+        Ok(())
+    }
+}
