@@ -43,9 +43,8 @@ pub struct App {
     reloading: Arc<Reloading>,
     ready: Ready,
     health: Health,
-    draining: CancellationToken,
-    aborting: CancellationToken,
-    connections: TaskTracker,
+    grpc: Drain,
+    http: Drain,
     /// What runs beside the exchanges; ends when the app does.
     background: JoinSet<()>,
     audit_writer: JoinHandle<()>,
@@ -107,10 +106,11 @@ impl App {
         let services = grpc::services(exchange.clone()).await?;
         let http_router = oauth::router(Http { exchange, issuer, ready: ready.clone(), clock: clock.clone() });
 
-        let mut servers = Servers::new(config.server.tls.as_ref());
-        let grpc = servers.add("grpc", &config.server.grpc, services.routes.into_axum_router(), Speaks::Grpc).await?;
-        let http = servers.add("http", &config.server.http, http_router, Speaks::Http).await?;
-        let Servers { draining, aborting, connections, mut background, .. } = servers;
+        let mut background = JoinSet::new();
+        let mut servers = Servers { tls: config.server.tls.as_ref(), background: &mut background };
+        let grpc_router = services.routes.into_axum_router();
+        let (grpc_address, grpc) = servers.add("grpc", &config.server.grpc, grpc_router, Speaks::Grpc).await?;
+        let (http_address, http) = servers.add("http", &config.server.http, http_router, Speaks::Http).await?;
 
         let reloading = Arc::new(Reloading { path, policy, fixed: config.fixed, seen: Mutex::default() });
         let watching = reloading.clone();
@@ -120,14 +120,13 @@ impl App {
         let (becoming, serving) = (ready.clone(), services.health.clone());
         background.spawn(async move { become_ready(keys, becoming, serving).await });
         Ok(Self {
-            grpc_address: grpc,
-            http_address: http,
+            grpc_address,
+            http_address,
             reloading,
             ready,
             health: services.health,
-            draining,
-            aborting,
-            connections,
+            grpc,
+            http,
             background,
             audit_writer,
         })
@@ -157,22 +156,15 @@ impl App {
         self.reloading.reload()
     }
 
-    /// Takes no new connection, lets the calls under way end, and returns when they have or [`DRAIN_DEADLINE`] has
-    /// passed. Whatever was decided is recorded before it returns.
+    /// Takes no new call, lets those under way end, and returns when they have or their time is up, within 20 s.
+    /// Whatever was decided is recorded before it returns.
     pub async fn drain(mut self) {
         self.background.shutdown().await;
         self.ready.set(false);
         self.health.set_serving(false).await;
-        self.draining.cancel();
-        self.connections.close();
-        if timeout(DRAIN_DEADLINE, self.connections.wait()).await.is_err() {
-            tracing::warn!(
-                connections = self.connections.len(),
-                "peers did not end their connections in time; they are cut off"
-            );
-            self.aborting.cancel();
-            self.connections.wait().await;
-        }
+        self.grpc.run(GRPC_DRAIN).await;
+        // Last, because a cloud may have to fetch the issuer's keys for a call that is still under way.
+        self.http.run(HTTP_DRAIN).await;
         // The last exchange drops the last sender; then the writer ends.
         if timeout(WRITER_DEADLINE, &mut self.audit_writer).await.is_err() {
             tracing::error!("the audit log did not take its last records in time");
@@ -206,44 +198,57 @@ pub async fn issuer_of(config: &Config, clock: Arc<dyn Clock>) -> Result<Option<
     issuer(settings, &store, clock).await.map(Some)
 }
 
-/// The listeners while they are put together.
-struct Servers {
-    tls: Option<TlsSettings>,
+/// How one listener ends.
+#[derive(Debug, Clone, Default)]
+struct Drain {
+    /// Stops accepting and asks connections to end.
     draining: CancellationToken,
+    /// Ends what did not end by itself.
     aborting: CancellationToken,
     connections: TaskTracker,
-    background: JoinSet<()>,
 }
 
-impl Servers {
-    fn new(tls: Option<&TlsSettings>) -> Self {
-        Self {
-            tls: tls.cloned(),
-            draining: CancellationToken::new(),
-            aborting: CancellationToken::new(),
-            connections: TaskTracker::new(),
-            background: JoinSet::new(),
+impl Drain {
+    async fn run(&self, deadline: Duration) {
+        self.draining.cancel();
+        self.connections.close();
+        if timeout(deadline, self.connections.wait()).await.is_err() {
+            tracing::warn!(
+                connections = self.connections.len(),
+                "peers did not end their connections in time; they are cut off"
+            );
+            self.aborting.cancel();
+            self.connections.wait().await;
         }
     }
+}
 
+/// What every listener needs while it is put together.
+struct Servers<'a> {
+    tls: Option<&'a TlsSettings>,
+    background: &'a mut JoinSet<()>,
+}
+
+impl Servers<'_> {
     async fn add(
         &mut self,
         name: &'static str,
         address: &ListenAddress,
         router: Router,
         speaks: Speaks,
-    ) -> Result<Option<SocketAddr>, StartError> {
+    ) -> Result<(Option<SocketAddr>, Drain), StartError> {
+        let drain = Drain::default();
         let bound = Socket::bind(address).await;
         let Some(socket) = bound.map_err(|source| StartError::Listen { name, address: address.clone(), source })?
         else {
-            return Ok(None);
+            return Ok((None, drain));
         };
         let protocols: Protocols = match speaks {
             Speaks::Grpc => &[b"h2"],
             Speaks::Http => &[b"h2", b"http/1.1"],
         };
         // On a Unix socket the file's permissions protect what TLS protects on a network.
-        let tls = match (&self.tls, address) {
+        let tls = match (self.tls, address) {
             (Some(settings), ListenAddress::Tcp(_)) => Some(Arc::new(Tls::load(settings, protocols)?)),
             _ => None,
         };
@@ -251,11 +256,10 @@ impl Servers {
             self.background.spawn(async move { tls.keep_current().await });
         }
         let local = socket.local_address();
-        let (draining, aborting) = (self.draining.clone(), self.aborting.clone());
-        let connections = self.connections.clone();
+        let Drain { draining, aborting, connections } = drain.clone();
         let listener = Listener { name, socket, tls, router, speaks, draining, aborting, connections };
-        self.connections.spawn(listener.serve());
-        Ok(local)
+        drain.connections.spawn(listener.serve());
+        Ok((local, drain))
     }
 }
 
@@ -320,9 +324,9 @@ async fn become_ready(keys: Arc<KeyCache>, ready: Ready, health: Health) {
     keys.keep_fresh().await;
 }
 
-/// With the writer's it stays below the 20 s after which the process has to be gone.
-pub const DRAIN_DEADLINE: Duration = Duration::from_secs(15);
-
+/// Together below the 20 s after which the process has to be gone.
+const GRPC_DRAIN: Duration = Duration::from_secs(13);
+const HTTP_DRAIN: Duration = Duration::from_secs(3);
 const WRITER_DEADLINE: Duration = Duration::from_secs(3);
 const READY_POLL: Duration = Duration::from_millis(5);
 const PREFETCH_AGAIN: Duration = Duration::from_secs(1);

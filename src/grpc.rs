@@ -46,6 +46,8 @@ pub async fn services(exchange: Arc<Exchange>) -> Result<Services, tonic_reflect
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
+            .with_service_name(SERVICE)
+            .with_service_name("grpc.health.v1.Health")
     };
     let exchange = TokenExchangeServer::new(service::TokenExchangeService::new(exchange))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)

@@ -146,14 +146,19 @@ impl Listener {
         metrics::gauge!("carnet_connections", "listener" => self.name).increment(1.0);
         match &self.tls {
             None => self.connection(stream, peer).await,
-            Some(tls) => match timeout(HANDSHAKE_DEADLINE, TlsAcceptor::from(tls.current()).accept(stream)).await {
-                Ok(Ok(stream)) => self.connection(stream, peer).await,
-                Ok(Err(error)) => {
-                    tracing::debug!(%error, peer.address = peer, "TLS handshake failed");
-                    self.refused("tls");
+            Some(tls) => {
+                let handshake = timeout(HANDSHAKE_DEADLINE, TlsAcceptor::from(tls.current()).accept(stream));
+                // Who has not shaken hands when the broker drains has no call under way.
+                match self.draining.run_until_cancelled(handshake).await {
+                    Some(Ok(Ok(stream))) => self.connection(stream, peer).await,
+                    Some(Ok(Err(error))) => {
+                        tracing::debug!(%error, peer.address = peer, "TLS handshake failed");
+                        self.refused("tls");
+                    }
+                    Some(Err(_elapsed)) => self.refused("handshake_deadline"),
+                    None => {}
                 }
-                Err(_elapsed) => self.refused("handshake_deadline"),
-            },
+            }
         }
         metrics::gauge!("carnet_connections", "listener" => self.name).decrement(1.0);
     }
@@ -178,6 +183,9 @@ impl Listener {
             tokio::select! {
                 _ended = serving.as_mut() => return,
                 () = self.draining.cancelled(), if !asked_to_end => {
+                    if !spoke.load(Ordering::Relaxed) {
+                        return;
+                    }
                     asked_to_end = true;
                     serving.as_mut().graceful_shutdown();
                 }

@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::telemetry;
 
 /// SIGHUP loads targets and rules anew, as a change of the file does. SIGTERM and SIGINT let the calls under way end,
-/// for at most 15 s.
+/// for less than 20 s.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
     /// The configuration file

@@ -1,0 +1,158 @@
+//! The program itself: the first command of the README, exit codes and what it prints.
+
+use std::process::{Command, Output, Stdio};
+
+use crate::support::{Broker, with_broker};
+
+fn carnet(arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_carnet"));
+    command
+        .args(arguments)
+        .env_remove("CARNET_ADDRESS")
+        .env_remove("CARNET_SUBJECT_TOKEN")
+        .env_remove("CARNET_SUBJECT_TOKEN_FILE")
+        .stdin(Stdio::null());
+    command
+}
+
+async fn run(mut command: Command) -> Output {
+    tokio::task::spawn_blocking(move || command.output().expect("a run")).await.expect("no panic")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_sandbox_shows_both_credentials_and_ends() {
+    let output = run(carnet(&["sandbox", "--once"])).await;
+    let shown = text(&output.stdout);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    for expected in ["vertex-training", "azure-ml", "trainer@ml-sandbox.iam.gserviceaccount.com", "requested", "cloud"]
+    {
+        assert!(shown.contains(expected), "{expected} is not in\n{shown}");
+    }
+}
+
+async fn exchange(broker: &Broker, arguments: &[&str], token: Option<&str>) -> Output {
+    let mut command = carnet(&["exchange", "--address", broker.grpc_address()]);
+    command.args(arguments);
+    if let Some(token) = token {
+        command.env("CARNET_SUBJECT_TOKEN", token);
+    }
+    run(command).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exchange_prints_its_result_in_three_forms() {
+    with_broker(async |broker| {
+        let token = broker.signed(&broker.runner());
+        let output = exchange(
+            broker,
+            &["--target", "vertex", "--target", "azure-ml", "--job-id", "run-1", "--duration", "9h"],
+            Some(&token),
+        )
+        .await;
+        let json: serde_json::Value =
+            serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output.stderr)));
+        assert_eq!(
+            (json["credentials"][0]["lifetime"]["bound"].as_str(), json["credentials"][1]["target"].as_str()),
+            (Some("rule"), Some("azure-ml"))
+        );
+        let output = exchange(broker, &["--target", "vertex", "--output", "token"], Some(&token)).await;
+        let issued = text(&output.stdout);
+        assert!(broker.google.check(issued.trim()).is_some());
+        let output = exchange(broker, &["--target", "vertex", "--output", "env"], Some(&token)).await;
+        assert!(text(&output.stdout).starts_with("export CLOUDSDK_AUTH_ACCESS_TOKEN='ya29."));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exit_codes_tell_who_has_to_act() {
+    with_broker(async |broker| {
+        let good = broker.signed(&broker.runner());
+        let other = broker.signed(&broker.runner().audience("api://other"));
+        for (arguments, token, code, said) in [
+            (&["--target", "vertex"][..], Some(good.as_str()), 0, ""),
+            (&["--target", "no-such-target"], Some(&good), 3, "denied (DENIED, exchange "),
+            (&["--target", "vertex"], Some(&other), 4, "SUBJECT_TOKEN_AUDIENCE"),
+            (&["--target", "vertex"], None, 1, "no subject token"),
+            (&["--target", "vertex", "--duration", "soon"], Some(&good), 2, "a duration is a whole number"),
+            (&[], Some(&good), 2, "--target"),
+            (&["--target", "vertex", "--address", "http://127.0.0.1:1"], Some(&good), 5, "is it running"),
+            (&["--target", "vertex", "--address", "http://example.com"], Some(&good), 1, "must start with https://"),
+        ] {
+            let mut command = carnet(&["exchange"]);
+            command.args(arguments).envs(token.map(|token| ("CARNET_SUBJECT_TOKEN", token)));
+            if !arguments.contains(&"--address") {
+                command.env("CARNET_ADDRESS", broker.grpc_address());
+            }
+            let output = run(command).await;
+            assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output.stderr));
+            assert!(text(&output.stderr).contains(said), "{arguments:?}: {}", text(&output.stderr));
+            assert!(!text(&output.stderr).contains(good.rsplit('.').next().expect("a signature")));
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_configuration_is_checked_and_its_schema_and_keys_are_printed() {
+    with_broker(async |broker| {
+        let path = broker.config_path();
+        let file = path.to_str().expect("a path");
+        let output = run(carnet(&["config", "check", file])).await;
+        assert!(output.status.success() && text(&output.stdout).contains("good (4 targets)"));
+        let bad = broker.folder.path().join("bad.yaml");
+        std::fs::write(&bad, "entra: { tenants: [], audiences: [api://x], extra: 1 }\n").expect("written");
+        let output = run(carnet(&["config", "check", bad.to_str().expect("a path")])).await;
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("line 1: entra.extra"), "{}", text(&output.stderr));
+        let schema = run(carnet(&["config", "schema"])).await;
+        assert!(serde_json::from_slice::<serde_json::Value>(&schema.stdout).is_ok());
+        let jwks = run(carnet(&["issuer", "jwks", "--config", file])).await;
+        let printed: serde_json::Value = serde_json::from_slice(&jwks.stdout).expect("JSON");
+        let served: serde_json::Value =
+            reqwest::get(format!("{}/keys", broker.http)).await.expect("an answer").json().await.expect("JSON");
+        assert_eq!(printed, served);
+    })
+    .await;
+}
+
+/// SIGHUP reloads, SIGTERM drains: through the real process.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_process_heeds_its_signals() {
+    with_broker(async |broker| {
+        let port = crate::support::free_port();
+        let text = std::fs::read_to_string(broker.config_path()).expect("the file");
+        let server = text.lines().find(|line| line.starts_with("server:")).expect("a line").to_owned();
+        let own = broker.folder.path().join("own.yaml");
+        let changed = text
+            .replace(&server, &format!("server: {{ grpc: 'off', http: '127.0.0.1:{port}' }}"))
+            .replace("carnet.db", "own.db");
+        std::fs::write(&own, changed).expect("written");
+        let log = std::fs::File::create(broker.folder.path().join("own.log")).expect("a file");
+        let mut command = carnet(&["serve", "--config", own.to_str().expect("a path")]);
+        let mut process = command.stderr(log).spawn().expect("a process");
+        let ready = async || {
+            reqwest::get(format!("http://127.0.0.1:{port}/readyz"))
+                .await
+                .is_ok_and(|answer| answer.status().is_success())
+        };
+        crate::support::eventually("readiness", ready).await;
+        let log = || std::fs::read_to_string(broker.folder.path().join("own.log")).unwrap_or_default();
+        signal("HUP", process.id());
+        crate::support::eventually("the reload", async || log().contains("loaded anew")).await;
+        signal("TERM", process.id());
+        let status = tokio::task::spawn_blocking(move || process.wait()).await.expect("no panic").expect("an end");
+        assert!(status.success());
+        assert!(log().contains("ended"), "{}", log());
+    })
+    .await;
+}
+
+fn signal(name: &str, process: u32) {
+    let sent = Command::new("kill").args([format!("-{name}"), process.to_string()]).status().expect("a signal");
+    assert!(sent.success());
+}

@@ -1,0 +1,84 @@
+//! From start to drain: readiness, new rules while running, and an end that loses no call.
+
+use std::time::Duration;
+
+use carnet::sandbox::Fault;
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
+use tokio::time::{Instant, timeout};
+
+use crate::support::{Broker, Setup, eventually, reason, with_broker, with_setup};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changed_rules_take_effect_and_bad_ones_leave_the_old_in_force() {
+    with_broker(async |broker| {
+        let path = broker.config_path();
+        let good = std::fs::read_to_string(&path).expect("the file");
+        std::fs::write(&path, good.replace("targets: [vertex, azure-ml]", "targets: [azure-ml]")).expect("written");
+        eventually("the new rules", async || {
+            let denied = broker.exchange(broker.request(&["vertex"])).await;
+            denied.is_err_and(|status| reason(&status) == "DENIED")
+        })
+        .await;
+        std::fs::write(&path, "rules: [").expect("written");
+        assert!(broker.app().reload().is_err());
+        broker.exchange(broker.request(&["azure-ml"])).await.expect("the old rules are in force");
+        assert!(carnet::telemetry::metrics().render().contains("carnet_policy_stale 1"));
+        std::fs::write(&path, good).expect("written");
+        broker.app().reload().expect("loaded");
+        broker.exchange(broker.request(&["vertex"])).await.expect("allowed again");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_call_under_way_is_answered_while_the_broker_drains_and_silent_peers_do_not_hold_it() {
+    let mut broker = Broker::start_for(Setup::default()).await;
+    broker.google.faults().always("/v1/token", Fault::Delay(Duration::from_secs(1)));
+    let address = broker.grpc_address().trim_start_matches("http://").to_owned();
+    let silent = TcpStream::connect(&address).await.expect("a connection");
+    let (mut client, request) = (broker.client().await, broker.request(&["vertex"]));
+    let call = tokio::spawn(async move { client.exchange(request).await });
+    eventually("the call to Google", async || broker.google.calls().count("/v1/token") == 1).await;
+
+    let began = Instant::now();
+    let app = broker.take_app();
+    let drained = tokio::spawn(app.drain());
+    let answer = call.await.expect("no panic").expect("the call is not lost").into_inner();
+    broker.is_secret(&answer.credentials[0].token);
+    timeout(Duration::from_secs(20), drained).await.expect("within 20 s").expect("a clean end");
+    assert!(began.elapsed() < Duration::from_secs(20));
+    drop(silent);
+    assert!(TcpStream::connect(&address).await.is_err(), "nobody listens any more");
+    assert_eq!(broker.audit_records().len(), 1);
+    broker.no_secret_was_left_behind();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_says_nothing_is_shown_out() {
+    with_broker(async |broker| {
+        let mut silent =
+            TcpStream::connect(broker.grpc_address().trim_start_matches("http://")).await.expect("a connection");
+        let mut rest = Vec::new();
+        let ended = timeout(Duration::from_secs(15), silent.read_to_end(&mut rest)).await;
+        assert!(ended.is_ok(), "the connection is still open after 15 s");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_broker_listens_on_a_unix_socket_too() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let socket = folder.path().join("carnet.sock");
+    let http = crate::support::free_port();
+    let server = format!("{{ grpc: 'unix:{}', http: '127.0.0.1:{http}' }}", socket.display());
+    with_setup(Setup { server: Some(server), ..Setup::default() }, async |broker| {
+        let address = format!("unix:{}", socket.display()).parse().expect("an address");
+        let mut client = carnet::grpc::client::token_exchange(&address, None).await.expect("a connection");
+        // The issuer of this set-up is another port's, so a refusal by policy is what can be seen.
+        let refused = client.exchange(broker.request(&["no-such-target"])).await.err().expect("denied");
+        assert_eq!(reason(&refused), "DENIED");
+    })
+    .await;
+    assert!(!socket.exists(), "the socket is gone with the broker");
+}

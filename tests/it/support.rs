@@ -1,0 +1,308 @@
+//! The real application on port 0 beside the stand-ins, and a watch for secrets in everything it leaves behind.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use carnet::app::App;
+use carnet::clock::SystemClock;
+use carnet::config::Config;
+use carnet::grpc::client::{Address, token_exchange};
+use carnet::proto::token_exchange_client::TokenExchangeClient;
+use carnet::proto::{AuditRecord, ExchangeRequest, ExchangeResponse, Job, TargetRequest};
+use carnet::sandbox::{Entra, EntraToken, FederatedCredential, Google, Identity, PoolProvider};
+use prost::Message as _;
+use tempfile::TempDir;
+use tonic::Status;
+use tonic::transport::Channel;
+use tonic_types::StatusExt as _;
+
+pub const TENANT: &str = "11111111-1111-1111-1111-111111111111";
+pub const AUDIENCE: &str = "api://carnet";
+pub const RUNNER: &str = "66666666-6666-6666-6666-666666666666";
+pub const PERSON: &str = "77777777-7777-7777-7777-777777777777";
+pub const ML: &str = "33333333-3333-3333-3333-333333333333";
+pub const TRAINER: &str = "trainer@ml.iam.gserviceaccount.com";
+pub const PROVIDER: &str =
+    "//iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet";
+
+const RULES: &str = "
+rules:
+  - name: training
+    targets: [vertex, azure-ml]
+    subject: { roles: [Training.Submit] }
+    max_lifetime: 1h
+  - name: by-group
+    targets: [grouped]
+    subject: { groups: [44444444-4444-4444-4444-444444444444] }
+";
+
+/// A running broker with its clouds.
+pub struct Broker {
+    pub entra: Entra,
+    pub google: Google,
+    pub folder: TempDir,
+    app: Option<App>,
+    grpc: String,
+    pub http: String,
+    secrets: Mutex<Vec<String>>,
+}
+
+/// What a test changes before the broker starts.
+#[derive(Default)]
+pub struct Setup {
+    pub rules: Option<&'static str>,
+    /// Appended to the file as it is.
+    pub more: String,
+    pub server: Option<String>,
+}
+
+/// Runs `test` against a broker that is ready; afterwards it must drain cleanly and have shown no secret anywhere.
+pub async fn with_broker(test: impl AsyncFnOnce(&Broker)) {
+    with_setup(Setup::default(), test).await;
+}
+
+pub async fn with_setup(setup: Setup, test: impl AsyncFnOnce(&Broker)) {
+    let mut broker = Broker::start(setup).await;
+    test(&broker).await;
+    if let Some(app) = broker.app.take() {
+        app.drain().await;
+    }
+    broker.no_secret_was_left_behind();
+}
+
+impl Broker {
+    async fn start(setup: Setup) -> Self {
+        captured_logs();
+        let clock = Arc::new(SystemClock);
+        let entra = Entra::start(clock.clone(), [TENANT]).await.expect("Entra");
+        entra.set_default_audience(AUDIENCE);
+        entra.register(Identity::managed_identity(TENANT, ML, PERSON));
+        let google = Google::start(clock.clone()).await.expect("Google");
+        google.add_service_account(TRAINER);
+        let folder = tempfile::tempdir().expect("a folder");
+        let port = free_port();
+        let server = setup.server.unwrap_or_else(|| format!("{{ grpc: '127.0.0.1:0', http: '127.0.0.1:{port}' }}"));
+        let path = folder.path().join("carnet.yaml");
+        let issuer = format!("http://127.0.0.1:{port}");
+        let rules = setup.rules.unwrap_or(RULES);
+        std::fs::write(&path, configuration(&server, &entra, &google, &issuer, folder.path(), rules, &setup.more))
+            .expect("written");
+        let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        let app = App::start(config, Some(path), clock).await.unwrap_or_else(|error| panic!("{error:?}"));
+        app.until_ready().await;
+        let provider = PoolProvider::new(PROVIDER, issuer.as_str())
+            .map("google.subject", "assertion.sub")
+            .map("attribute.tid", "assertion.tid");
+        google.register_provider(provider).expect("a provider");
+        let pool = PROVIDER.split("/providers/").next().expect("a pool");
+        google.bind(TRAINER, &format!("principalSet:{pool}/attribute.tid/{TENANT}"));
+        entra.trust(ML, FederatedCredential::new(issuer.as_str(), "carnet:azure-ml")).expect("a credential");
+        let grpc = app.grpc_address().map(|address| format!("http://{address}")).unwrap_or_default();
+        Self { entra, google, folder, app: Some(app), grpc, http: issuer, secrets: Mutex::default() }
+    }
+
+    pub fn app(&self) -> &App {
+        self.app.as_ref().expect("running")
+    }
+
+    /// For a test that drains by itself.
+    pub fn take_app(&mut self) -> App {
+        self.app.take().expect("running")
+    }
+
+    pub async fn start_for(setup: Setup) -> Self {
+        Self::start(setup).await
+    }
+
+    pub fn grpc_address(&self) -> &str {
+        &self.grpc
+    }
+
+    pub fn config_path(&self) -> PathBuf {
+        self.folder.path().join("carnet.yaml")
+    }
+
+    /// A token of the pipeline runner that the rules allow.
+    pub fn runner(&self) -> EntraToken {
+        self.entra.app_token(TENANT, RUNNER).roles(["Training.Submit"])
+    }
+
+    /// Signs, and remembers the text as something that must never show.
+    pub fn signed(&self, token: &EntraToken) -> String {
+        let text = token.sign();
+        self.is_secret(&text);
+        text
+    }
+
+    pub fn is_secret(&self, text: &str) {
+        self.secrets.lock().expect("no panic").push(text.to_owned());
+    }
+
+    pub async fn client(&self) -> TokenExchangeClient<Channel> {
+        let address: Address = self.grpc.parse().expect("an address");
+        token_exchange(&address, None).await.expect("a connection")
+    }
+
+    pub async fn exchange(&self, request: ExchangeRequest) -> Result<ExchangeResponse, Status> {
+        let answer = self.client().await.exchange(request).await.map(tonic::Response::into_inner);
+        if let Ok(answer) = &answer {
+            answer.credentials.iter().for_each(|credential| self.is_secret(&credential.token));
+        }
+        answer
+    }
+
+    /// A request of the runner for these targets.
+    pub fn request(&self, targets: &[&str]) -> ExchangeRequest {
+        self.request_with(&self.runner(), targets)
+    }
+
+    pub fn request_with(&self, token: &EntraToken, targets: &[&str]) -> ExchangeRequest {
+        let target = |target: &&str| TargetRequest { target: (*target).to_owned(), ..Default::default() };
+        ExchangeRequest {
+            subject_token: self.signed(token),
+            targets: targets.iter().map(target).collect(),
+            job: Some(Job { id: "run-1".to_owned(), name: "vision".to_owned(), ..Default::default() }),
+            ..Default::default()
+        }
+    }
+
+    /// The token endpoint with these fields; the answer's status and JSON.
+    pub async fn token(&self, fields: &[(&str, &str)]) -> (u16, serde_json::Value) {
+        let mut form = vec![
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+        ];
+        form.retain(|(name, _value)| fields.iter().all(|(other, _value)| other != name));
+        form.extend(fields.iter().filter(|(_name, value)| !value.is_empty()));
+        let answer =
+            reqwest::Client::new().post(format!("{}/v1/token", self.http)).form(&form).send().await.expect("an answer");
+        let status = answer.status().as_u16();
+        let body: serde_json::Value = answer.json().await.expect("JSON");
+        if let Some(token) = body["access_token"].as_str() {
+            self.is_secret(token);
+        }
+        (status, body)
+    }
+
+    /// What the store holds, oldest first.
+    pub fn audit_records(&self) -> Vec<AuditRecord> {
+        let store = rusqlite::Connection::open(self.store_path()).expect("the store");
+        let mut select = store.prepare("SELECT record FROM audit ORDER BY sequence").expect("a table");
+        let rows = select.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
+        rows.map(|row| AuditRecord::decode(row.expect("a row").as_slice()).expect("a record")).collect()
+    }
+
+    pub fn store_path(&self) -> PathBuf {
+        self.folder.path().join("carnet.db")
+    }
+
+    /// Tokens are searched for in whole and by their signatures, in logs, metrics and every file of the store.
+    pub fn no_secret_was_left_behind(&self) {
+        let logs = captured_logs().text();
+        let metrics = carnet::telemetry::metrics().render();
+        let files = std::fs::read_dir(self.folder.path()).expect("a folder");
+        let files: Vec<Vec<u8>> =
+            files.map(|file| std::fs::read(file.expect("a file").path()).unwrap_or_default()).collect();
+        for secret in self.secrets.lock().expect("no panic").iter() {
+            let tail = secret.rsplit('.').next().filter(|tail| tail.len() > 40).unwrap_or(secret);
+            assert!(!logs.contains(tail), "a token is in the logs");
+            assert!(!metrics.contains(tail), "a token is in the metrics");
+            for file in &files {
+                assert!(!file.windows(tail.len()).any(|window| window == tail.as_bytes()), "a token is in the store");
+            }
+        }
+    }
+}
+
+/// `google.rpc.ErrorInfo`'s reason.
+pub fn reason(status: &Status) -> String {
+    status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
+}
+
+fn configuration(
+    server: &str,
+    entra: &Entra,
+    google: &Google,
+    issuer: &str,
+    folder: &Path,
+    rules: &str,
+    more: &str,
+) -> String {
+    let (authority, sts, iam) = (entra.authority(), google.sts_endpoint(), google.iam_credentials_endpoint());
+    let folder = folder.display();
+    let google = |account: &str| {
+        format!(
+            "{{ audience: '{PROVIDER}', {account}sts_endpoint: '{sts}', iam_credentials_endpoint: '{iam}', max_lifetime: 1h }}"
+        )
+    };
+    let (vertex, direct) = (google(&format!("service_account: {TRAINER}, ")), google(""));
+    format!(
+        "
+server: {server}
+entra: {{ authority: '{authority}', tenants: [{TENANT}], audiences: ['{AUDIENCE}'] }}
+issuer: {{ url: '{issuer}' }}
+targets:
+  vertex: {{ google: {vertex} }}
+  direct: {{ google: {direct} }}
+  grouped: {{ google: {vertex} }}
+  azure-ml:
+    azure: {{ tenant: {TENANT}, client_id: {ML}, source: issuer, scopes: [https://ml.azure.com/.default] }}
+{rules}
+store: sqlite:{folder}/carnet.db
+store_key: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
+{more}
+"
+    )
+}
+
+pub fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+}
+
+/// Waits for what happens in the background, for at most ten seconds.
+pub async fn eventually(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    for _ in 0..500 {
+        if condition().await {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("{what} did not happen");
+}
+
+/// Everything that any broker of this process logged, at every level of its own.
+#[derive(Clone, Default)]
+pub struct Logs(Arc<Mutex<Vec<u8>>>);
+
+impl Logs {
+    pub fn text(&self) -> String {
+        String::from_utf8_lossy(&self.0.lock().expect("no panic")).into_owned()
+    }
+}
+
+impl io::Write for Logs {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().expect("no panic").extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+pub fn captured_logs() -> &'static Logs {
+    static LOGS: OnceLock<Logs> = OnceLock::new();
+    LOGS.get_or_init(|| {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let logs = Logs::default();
+        let writer = logs.clone();
+        // What dependencies log at debug level is not ours to promise.
+        let subscriber =
+            tracing_subscriber::fmt().with_env_filter("info,carnet=trace").with_writer(move || writer.clone()).finish();
+        tracing::subscriber::set_global_default(subscriber).expect("the first subscriber");
+        logs
+    })
+}
