@@ -1,5 +1,6 @@
 //! Stage 3: a grant becomes a credential, from the cache or with one call upstream for everyone who waits.
 
+mod answer;
 mod azure;
 mod cache;
 mod google;
