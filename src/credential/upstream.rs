@@ -286,3 +286,6 @@ const RETRY_COST: u32 = 10;
 
 /// Google's federated tokens have up to 12,288 bytes.
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests;

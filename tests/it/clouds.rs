@@ -3,7 +3,6 @@
 
 mod azure;
 mod google;
-mod refusals;
 mod upstream;
 
 use std::sync::{Arc, LazyLock};

@@ -1,5 +1,7 @@
 //! Azure: federated assertions, the cluster's token, on behalf of a user, and the machine's managed identity.
 
+mod refusals;
+
 use carnet::credential::CloudIdentity;
 use carnet::target::{AppServiceHeader, ManagedIdentityEndpoint};
 

@@ -1,5 +1,7 @@
 //! Google: the exchange, the impersonation after it, and what its two services refuse.
 
+mod refusals;
+
 use carnet::credential::CloudIdentity;
 use carnet::policy::Given;
 use carnet::sandbox::{TokenKind, TokenVersion};
