@@ -1,5 +1,6 @@
 //! Stage 3: a grant becomes a credential, from the cache or with one call upstream for everyone who waits.
 
+mod answer;
 mod azure;
 mod cache;
 mod google;
@@ -266,6 +267,7 @@ const VOLATILE_CLAIMS: [&str; 7] = ["iat", "nbf", "exp", "uti", "aio", "rh", "xm
 pub struct Clouds {
     google: google::Google,
     azure: azure::Azure,
+    clock: Arc<dyn Clock>,
 }
 
 impl Clouds {
@@ -275,7 +277,8 @@ impl Clouds {
         let signer = Signer { issuer };
         Self {
             google: google::Google::new(upstreams.clone(), signer.clone(), clock.clone()),
-            azure: azure::Azure::new(upstreams, signer, clock),
+            azure: azure::Azure::new(upstreams, signer, clock.clone()),
+            clock,
         }
     }
 }
@@ -283,10 +286,18 @@ impl Clouds {
 #[async_trait::async_trait]
 impl CredentialProvider for Clouds {
     async fn issue(&self, call: &Call) -> Result<Credential, IssueError> {
-        match &call.grant.target().platform {
-            Platform::Google(google) => self.google.issue(google, call).await,
-            Platform::Azure(azure) => self.azure.issue(azure, call).await,
-        }
+        // The last hop of either, for those that state their expiry as a time.
+        let (issued, hop) = match &call.grant.target().platform {
+            Platform::Google(google) => (self.google.issue(google, call).await, Hop::GoogleIam),
+            Platform::Azure(azure) => (self.azure.issue(azure, call).await, Hop::ManagedIdentity),
+        };
+        // Clients ask again without a pause when they are given a dead token.
+        let live = |credential: Credential| {
+            let live = credential.expires_at > self.clock.now();
+            let dead = || IssueError::refused(hop, "expired", "the token has expired already: compare the clocks");
+            live.then_some(credential).ok_or_else(dead)
+        };
+        issued.and_then(live)
     }
 }
 

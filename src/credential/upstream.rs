@@ -66,6 +66,18 @@ struct Health {
     budget: u32,
 }
 
+/// A failed attempt, and how long the service asks to be left alone.
+struct Failed {
+    error: IssueError,
+    asked: Option<Duration>,
+}
+
+impl Failed {
+    fn unasked(error: IssueError) -> Self {
+        Self { error, asked: None }
+    }
+}
+
 impl Upstream {
     fn new(hop: Hop, http: Client, clock: Arc<dyn Clock>) -> Self {
         let limits = limits(hop);
@@ -85,15 +97,12 @@ impl Upstream {
         let mut attempt = 0;
         loop {
             self.check_circuit()?;
-            let error = match self.attempt(request()?, &judge, deadline).await {
+            let Failed { error, asked } = match self.attempt(request()?, &judge, deadline).await {
                 Ok(response) => return Ok(response),
-                Err(error) => error,
+                Err(failed) => failed,
             };
-            let wait = match error.retry_after() {
-                // What the service asks for, or our own backoff, whichever is longer.
-                Some(asked) if asked > BACKOFF_UNASKED => asked,
-                _ => backoff(attempt),
-            };
+            // What the service asks for, or our own backoff, whichever is longer.
+            let wait = backoff(attempt).max(asked.unwrap_or_default());
             attempt += 1;
             if attempt >= ATTEMPTS || Instant::now() + wait >= deadline || !self.spend() {
                 return Err(error);
@@ -107,7 +116,7 @@ impl Upstream {
         request: Request,
         judge: &impl Fn(&Response) -> Verdict,
         deadline: Instant,
-    ) -> Result<Response, IssueError> {
+    ) -> Result<Response, Failed> {
         let left = deadline.saturating_duration_since(Instant::now());
         let turn = async {
             let permit = self.permits.acquire().await;
@@ -115,16 +124,17 @@ impl Upstream {
             permit
         };
         // Closed semaphores do not exist here; a permit that does not come in time is our own limit at work.
-        let _permit = timeout(left, turn).await.map_err(|_elapsed| self.throttled(BACKOFF_UNASKED))?;
+        let _permit = timeout(left, turn).await.map_err(|_elapsed| Failed::unasked(self.throttled(BACKOFF_UNASKED)))?;
         let left = deadline.saturating_duration_since(Instant::now()).min(ATTEMPT_DEADLINE);
         let started = Instant::now();
         let answer = self.http.send(request, ANSWER_MAX_BYTES, left).await;
         self.observe(&answer, started.elapsed());
         let response = answer.map_err(|error| {
             self.failed();
-            self.unavailable(error.to_string(), BACKOFF_UNASKED)
+            Failed::unasked(self.unavailable(error.to_string(), BACKOFF_UNASKED))
         })?;
-        let retry_after = response.retry_after(self.clock.now()).unwrap_or(BACKOFF_UNASKED);
+        let asked = response.retry_after(self.clock.now());
+        let retry_after = asked.unwrap_or(BACKOFF_UNASKED);
         match judge(&response) {
             Verdict::Final => {
                 self.succeeded();
@@ -132,10 +142,10 @@ impl Upstream {
             }
             Verdict::Transient(cause) => {
                 self.failed();
-                Err(self.unavailable(cause, retry_after))
+                Err(Failed { error: self.unavailable(cause, retry_after), asked })
             }
             // It answers, so it is well: the circuit stays closed.
-            Verdict::Throttled => Err(self.throttled(retry_after)),
+            Verdict::Throttled => Err(Failed { error: self.throttled(retry_after), asked }),
         }
     }
 
@@ -276,3 +286,6 @@ const RETRY_COST: u32 = 10;
 
 /// Google's federated tokens have up to 12,288 bytes.
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests;

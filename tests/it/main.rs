@@ -1,13 +1,13 @@
 //! One binary for everything that needs the real application or the real stand-ins.
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
-
 mod support;
 
+mod clouds;
+mod command_line;
 mod doors;
 mod exchange;
 mod grpc;
 mod lifecycle;
 mod oauth;
 mod tls;
-mod command_line;

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::super::upstream::{Upstream, Verdict, by_status};
-use super::super::{CloudIdentity, Credential, Hop, IssueError};
+use super::super::{CloudIdentity, Credential, Hop, IssueError, answer};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
@@ -24,16 +24,12 @@ pub(super) struct ManagedIdentity<'a> {
 
 #[derive(Deserialize)]
 struct Success {
+    #[serde(deserialize_with = "answer::token")]
     access_token: Secret,
-    expires_on: Seconds,
-}
-
-/// Both endpoints write numbers as texts; older ones did not.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Seconds {
-    Text(String),
-    Number(u64),
+    #[serde(rename = "token_type", deserialize_with = "answer::bearer")]
+    _bearer: (),
+    #[serde(deserialize_with = "answer::seconds")]
+    expires_on: u64,
 }
 
 #[derive(Deserialize, Default)]
@@ -67,14 +63,14 @@ impl ManagedIdentity<'_> {
             return Err(refusal(&response));
         }
         let malformed = || {
-            IssueError::refused(Hop::ManagedIdentity, "malformed_answer", "the answer holds no token with an expiry")
+            IssueError::refused(
+                Hop::ManagedIdentity,
+                "malformed_answer",
+                "the answer holds no bearer token with an expiry",
+            )
         };
         let success: Success = serde_json::from_slice(&response.body).map_err(|_form| malformed())?;
-        let seconds = match success.expires_on {
-            Seconds::Text(text) => text.parse().ok(),
-            Seconds::Number(number) => Some(number),
-        };
-        let expires_at = seconds.and_then(from_unix_seconds).ok_or_else(malformed)?;
+        let expires_at = from_unix_seconds(success.expires_on).ok_or_else(malformed)?;
         Ok(Credential::new(success.access_token, self.clock.now(), expires_at, asked, self.identity.clone()))
     }
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use super::super::upstream::{Upstream, Verdict, by_status};
-use super::super::{CloudIdentity, Credential, Hop, IssueError};
+use super::super::{CloudIdentity, Credential, Hop, IssueError, answer};
 use crate::clock::Clock;
 use crate::http::{Request, Response};
 use crate::secret::Secret;
@@ -34,8 +34,11 @@ pub(super) struct Redemption {
 
 #[derive(Deserialize)]
 struct Success {
+    #[serde(deserialize_with = "answer::token")]
     access_token: Secret,
-    token_type: String,
+    #[serde(rename = "token_type", deserialize_with = "answer::bearer")]
+    _bearer: (),
+    #[serde(deserialize_with = "answer::seconds")]
     expires_in: u64,
 }
 
@@ -82,12 +85,10 @@ impl TokenEndpoint {
         if !response.status.is_success() {
             return Err(refusal(&response));
         }
-        let malformed =
-            || IssueError::refused(Hop::EntraToken, "malformed_answer", "the answer holds no bearer token with a life");
-        let success: Success = serde_json::from_slice(&response.body).map_err(|_form| malformed())?;
-        if !success.token_type.eq_ignore_ascii_case("Bearer") || success.expires_in == 0 {
-            return Err(malformed());
-        }
+        let success: Option<Success> = serde_json::from_slice(&response.body).ok();
+        let success = success.filter(|success| success.expires_in > 0).ok_or_else(|| {
+            IssueError::refused(Hop::EntraToken, "malformed_answer", "the answer holds no bearer token with a life")
+        })?;
         let expires_at = sent_at + Duration::from_secs(success.expires_in.min(LONGEST));
         let mut credential =
             Credential::new(success.access_token, sent_at, expires_at, redemption.asked, self.identity.clone());

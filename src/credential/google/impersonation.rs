@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::super::upstream::{Upstream, by_status};
-use super::super::{CloudIdentity, Credential, Hop, IssueError};
+use super::super::{CloudIdentity, Credential, Hop, IssueError, answer};
 use super::{bearing, traced};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::http::{Endpoint, Request, Response};
@@ -39,12 +39,14 @@ pub(super) enum AccessError {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct AccessToken {
+    #[serde(deserialize_with = "answer::token")]
     access_token: Secret,
     expire_time: jiff::Timestamp,
 }
 
 #[derive(Deserialize)]
 struct IdToken {
+    #[serde(deserialize_with = "answer::token")]
     token: Secret,
 }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::super::upstream::{Upstream, Verdict, by_status};
-use super::super::{CloudIdentity, Credential, Hop, IssueError};
+use super::super::{CloudIdentity, Credential, Hop, IssueError, answer};
 use super::traced;
 use crate::clock::Clock;
 use crate::http::{Request, Response};
@@ -31,8 +31,11 @@ pub(super) struct Exchange {
 
 #[derive(Deserialize)]
 struct Success {
+    #[serde(deserialize_with = "answer::token")]
     access_token: Secret,
-    token_type: String,
+    #[serde(rename = "token_type", deserialize_with = "answer::bearer")]
+    _bearer: (),
+    #[serde(deserialize_with = "answer::seconds")]
     expires_in: u64,
 }
 
@@ -65,20 +68,10 @@ impl Exchange {
         if !response.status.is_success() {
             return Err(self.refusal(&response));
         }
-        let success: Success = serde_json::from_slice(&response.body).map_err(|_form| {
-            IssueError::refused(
-                Hop::GoogleSts,
-                "malformed_answer",
-                "the answer lacks access_token, token_type or expires_in",
-            )
+        let success: Option<Success> = serde_json::from_slice(&response.body).ok();
+        let success = success.filter(|success| success.expires_in > 0).ok_or_else(|| {
+            IssueError::refused(Hop::GoogleSts, "malformed_answer", "the answer holds no bearer token with a life")
         })?;
-        if !success.token_type.eq_ignore_ascii_case("Bearer") || success.expires_in == 0 {
-            return Err(IssueError::refused(
-                Hop::GoogleSts,
-                "malformed_answer",
-                "the answer is not a live bearer token",
-            ));
-        }
         // Counted from before the call: never later than Google's own idea of it.
         let expires_at = sent_at + Duration::from_secs(success.expires_in.min(LONGEST));
         let identity = CloudIdentity::Google { principal: self.principal, service_account: None };
