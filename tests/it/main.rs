@@ -1,0 +1,4 @@
+//! The integration tests: one binary, the real parts against the stand-ins of the sandbox over loopback.
+
+#[cfg(test)]
+mod subject;
