@@ -272,9 +272,18 @@ fn is_resource_id(text: &str) -> bool {
 /// `_claim_names` and `hasgroups` announce groups that did not fit (Microsoft: access-token-claims-reference, "Groups
 /// overage"). The endpoint in `_claim_sources` is not even looked at.
 fn groups(claims: &Claims) -> Result<Groups, SubjectError> {
-    let elsewhere = claims.0.get("_claim_names").is_some_and(|names| names.get("groups").is_some());
-    let announced =
-        claims.0.get("hasgroups").is_some_and(|value| *value == Value::Bool(true) || value.as_str() == Some("true"));
+    let elsewhere = match claims.0.get("_claim_names") {
+        None => false,
+        Some(Value::Object(names)) => names.contains_key("groups"),
+        Some(_) => return Err(SubjectError::Malformed("`_claim_names` is not an object")),
+    };
+    let announced = match claims.0.get("hasgroups") {
+        None => false,
+        Some(Value::Bool(announced)) => *announced,
+        Some(Value::String(text)) if text == "true" => true,
+        Some(Value::String(text)) if text == "false" => false,
+        Some(_) => return Err(SubjectError::Malformed("`hasgroups` is neither true nor false")),
+    };
     let listed = claims.0.contains_key("groups");
     if elsewhere || (announced && !listed) {
         return Ok(Groups::Overage);

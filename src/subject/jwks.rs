@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -212,8 +213,13 @@ impl Slot {
     }
 
     async fn fetch(&self) {
-        let fetched = tokio::time::timeout(FETCH_DEADLINE, self.source.fetch(self.tenant, self.version)).await;
-        let result = fetched.unwrap_or(Err(FetchError::CutOff));
+        // A panic must not leave a flight behind that never lands: there would be no other.
+        let fetch = AssertUnwindSafe(self.source.fetch(self.tenant, self.version)).catch_unwind();
+        let result = match tokio::time::timeout(FETCH_DEADLINE, fetch).await {
+            Ok(Ok(result)) => result,
+            Ok(Err(_panic)) => Err(FetchError::CutOff),
+            Err(_elapsed) => Err(FetchError::CutOff),
+        };
         let outcome = if result.is_ok() { "ok" } else { "failed" };
         metrics::counter!("carnet_entra_key_fetches_total", "outcome" => outcome).increment(1);
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);

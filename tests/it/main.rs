@@ -10,4 +10,5 @@ mod exchange;
 mod grpc;
 mod lifecycle;
 mod oauth;
+mod subject;
 mod tls;

@@ -7,9 +7,9 @@ use http::{HeaderName, StatusCode};
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::super::upstream::{Upstream, Verdict, by_status};
-use super::super::{CloudIdentity, Credential, Hop, IssueError, answer};
 use crate::clock::{Clock, from_unix_seconds};
+use crate::credential::upstream::{Upstream, Verdict, by_status};
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError, answer};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
 use crate::target::{ManagedIdentityEndpoint, Scopes};

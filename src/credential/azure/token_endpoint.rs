@@ -8,9 +8,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::super::upstream::{Upstream, Verdict, by_status};
-use super::super::{CloudIdentity, Credential, Hop, IssueError, answer};
 use crate::clock::Clock;
+use crate::credential::upstream::{Upstream, Verdict, by_status};
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError, answer};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
 

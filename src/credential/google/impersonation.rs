@@ -9,10 +9,10 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use uuid::Uuid;
 
-use super::super::upstream::{Upstream, by_status};
-use super::super::{CloudIdentity, Credential, Hop, IssueError, answer};
 use super::{bearing, traced};
 use crate::clock::{Clock, from_unix_seconds};
+use crate::credential::upstream::{Upstream, by_status};
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError, answer};
 use crate::http::{Endpoint, Request, Response};
 use crate::secret::Secret;
 use crate::target::{IdTokenAudience, Scope, Scopes, ServiceAccount};

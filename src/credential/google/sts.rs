@@ -6,10 +6,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use uuid::Uuid;
 
-use super::super::upstream::{Upstream, Verdict, by_status};
-use super::super::{CloudIdentity, Credential, Hop, IssueError, answer};
 use super::traced;
 use crate::clock::Clock;
+use crate::credential::upstream::{Upstream, Verdict, by_status};
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError, answer};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
 use crate::target::{GoogleSubjectToken, PoolProvider, TokenType};

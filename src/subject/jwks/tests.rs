@@ -43,6 +43,7 @@ impl KeySource for FakeKeySource {
             return Err(FetchError::CutOff);
         }
         let kids = self.published.lock().expect("no panic").clone();
+        assert_ne!(kids, ["panic"]);
         let jwks: Vec<Value> = kids.iter().map(|kid| rsa(kid, &"A".repeat(342))).collect();
         Ok(KeySet { issuer: format!("https://issuer/{tenant}/v2.0"), keys: verification_keys(&jwks) })
     }
@@ -125,6 +126,16 @@ async fn w05_after_a_hundred_failures_the_refresh_recovers() {
     tokio::time::sleep(TICK * 2).await;
     assert!(!cache.holds(TENANT, Version::V2, "a", &fingerprint("a")));
     assert!(cache.holds(TENANT, Version::V2, "b", &fingerprint("b")));
+}
+
+#[tokio::test(start_paused = true)]
+async fn w05_after_a_fetch_that_panicked_the_next_one_recovers() {
+    let source = FakeKeySource::publishing(&["panic"]);
+    let cache = KeyCache::new(source.clone(), &[TENANT]);
+    assert!(matches!(cache.key(TENANT, Version::V2, "a").await, Err(KeyError::Unavailable { .. })));
+    source.publish(&["a"]);
+    tokio::time::advance(OUTAGE_COOLDOWN).await;
+    assert!(known(&cache, "a").await);
 }
 
 #[tokio::test(start_paused = true)]
