@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum::Router;
+use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -24,7 +25,7 @@ use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, ListenAddress, TlsSettings};
 use crate::credential::{Clouds, Credentials};
-use crate::exchange::Exchange;
+use crate::exchange::{Exchange, PLACES};
 use crate::grpc::{self, Health};
 use crate::http;
 use crate::issuer::{Algorithm, Issuer, KeyError, LoadError, SigningKey};
@@ -101,6 +102,7 @@ impl App {
             credentials: Credentials::new(Arc::new(clouds), clock.clone()),
             audit: audit.clone(),
             clock: clock.clone(),
+            places: Arc::new(Semaphore::new(PLACES)),
         });
         let ready = Ready::default();
         let services = grpc::services(exchange.clone()).await?;

@@ -7,11 +7,14 @@ pub use error::ExchangeError;
 pub use request::{Caller, Door, ExchangeRequest, Peer, TargetRequest};
 
 use std::fmt;
+use std::future::Future;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use futures_util::future::try_join_all;
+use tokio::sync::Semaphore;
+use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::audit::{Audit, AuditError, AuditRecord, Issued, Outcome};
@@ -20,6 +23,7 @@ use crate::credential::{Call, CloudIdentity, Credential, Credentials, Hit};
 use crate::policy::{Bound, Grant, Policy, refresh_in};
 use crate::subject::{SubjectToken, VerifiedIdentity, Verifier};
 use crate::target::{Job, Scopes, TokenType};
+use crate::telemetry::SPANS;
 
 /// The four stages, in their order.
 #[derive(Debug)]
@@ -30,7 +34,12 @@ pub struct Exchange {
     pub credentials: Credentials,
     pub audit: Audit,
     pub clock: Arc<dyn Clock>,
+    /// One for each exchange under way: what comes beyond is turned away at once, while there is still time to answer.
+    pub places: Arc<Semaphore>,
 }
+
+/// Places enough for a gang of ten thousand workers; each costs some 10 KB while it waits for a cloud.
+pub const PLACES: usize = 16_384;
 
 /// An answer or a refusal, with the id that joins it to the record and to the clouds' logs.
 #[derive(Debug)]
@@ -42,23 +51,36 @@ pub struct Exchanged {
 impl Exchange {
     /// Runs in a task of its own: a caller that leaves cannot keep a decision from being recorded.
     pub async fn run(self: &Arc<Self>, request: ExchangeRequest) -> Exchanged {
-        let exchange_id = Uuid::now_v7();
-        let exchange = self.clone();
-        let running = tokio::spawn(async move { exchange.decide_and_record(request, exchange_id).await });
-        let result = running.await.unwrap_or(Err(ExchangeError::ShuttingDown));
-        Exchanged { exchange_id, result }
+        self.in_a_task(|exchange, exchange_id| async move { exchange.decide_and_record(request, exchange_id).await })
+            .await
     }
 
     /// For what a door could not even read as a request: refused like any other, and recorded.
     pub async fn refuse(self: &Arc<Self>, request: ExchangeRequest, error: ExchangeError) -> Exchanged {
-        let exchange_id = Uuid::now_v7();
-        let exchange = self.clone();
-        let running = tokio::spawn(async move {
+        self.in_a_task(|exchange, exchange_id| async move {
             let record = Record::about(&request, exchange_id, exchange.clock.now());
             exchange.record(record, Err(error)).await
+        })
+        .await
+    }
+
+    async fn in_a_task<F>(self: &Arc<Self>, decision: impl FnOnce(Arc<Self>, Uuid) -> F) -> Exchanged
+    where
+        F: Future<Output = Result<Vec<IssuedCredential>, ExchangeError>> + Send + 'static,
+    {
+        let exchange_id = Uuid::now_v7();
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            metrics::counter!("carnet_exchanges_shed_total").increment(1);
+            return Exchanged { exchange_id, result: Err(ExchangeError::Overloaded) };
+        };
+        let span = tracing::debug_span!(target: SPANS, "exchange", exchange.id = %exchange_id);
+        let decision = decision(self.clone(), exchange_id).instrument(span);
+        let running = tokio::spawn(async move {
+            let result = decision.await;
+            drop(place);
+            result
         });
-        let result = running.await.unwrap_or(Err(ExchangeError::ShuttingDown));
-        Exchanged { exchange_id, result }
+        Exchanged { exchange_id, result: running.await.unwrap_or(Err(ExchangeError::ShuttingDown)) }
     }
 
     async fn decide_and_record(
@@ -77,11 +99,13 @@ impl Exchange {
         record: Record,
         result: Result<Vec<IssuedCredential>, ExchangeError>,
     ) -> Result<Vec<IssuedCredential>, ExchangeError> {
-        let result = match self.audit.record(record.of(&result)).await {
-            Ok(()) => result,
-            Err(AuditError::Closed) => Err(ExchangeError::ShuttingDown),
-            Err(error) => Err(ExchangeError::Audit(error)),
-        };
+        let result =
+            match self.audit.record(record.of(&result)).instrument(tracing::debug_span!(target: SPANS, "record")).await
+            {
+                Ok(()) => result,
+                Err(AuditError::Closed) => Err(ExchangeError::ShuttingDown),
+                Err(error) => Err(ExchangeError::Audit(error)),
+            };
         record.log(&result, self.clock.now());
         result
     }
@@ -97,6 +121,7 @@ impl Exchange {
         let identity = self
             .verifier
             .verify(&subject_token)
+            .instrument(tracing::debug_span!(target: SPANS, "verify"))
             .await
             .inspect_err(|_refused| record.token = Some(subject_token.clone()))?;
         record.identity = Some(identity.clone());
@@ -116,7 +141,8 @@ impl Exchange {
         exchange_id: Uuid,
     ) -> Result<IssuedCredential, ExchangeError> {
         let call = Call { grant: grant.clone(), subject_token: subject_token.clone(), exchange_id };
-        match self.credentials.credential(call).await {
+        let issuing = tracing::debug_span!(target: SPANS, "issue", target.name = %grant.target().name);
+        match self.credentials.credential(call).instrument(issuing).await {
             Ok(hit) => Ok(IssuedCredential::new(grant, hit, self.clock.now())),
             Err(error) => Err(ExchangeError::Credential { target: grant.target().name.to_string(), error }),
         }
@@ -305,3 +331,6 @@ impl fmt::Debug for Record {
         write!(f, "Record({})", self.exchange_id)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,8 +1,10 @@
 //! The gRPC door: `carnet.v1.TokenExchange`, with health and reflection.
 
-pub mod client;
+mod client;
 mod service;
 mod status;
+
+pub use client::{Address, ConnectError, token_exchange};
 
 use std::sync::Arc;
 

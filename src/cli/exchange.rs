@@ -11,7 +11,7 @@ use tonic::Status;
 use tonic_types::StatusExt as _;
 
 use super::{Ended, Exit, print};
-use crate::grpc::client::{Address, token_exchange};
+use crate::grpc::{Address, token_exchange};
 use crate::proto;
 use crate::proto::credential::Identity;
 use crate::target::Span;

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use moka::Expiry;
+use tracing::Instrument as _;
 
 use super::{Credential, Hop, IssueError};
 use crate::clock::Clock;
@@ -116,12 +117,18 @@ impl Cache {
             return (flight.clone(), true);
         }
         let (cache, mint) = (self.clone(), mint());
+        // One task more than it seems to need: a call that panics must land too, or its key would stay taken.
+        let minting = tokio::spawn(tokio::time::timeout(FLIGHT_DEADLINE, mint).in_current_span());
         let task = tokio::spawn(async move {
-            let minted = tokio::time::timeout(FLIGHT_DEADLINE, mint).await;
-            cache.land(key, minted.unwrap_or_else(|_elapsed| Err(cut_off("no answer in time"))))
+            let minted = match minting.await {
+                Ok(Ok(minted)) => minted,
+                Ok(Err(_elapsed)) => Err(cut_off("no answer in time")),
+                Err(_panic) => Err(cut_off("the call was cut off")),
+            };
+            cache.land(key, minted)
         });
         let flight =
-            task.map(|joined| joined.unwrap_or_else(|_panic| Err(cut_off("the call was cut off")))).boxed().shared();
+            task.map(|joined| joined.unwrap_or_else(|_gone| Err(cut_off("the call was cut off")))).boxed().shared();
         flights.insert(key, flight.clone());
         (flight, false)
     }

@@ -10,10 +10,12 @@ use governor::{DefaultDirectRateLimiter, Jitter, Quota, RateLimiter};
 use http::StatusCode;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
+use tracing::Instrument as _;
 
 use super::{Hop, IssueError};
 use crate::clock::Clock;
 use crate::http::{Client, Request, Response};
+use crate::telemetry::SPANS;
 
 /// What to make of an answer.
 pub(super) enum Verdict {
@@ -127,7 +129,8 @@ impl Upstream {
         let _permit = timeout(left, turn).await.map_err(|_elapsed| Failed::unasked(self.throttled(BACKOFF_UNASKED)))?;
         let left = deadline.saturating_duration_since(Instant::now()).min(ATTEMPT_DEADLINE);
         let started = Instant::now();
-        let answer = self.http.send(request, ANSWER_MAX_BYTES, left).await;
+        let calling = tracing::debug_span!(target: SPANS, "call", upstream.hop = self.hop.as_str());
+        let answer = self.http.send(request, ANSWER_MAX_BYTES, left).instrument(calling).await;
         self.observe(&answer, started.elapsed());
         let response = answer.map_err(|error| {
             self.failed();

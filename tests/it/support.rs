@@ -8,7 +8,7 @@ use std::time::Duration;
 use carnet::app::App;
 use carnet::clock::SystemClock;
 use carnet::config::Config;
-use carnet::grpc::client::{Address, token_exchange};
+use carnet::grpc::{Address, token_exchange};
 use carnet::proto::token_exchange_client::TokenExchangeClient;
 use carnet::proto::{AuditRecord, ExchangeRequest, ExchangeResponse, Job, TargetRequest};
 use carnet::sandbox::{Entra, EntraToken, FederatedCredential, Google, Identity, PoolProvider};

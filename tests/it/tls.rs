@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use carnet::grpc::client::{Address, token_exchange};
+use carnet::grpc::{Address, token_exchange};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 

@@ -216,3 +216,12 @@ async fn a_call_that_never_ends_is_cut_off_and_the_next_caller_starts_anew() {
     cloud.clock.advance(FAILURE_LONGEST);
     assert!(token(&cache, &cloud, MINUTE).await.is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_call_that_panics_does_not_take_its_key_along() {
+    let (cloud, cache) = FakeCloud::new();
+    let panicking = async || -> Result<Credential, IssueError> { panic!("a bug") };
+    assert!(matches!(cache.get(KEY, MINUTE, panicking).await, Err(IssueError::Unavailable { .. })));
+    cloud.clock.advance(FAILURE_LONGEST);
+    assert!(token(&cache, &cloud, MINUTE).await.is_ok());
+}

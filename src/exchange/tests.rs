@@ -1,0 +1,161 @@
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use serde_json::json;
+
+use super::*;
+use crate::audit::FakeAuditLog;
+use crate::clock::ManualClock;
+use crate::credential::{CredentialProvider, IssueError};
+use crate::policy::{ExcessScopes, RuleDocument};
+use crate::secret::Secret;
+use crate::subject::SubjectError;
+use crate::target::Target;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// Takes the token `good` for a service principal's.
+#[derive(Debug)]
+struct FakeVerifier(ManualClock);
+
+#[async_trait::async_trait]
+impl Verifier for FakeVerifier {
+    async fn verify(&self, token: &SubjectToken) -> Result<Arc<VerifiedIdentity>, SubjectError> {
+        match token.secret().expose() {
+            "good" => Ok(Arc::new(VerifiedIdentity::for_test(self.0.now() + HOUR))),
+            _ => Err(SubjectError::Issuer),
+        }
+    }
+}
+
+/// Issues after a moment, and counts.
+#[derive(Debug)]
+struct FakeProvider(ManualClock, AtomicUsize);
+
+#[async_trait::async_trait]
+impl CredentialProvider for FakeProvider {
+    async fn issue(&self, call: &Call) -> Result<Credential, IssueError> {
+        self.1.fetch_add(1, Ordering::Relaxed);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        let (now, asked) = (self.0.now(), call.grant.plan().lifetime);
+        let identity = CloudIdentity::Azure { tenant: Uuid::nil(), client_id: Uuid::nil() };
+        Ok(Credential::new(Secret::new("issued-token"), now, now + asked, asked, identity))
+    }
+}
+
+struct Stage {
+    exchange: Arc<Exchange>,
+    log: Arc<FakeAuditLog>,
+    provider: Arc<FakeProvider>,
+}
+
+impl Stage {
+    fn with_places(places: usize) -> Self {
+        let clock = ManualClock::start();
+        let rules =
+            json!([{"name": "r", "targets": ["t"], "when": "true"}, {"name": "d", "targets": ["u"], "deny": true}]);
+        let rules: Vec<RuleDocument> = serde_json::from_value(rules).expect("rules");
+        let targets = ["t", "u"].map(Target::google_for_test);
+        let policy = Policy::compile(&rules, targets.into()).expect("a policy");
+        let log = Arc::new(FakeAuditLog::default());
+        let provider = Arc::new(FakeProvider(clock.clone(), AtomicUsize::new(0)));
+        let (audit, _writer) = Audit::start(log.clone());
+        let exchange = Exchange {
+            verifier: Arc::new(FakeVerifier(clock.clone())),
+            policy: Arc::new(ArcSwap::from_pointee(policy)),
+            credentials: Credentials::new(provider.clone(), Arc::new(clock.clone())),
+            audit,
+            clock: Arc::new(clock),
+            places: Arc::new(Semaphore::new(places)),
+        };
+        Self { exchange: Arc::new(exchange), log, provider }
+    }
+
+    async fn run(&self, token: &str, targets: &[&str]) -> Exchanged {
+        self.exchange.run(request(token, targets)).await
+    }
+}
+
+fn request(token: &str, targets: &[&str]) -> ExchangeRequest {
+    let target = |name: &&str| TargetRequest { target: (*name).to_owned(), ..TargetRequest::default() };
+    ExchangeRequest {
+        subject_token: Secret::new(token),
+        subject_token_type: String::new(),
+        targets: targets.iter().map(target).collect(),
+        job: Job::default(),
+        excess: ExcessScopes::Refuse,
+        caller: Caller::new(Door::Grpc, "127.0.0.1:1".to_owned(), "test"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_credential_is_on_record_when_it_leaves() {
+    let stage = Stage::with_places(9);
+    let exchanged = stage.run("good", &["t"]).await;
+    let issued = exchanged.result.expect("a credential");
+    let [record] = stage.log.records().try_into().expect("one record");
+    assert_eq!(
+        (record.exchange_id, record.outcome, record.target.as_str()),
+        (exchanged.exchange_id, Outcome::Issued, issued[0].target())
+    );
+    assert_eq!(record.issued.map(|issued| issued.token_sha256), Some(Secret::new("issued-token").sha256()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_recorded_is_not_released() {
+    let stage = Stage::with_places(9);
+    stage.log.fails(true);
+    assert!(matches!(stage.run("good", &["t"]).await.result, Err(ExchangeError::Audit(_))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_at_any_stage_reaches_no_cloud_and_leaves_one_record_a_target() {
+    for (token, targets, outcome) in [
+        ("bad", &["t"][..], Outcome::Denied),
+        ("good", &["t", "u"], Outcome::Denied),
+        ("good", &["x"], Outcome::Denied),
+    ] {
+        let stage = Stage::with_places(9);
+        assert!(stage.run(token, targets).await.result.is_err());
+        assert_eq!(stage.provider.1.load(Ordering::Relaxed), 0, "{token} {targets:?}");
+        let outcomes: Vec<Outcome> = stage.log.records().iter().map(|record| record.outcome).collect();
+        assert_eq!(outcomes, vec![outcome; targets.len()]);
+    }
+    let stage = Stage::with_places(9);
+    assert!(stage.run("good", &[]).await.result.is_err());
+    assert_eq!(stage.log.records().len(), 1, "a request without a target has a record all the same");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_comes_beyond_the_places_is_turned_away_at_once_and_the_rest_is_served() {
+    let stage = Stage::with_places(10);
+    let running: Vec<_> = (0..30).map(|_number| stage.run("good", &["t"])).collect();
+    let results = futures_util::future::join_all(running).await;
+    let served = results.iter().filter(|exchanged| exchanged.result.is_ok()).count();
+    let shed = results.iter().filter(|exchanged| matches!(exchanged.result, Err(ExchangeError::Overloaded))).count();
+    assert_eq!((served, shed), (10, 20));
+    assert!(stage.run("good", &["t"]).await.result.is_ok(), "the places are free again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_caller_that_leaves_does_not_keep_the_decision_from_being_recorded() {
+    let stage = Stage::with_places(9);
+    let leaving = tokio::spawn({
+        let exchange = stage.exchange.clone();
+        async move { exchange.run(request("good", &["t"])).await }
+    });
+    tokio::time::sleep(Duration::from_millis(5)).await;
+    leaving.abort();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(stage.log.records().len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_mint_of_a_token_is_marked_once_and_its_reuse_is_not() {
+    let stage = Stage::with_places(9);
+    for _ in 0..3 {
+        stage.run("good", &["t"]).await.result.expect("a credential");
+    }
+    let firsts: Vec<bool> =
+        stage.log.records().iter().filter_map(|record| Some(record.issued.as_ref()?.first)).collect();
+    assert_eq!(firsts, [true, false, false]);
+}
