@@ -105,6 +105,11 @@ impl Cache {
         }
     }
 
+    /// Drops what is kept for `key`, where it turned out to be no good.
+    pub fn forget(&self, key: &Key) {
+        self.entries.invalidate(key);
+    }
+
     /// The flight for `key`, and whether it was under way already. It runs in a task of its own: whoever started it
     /// may leave.
     fn fly<F, M>(self: &Arc<Self>, key: Key, mint: F) -> (Flight, bool)

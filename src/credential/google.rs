@@ -5,7 +5,7 @@ mod sts;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
@@ -31,7 +31,7 @@ pub(super) struct Google {
     federated: Arc<Cache>,
     /// The longest life that Google grants each service account, where it refused a longer one. Bound: the
     /// configured accounts.
-    limits: Mutex<HashMap<ServiceAccount, Duration>>,
+    limits: Mutex<HashMap<ServiceAccount, (Duration, SystemTime)>>,
 }
 
 impl Google {
@@ -46,7 +46,14 @@ impl Google {
                 let scope = call.grant.scopes().joined();
                 self.exchange(target, call, scope, call.grant.plan().lifetime)?.run().await
             }
-            Some(account) => self.impersonate(target, account, call).await,
+            Some(account) => match self.impersonate(target, account, call).await {
+                // A federated token that Google no longer knows: a new one may do.
+                Err(IssueError::Refused { code, .. }) if code == impersonation::UNAUTHENTICATED => {
+                    self.federated.forget(&federated_key(target, call));
+                    self.impersonate(target, account, call).await
+                }
+                result => result,
+            },
         }
     }
 
@@ -107,39 +114,30 @@ impl Google {
             return impersonation.id_token(call.grant.audience(), call.grant.plan().lifetime).await;
         }
         let asked = call.grant.plan().lifetime;
-        loop {
-            let lifetime = asked.min(self.limit(account));
+        let first = asked.min(self.limit(account));
+        let shorter = [GOOGLE_USUAL, SURELY_ACCEPTED].into_iter().filter(|lifetime| *lifetime < first);
+        for lifetime in std::iter::once(first).chain(shorter) {
             match impersonation.access_token(call.grant.scopes(), lifetime, asked).await {
-                Err(impersonation::AccessError::TooLong) if lifetime > SURELY_ACCEPTED => {
-                    self.remember_refusal(account, lifetime)
-                }
-                Err(impersonation::AccessError::TooLong) => return Err(impersonation::too_long()),
+                Err(impersonation::AccessError::TooLong) => self.remember_refusal(account, lifetime),
                 Err(impersonation::AccessError::Other(error)) => return Err(error),
                 Ok(credential) => return Ok(credential),
             }
         }
+        Err(impersonation::too_long())
     }
 
     async fn federated(&self, target: &GoogleTarget, call: &Call) -> Result<Hit, IssueError> {
-        let mut digest = FieldDigest::new("carnet federated 1");
-        digest.field(target.sts_endpoint.as_str().as_bytes()).field(target.provider.as_str().as_bytes());
-        match Assertion::for_grant(&call.grant) {
-            Some(assertion) => assertion.digest_into(digest.field(b"assertion")),
-            None => {
-                digest.field(b"subject token").field(&call.grant.identity().token_sha256());
-            }
-        }
-        let key: Key = digest.finish();
         let mint = || {
             let exchange = self.exchange(target, call, IAM_SCOPE.to_owned(), FEDERATED_LEAST);
             async { exchange?.run().await }
         };
-        self.federated.get(key, FEDERATED_LEAST, mint).await
+        self.federated.get(federated_key(target, call), FEDERATED_LEAST, mint).await
     }
 
     fn limit(&self, account: &ServiceAccount) -> Duration {
         let limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        limits.get(account).copied().unwrap_or(Duration::MAX)
+        let remembered = limits.get(account).filter(|(_limit, until)| self.clock.now() < *until);
+        remembered.map_or(Duration::MAX, |(limit, _until)| *limit)
     }
 
     /// Above an hour the organization policy is missing; at an hour sharp the clocks differ (Google's own
@@ -148,13 +146,29 @@ impl Google {
         let limit = if lifetime > GOOGLE_USUAL { GOOGLE_USUAL } else { SURELY_ACCEPTED };
         tracing::warn!(
             google.service_account = %account,
-            "Google refuses {account} a lifetime of {}s; from now on {}s are asked for. For more, list it in \
+            "Google refuses {account} a lifetime of {}s; for the next hour {}s are asked for. For more, list it in \
              constraints/iam.allowServiceAccountCredentialLifetimeExtension",
             lifetime.as_secs(),
             limit.as_secs()
         );
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).insert(account.clone(), limit);
+        self.limits
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(account.clone(), (limit, self.clock.now() + REFUSAL_MEMORY));
     }
+}
+
+/// What was asserted, to which provider.
+fn federated_key(target: &GoogleTarget, call: &Call) -> Key {
+    let mut digest = FieldDigest::new("carnet federated 1");
+    digest.field(target.sts_endpoint.as_str().as_bytes()).field(target.provider.as_str().as_bytes());
+    match Assertion::for_grant(&call.grant) {
+        Some(assertion) => assertion.digest_into(digest.field(b"assertion")),
+        None => {
+            digest.field(b"subject token").field(&call.grant.identity().token_sha256());
+        }
+    }
+    digest.finish()
 }
 
 /// Google counts exchanges by project: the number in the provider's name.
@@ -189,3 +203,6 @@ const FEDERATED_LEAST: Duration = Duration::from_secs(60);
 
 /// Accepted even where the clocks differ.
 const SURELY_ACCEPTED: Duration = Duration::from_secs(3300);
+
+/// Then the longer life is tried again: somebody may have listed the account since.
+const REFUSAL_MEMORY: Duration = Duration::from_secs(3600);

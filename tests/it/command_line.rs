@@ -1,6 +1,7 @@
 //! The program itself: the first command of the README, exit codes and what it prints.
 
 use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
 
 use crate::support::{Broker, with_broker};
 
@@ -124,28 +125,14 @@ async fn a_configuration_is_checked_and_its_schema_and_keys_are_printed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_process_heeds_its_signals() {
     with_broker(async |broker| {
-        let port = crate::support::free_port();
-        let text = std::fs::read_to_string(broker.config_path()).expect("the file");
-        let server = text.lines().find(|line| line.starts_with("server:")).expect("a line").to_owned();
-        let own = broker.folder.path().join("own.yaml");
-        let changed = text
-            .replace(&server, &format!("server: {{ grpc: 'off', http: '127.0.0.1:{port}' }}"))
-            .replace("carnet.db", "own.db");
-        std::fs::write(&own, changed).expect("written");
-        let log = std::fs::File::create(broker.folder.path().join("own.log")).expect("a file");
-        let mut command = carnet(&["serve", "--config", own.to_str().expect("a path")]);
-        let mut process = command.stderr(log).spawn().expect("a process");
-        let ready = async || {
-            reqwest::get(format!("http://127.0.0.1:{port}/readyz"))
-                .await
-                .is_ok_and(|answer| answer.status().is_success())
-        };
-        crate::support::eventually("readiness", ready).await;
-        let log = || std::fs::read_to_string(broker.folder.path().join("own.log")).unwrap_or_default();
-        signal("HUP", process.id());
+        let mut process = serve(broker, "", "off").await;
+        let path = process.log.clone();
+        let log = || std::fs::read_to_string(&path).unwrap_or_default();
+        signal("HUP", process.child.id());
         crate::support::eventually("the reload", async || log().contains("loaded anew")).await;
-        signal("TERM", process.id());
-        let status = tokio::task::spawn_blocking(move || process.wait()).await.expect("no panic").expect("an end");
+        signal("TERM", process.child.id());
+        let status =
+            tokio::task::spawn_blocking(move || process.child.wait()).await.expect("no panic").expect("an end");
         assert!(status.success());
         assert!(log().contains("ended"), "{}", log());
     })
@@ -155,4 +142,74 @@ async fn the_process_heeds_its_signals() {
 fn signal(name: &str, process: u32) {
     let sent = Command::new("kill").args([format!("-{name}"), process.to_string()]).status().expect("a signal");
     assert!(sent.success());
+}
+
+/// A collector that keeps what it is sent: OTLP over gRPC is HTTP/2 with a fixed path.
+#[tokio::test(flavor = "multi_thread")]
+async fn traces_reach_a_collector_with_every_stage_and_without_a_token() {
+    with_broker(async |broker| {
+        let received = Arc::new(Mutex::new(Vec::<u8>::new()));
+        let keep = received.clone();
+        let export = async move |body: axum::body::Bytes| {
+            keep.lock().expect("no panic").extend_from_slice(&body);
+            // An empty message, and a good end.
+            let trailers = [("content-type", "application/grpc"), ("grpc-status", "0")];
+            (trailers, vec![0u8; 5])
+        };
+        let path = "/opentelemetry.proto.collector.trace.v1.TraceService/Export";
+        let collector = axum::Router::new().route(path, axum::routing::post(export));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let otlp = listener.local_addr().expect("an address");
+        tokio::spawn(async move { axum::serve(listener, collector).await });
+
+        let mut process = serve(broker, &format!("telemetry: {{ otlp: 'http://{otlp}' }}"), "off").await;
+        let token = broker.signed(&broker.runner());
+        let form = [
+            ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+            ("audience", "no-such-target"),
+            ("subject_token", &token),
+            ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+        ];
+        let answer = reqwest::Client::new()
+            .post(format!("{}/v1/token", process.http))
+            .form(&form)
+            .send()
+            .await
+            .expect("an answer");
+        let id =
+            answer.json::<serde_json::Value>().await.expect("JSON")["exchange_id"].as_str().expect("an id").to_owned();
+        signal("TERM", process.child.id());
+        let status =
+            tokio::task::spawn_blocking(move || process.child.wait()).await.expect("no panic").expect("an end");
+        assert!(status.success());
+        let bytes = received.lock().expect("no panic").clone();
+        let holds = |text: &str| bytes.windows(text.len()).any(|window| window == text.as_bytes());
+        for expected in ["exchange", "verify", "record", &id] {
+            assert!(holds(expected), "{expected} is in no span");
+        }
+        assert!(!holds(token.rsplit('.').next().expect("a signature")), "a token is in a span");
+    })
+    .await;
+}
+
+/// A real process beside the broker of the test, with the same clouds and a store of its own.
+struct Process {
+    child: std::process::Child,
+    http: String,
+    log: std::path::PathBuf,
+}
+
+async fn serve(broker: &Broker, more: &str, grpc: &str) -> Process {
+    let port = crate::support::free_port();
+    let text = std::fs::read_to_string(broker.config_path()).expect("the file");
+    let server = text.lines().find(|line| line.starts_with("server:")).expect("a line").to_owned();
+    let changed = text.replace(&server, &format!("server: {{ grpc: '{grpc}', http: '127.0.0.1:{port}' }}"));
+    let (own, log) = (broker.folder.path().join("own.yaml"), broker.folder.path().join("own.log"));
+    std::fs::write(&own, format!("{}\n{more}\n", changed.replace("carnet.db", "own.db"))).expect("written");
+    let mut command = carnet(&["serve", "--config", own.to_str().expect("a path")]);
+    let child = command.stderr(std::fs::File::create(&log).expect("a file")).spawn().expect("a process");
+    let http = format!("http://127.0.0.1:{port}");
+    let ready = async || reqwest::get(format!("{http}/readyz")).await.is_ok_and(|answer| answer.status().is_success());
+    crate::support::eventually("readiness", ready).await;
+    Process { child, http, log }
 }

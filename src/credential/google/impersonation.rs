@@ -121,6 +121,9 @@ impl Impersonation {
     }
 }
 
+/// Google's word for a bearer that it does not accept.
+pub(super) const UNAUTHENTICATED: &str = "UNAUTHENTICATED";
+
 /// What is left to say when even the surely accepted lifetime is too long.
 pub(super) fn too_long() -> IssueError {
     IssueError::refused(Hop::GoogleIam, "INVALID_ARGUMENT", "Google refuses even the shortest usual lifetime")
@@ -147,7 +150,7 @@ fn refusal(failure: &Status, response: &Response) -> IssueError {
             "the principal lacks roles/iam.workloadIdentityUser on the service account, or the account does not exist"
         }
         "NOT_FOUND" => "the service account does not exist",
-        "UNAUTHENTICATED" => "the federated token is not accepted",
+        UNAUTHENTICATED => "the federated token is not accepted",
         "INVALID_ARGUMENT" => "a scope or audience of the target is not accepted",
         _ => "see the service account's settings",
     };

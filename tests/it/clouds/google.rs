@@ -161,6 +161,21 @@ async fn q02_one_federated_token_serves_many_impersonations() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_federated_token_that_google_no_longer_knows_is_replaced_once() {
+    let world = World::new().await;
+    world.issue_for(world.google()).await.unwrap();
+    let body = r#"{"error":{"code":401,"status":"UNAUTHENTICATED"}}"#;
+    let unknown = || Fault::answer(StatusCode::UNAUTHORIZED, &[], body).unwrap();
+    world.google.faults().once(ACCESS, unknown());
+    world.issue_for(world.google()).await.unwrap();
+    assert_eq!((world.count(STS), world.count(ACCESS)), (2, 3));
+    world.google.faults().always(ACCESS, unknown());
+    let error = world.issue_for(world.google()).await.unwrap_err();
+    assert_eq!((error.reason(), error.code()), (Reason::CloudRefused, Some("UNAUTHENTICATED")));
+    assert_eq!((world.count(STS), world.count(ACCESS)), (3, 5));
+}
+
+#[tokio::test(start_paused = true)]
 async fn another_subjects_federated_token_is_never_used() {
     let world = World::new().await;
     for object in [OBJECT, OTHER_OBJECT] {
@@ -186,6 +201,10 @@ async fn a_lifetime_above_the_accounts_limit_is_asked_for_once() {
     world.google.extend_lifetime(OTHER_ACCOUNT);
     assert_eq!(world.issue(&ask(other()).await).await.unwrap().given, Given::AsAsked);
     assert_eq!(lifetimes(&world), ["7200s", "3600s", "3600s", "7200s"]);
+    // Somebody may have listed the account since.
+    world.google.extend_lifetime(ACCOUNT);
+    world.clock.advance(HOUR);
+    assert_eq!(world.issue(&ask(world.google()).await).await.unwrap().given, Given::AsAsked);
 }
 
 #[tokio::test(start_paused = true)]

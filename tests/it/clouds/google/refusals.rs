@@ -140,7 +140,7 @@ async fn every_refusal_of_the_token_service_has_its_reason_and_number_of_calls()
 #[tokio::test(start_paused = true)]
 async fn every_refusal_of_the_impersonation_has_its_reason_and_number_of_calls() {
     const REFUSED: Reason = Reason::CloudRefused;
-    let rows: [(&str, Provoke, Reason, Option<&str>, usize); 8] = [
+    let rows: [(&str, Provoke, Reason, Option<&str>, usize); 7] = [
         (
             "no binding",
             |world| world.google.unbind(ACCOUNT, &format!("principalSet:{POOL}/*")),
@@ -160,18 +160,6 @@ async fn every_refusal_of_the_impersonation_has_its_reason_and_number_of_calls()
             1,
         ),
         ("deleted", |world| world.google.delete_service_account(ACCOUNT), REFUSED, Some("NOT_FOUND"), 1),
-        (
-            "not accepted here",
-            |world| {
-                let text = "Request had invalid authentication credentials. Expected OAuth 2 access token, login \
-                            cookie or other valid authentication credential.";
-                let fault = iam_error(StatusCode::UNAUTHORIZED, "UNAUTHENTICATED", text);
-                world.google.faults().always(ACCESS, fault);
-            },
-            REFUSED,
-            Some("UNAUTHENTICATED"),
-            1,
-        ),
         ("quota", |world| world.google.throttle_iam_credentials(9), Reason::RateLimited, None, 4),
         (
             "internal",
