@@ -313,7 +313,7 @@ impl Record {
         let labels = [("door", self.caller.door.as_str()), ("outcome", outcome.as_str()), ("reason", reason)];
         metrics::counter!("carnet_exchanges_total", &labels).increment(1);
         metrics::histogram!("carnet_exchange_seconds", "outcome" => outcome.as_str()).record(took);
-        let detail = result.as_ref().err().map(ToString::to_string).unwrap_or_default();
+        let detail = result.as_ref().err().map(ExchangeError::detail).unwrap_or_default();
         let subject = self.identity.as_ref().map(|identity| identity.subject()).unwrap_or_default();
         let rules = self.grants.iter().map(|grant| grant.rule().as_str()).collect::<Vec<_>>().join(",");
         let cached = result.as_ref().is_ok_and(|credentials| credentials.iter().all(|credential| credential.cached));

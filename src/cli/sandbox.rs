@@ -222,6 +222,7 @@ fn next_steps(grpc: &str, issuer: &str, token: &Path, folder: &Path, clouds: &Cl
         "\
 The broker and the stand-ins run until you press Ctrl-C. In another terminal:
 
+  alias carnet={program}
   export CARNET_ADDRESS=http://{grpc} CARNET_SUBJECT_TOKEN_FILE={token}
 
   # one target, the token alone
@@ -251,6 +252,7 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
   # what the broker counts, and what the clouds are told to trust
   curl -s {issuer}/metrics; curl -s {issuer}/.well-known/openid-configuration
 ",
+        program = std::env::current_exe().unwrap_or_else(|_unknown| PathBuf::from("carnet")).display(),
         token = token.display(),
         authority = clouds.entra.authority(),
         config = folder.join("carnet.yaml").display(),

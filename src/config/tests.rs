@@ -105,6 +105,15 @@ fn the_contracts_example_is_accepted() {
 }
 
 #[test]
+fn the_configuration_that_is_shipped_as_a_start_is_good() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/carnet.yaml");
+    let environment =
+        |name: &str| (name == "CARNET_STORE_KEY").then(|| "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".to_owned());
+    let config = Config::load_with(&path, &environment).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.policy.targets().count(), 2);
+}
+
+#[test]
 fn what_can_be_left_out_has_a_default_and_nothing_is_granted() {
     let config = load(MINIMAL).unwrap_or_else(|error| panic!("{error}"));
     assert_eq!(config.server.grpc, ListenAddress::Tcp(([127, 0, 0, 1], 7443).into()));

@@ -64,10 +64,24 @@ impl ExchangeError {
         }
     }
 
+    /// One sentence for the log: the caller is told less.
+    pub(super) fn detail(&self) -> String {
+        match self {
+            Self::Policy(Refusal::Denied(denial)) => denial.to_string(),
+            Self::Request { .. }
+            | Self::Subject(_)
+            | Self::Policy(_)
+            | Self::Credential { .. }
+            | Self::Audit(_)
+            | Self::Overloaded
+            | Self::ShuttingDown => self.to_string(),
+        }
+    }
+
     /// What the record keeps besides the reason, for those who may see it.
     pub(super) fn details(&self) -> Vec<(&'static str, String)> {
         match self {
-            Self::Policy(Refusal::Denied(denial)) => vec![("denial", denial.to_string())],
+            Self::Policy(Refusal::Denied(_)) => vec![("denial", self.detail())],
             Self::Credential { target, error } => {
                 let mut details = vec![("failed_target", target.clone()), ("error", error.to_string())];
                 details.extend(error.code().map(|code| ("cloud_error", code.to_owned())));
