@@ -316,7 +316,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_http_is_taken_on_loopback_only() {
+    fn w13_plain_http_is_taken_on_loopback_only() {
         for accepted in [
             "https://sts.googleapis.com",
             "http://127.0.0.1:80",
@@ -370,6 +370,51 @@ mod tests {
         ] {
             assert!(!endpoint.same_origin(other), "{other}");
         }
+    }
+
+    /// Answers every request on a connection with "ok", and counts connections.
+    async fn keep_alive_server() -> (String, Arc<std::sync::atomic::AtomicUsize>) {
+        use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}", listener.local_addr().expect("an address"));
+        let accepted = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+        let count = accepted.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _peer)) = listener.accept().await {
+                count.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                tokio::spawn(async move {
+                    let mut stream = BufReader::new(stream);
+                    let mut line = String::new();
+                    while stream.read_line(&mut line).await.is_ok_and(|length| length > 0) {
+                        if line == "\r\n" {
+                            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
+                            stream.write_all(answer).await.expect("written");
+                        }
+                        line.clear();
+                    }
+                });
+            }
+        });
+        (url, accepted)
+    }
+
+    #[tokio::test]
+    async fn w06_calls_one_after_another_share_a_connection() {
+        let (url, accepted) = keep_alive_server().await;
+        let client = Client::new(&Settings::default()).expect("a client");
+        for _ in 0..50 {
+            let answer = client.send(Request::get(url.clone()), 10, CONNECT_TIMEOUT).await.expect("an answer");
+            assert_eq!(answer.body, "ok");
+        }
+        assert_eq!(accepted.load(std::sync::atomic::Ordering::Relaxed), 1);
+    }
+
+    #[tokio::test]
+    async fn an_answer_beyond_its_limit_is_cut_off() {
+        let (url, _accepted) = keep_alive_server().await;
+        let client = Client::new(&Settings::default()).expect("a client");
+        let refused = client.send(Request::get(url), 1, CONNECT_TIMEOUT).await;
+        assert!(matches!(refused, Err(HttpError::TooLarge(1))));
     }
 
     #[test]

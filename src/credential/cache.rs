@@ -53,10 +53,14 @@ type Flight = Shared<BoxFuture<'static, Result<Arc<Credential>, IssueError>>>;
 impl Cache {
     /// `name` is the metrics' label.
     pub fn new(name: &'static str, clock: Arc<dyn Clock>) -> Self {
+        Self::bounded(name, MAX_BYTES, clock)
+    }
+
+    fn bounded(name: &'static str, max_bytes: u64, clock: Arc<dyn Clock>) -> Self {
         let weight =
             |_key: &Key, entry: &Entry| u32::try_from(entry.credential.token.len() + ENTRY_BYTES).unwrap_or(u32::MAX);
         let entries = moka::sync::Cache::builder()
-            .max_capacity(MAX_BYTES)
+            .max_capacity(max_bytes)
             .weigher(weight)
             .expire_after(UntilExpiry(clock.clone()));
         let failures = moka::sync::Cache::builder().max_capacity(FAILURES).time_to_live(FAILURE_LONGEST);

@@ -115,7 +115,7 @@ fn i21_every_field_makes_another_key() {
 }
 
 #[test]
-fn i22_the_same_scopes_in_another_order_make_the_same_key() {
+fn i22_w16_c18_the_same_scopes_in_another_order_make_the_same_key() {
     let one = Shape { scopes: vec!["scope-a".to_owned(), "scope-b".to_owned()], ..shape() };
     let other = Shape { scopes: vec!["scope-b".to_owned(), "scope-a".to_owned(), "scope-b".to_owned()], ..shape() };
     assert_eq!(key_of(&one), key_of(&other));

@@ -9,25 +9,26 @@ use crate::subject::VerifiedIdentity;
 use crate::target::{Job, Scopes, Target, TokenType};
 
 fn issuer() -> Issuer {
-    let keys = [Algorithm::Es256, Algorithm::Rs256].map(|algorithm| {
-        SigningKey::from_pkcs8(&SigningKey::generate(algorithm).expect("a key").pkcs8).expect("the same key")
+    static KEYS: std::sync::LazyLock<[StoredKey; 2]> = std::sync::LazyLock::new(|| {
+        [Algorithm::Es256, Algorithm::Rs256].map(|algorithm| SigningKey::generate(algorithm).expect("a key"))
     });
+    let keys = KEYS.each_ref().map(|stored| SigningKey::from_pkcs8(&stored.pkcs8).expect("the same key"));
     Issuer::new("https://carnet.example.com".to_owned(), keys.into(), Arc::new(ManualClock::start()))
         .expect("an issuer")
 }
 
 fn grant(target: Target) -> Grant {
+    let labels = [("team".to_owned(), "vision".to_owned())].into();
+    grant_for(target, Job { id: Some("run-1".to_owned()), labels, ..Job::default() })
+}
+
+fn grant_for(target: Target, job: Job) -> Grant {
     let rules: Vec<RuleDocument> = serde_json::from_value(json!([{
         "name": "vision", "targets": ["t"], "when": "true", "attributes": {"team": "job.labels['team']"},
     }]))
     .expect("rules");
     let policy = Policy::compile(&rules, vec![target]).expect("a policy");
     let now = ManualClock::start().now();
-    let job = Job {
-        id: Some("run-1".to_owned()),
-        labels: [("team".to_owned(), "vision".to_owned())].into(),
-        ..Job::default()
-    };
     let ask = Ask {
         target: "t".to_owned(),
         scopes: Scopes::default(),
@@ -89,6 +90,21 @@ fn entra_gets_an_rs256_assertion_with_the_targets_fixed_subject() {
         verified(&issuer, &issuer.sign(&assertion, Uuid::nil()).expect("signed"), jsonwebtoken::Algorithm::RS256);
     assert_eq!((&claims["sub"], &claims["aud"]), (&json!("carnet:t"), &json!("api://AzureADTokenExchange")));
     assert_eq!((&claims["job_id"], &claims["team"]), (&Value::Null, &Value::Null));
+}
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(32))]
+
+    #[test]
+    fn i16_no_text_of_a_caller_leaves_its_place_in_an_assertion(text in "\\PC{1,60}") {
+        let issuer = issuer();
+        let job = Job { id: Some(text.clone()), labels: [("team".to_owned(), text.clone())].into(), ..Job::default() };
+        let assertion = Assertion::for_grant(&grant_for(Target::google_for_test("t"), job)).expect("an assertion");
+        let claims = verified(&issuer, &issuer.sign(&assertion, Uuid::nil()).expect("signed"), jsonwebtoken::Algorithm::ES256);
+        proptest::prop_assert_eq!(&claims["job_id"], &json!(text));
+        proptest::prop_assert_eq!(&claims["team"], &json!(text));
+        proptest::prop_assert_eq!(claims.as_object().expect("claims").len(), 13);
+    }
 }
 
 #[test]

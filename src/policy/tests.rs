@@ -321,3 +321,29 @@ fn every_mistake_of_every_rule_is_reported_with_its_place() {
         "{found:#?}"
     );
 }
+
+#[test]
+fn i17_a_name_in_another_case_is_another_name() {
+    let by_role = |role: &str| json!([{"name": "r", "targets": ["t"], "subject": {"roles": [role]}}]);
+    let who = || identity().with_roles(&["Training.Submit"]);
+    assert!(decide_for(by_role("Training.Submit"), who(), ask()).is_ok());
+    for role in ["training.submit", "Training.Submit ", "TRAINING.SUBMIT"] {
+        assert!(decide_for(by_role(role), who(), ask()).is_err(), "{role}");
+    }
+    for target in ["T", "t ", " t", "\u{ff54}"] {
+        let ask = Ask { target: target.to_owned(), ..ask() };
+        assert_eq!(
+            decide_for(json!([everybody()]), identity(), ask).unwrap_err(),
+            Refusal::Denied(Denial::NoSuchTarget)
+        );
+    }
+}
+
+#[test]
+fn w02_a_pattern_has_the_anchors_that_it_is_written_with_and_no_others() {
+    for (pattern, holds_for_vision) in
+        [("^vis|x$", true), ("^is|on$", true), ("^(is|on)$", false), ("^(?:vision|audio)$", true), ("", true)]
+    {
+        assert_eq!(holds(&format!("job.name.matches('{pattern}')")), holds_for_vision, "{pattern}");
+    }
+}

@@ -206,6 +206,15 @@ mod tests {
     }
 
     #[test]
+    fn i10_the_claims_are_read_from_the_bytes_that_the_signature_covers() {
+        let text = token(HEADER, r#"{"iss":"a","tid":"b"}"#);
+        let parsed = UnverifiedToken::parse(&text).expect("a token");
+        let payload = parsed.signed.split('.').nth(1).expect("a payload");
+        assert_eq!(parsed.payload, BASE64_URL_SAFE_NO_PAD.decode(payload).expect("base64url"));
+        assert_eq!(format!("{}.{}", parsed.signed, parsed.signature), text);
+    }
+
+    #[test]
     fn i05_a_date_of_another_type_is_refused_not_passed_over() {
         for value in [
             "\"1767225600\"",

@@ -48,7 +48,7 @@ async fn c25_every_hand_out_is_recorded_with_its_subject_rule_job_and_token_dige
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_second_call_is_answered_from_the_cache_and_recorded_too() {
+async fn c08_a_second_call_is_answered_from_the_cache_and_leaves_its_record_only() {
     with_broker(async |broker| {
         let first = broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
         let second = broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
@@ -62,7 +62,7 @@ async fn a_second_call_is_answered_from_the_cache_and_recorded_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn c11_the_answer_states_the_clouds_expiry_what_was_asked_and_what_bounded_it() {
+async fn c11_c12_the_answer_states_the_clouds_expiry_what_was_asked_and_what_bounded_it() {
     with_broker(async |broker| {
         let hours = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
         let mut request = broker.request(&["vertex"]);
@@ -154,7 +154,7 @@ async fn w04_an_outage_does_not_touch_what_is_cached() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn i15_a_rule_that_went_away_is_gone_for_cached_credentials_too() {
+async fn i15_w10_a_rule_that_went_away_is_gone_for_cached_credentials_too() {
     with_broker(async |broker| {
         broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
         let path = broker.config_path();

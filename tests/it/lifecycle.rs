@@ -82,3 +82,19 @@ async fn the_broker_listens_on_a_unix_socket_too() {
     .await;
     assert!(!socket.exists(), "the socket is gone with the broker");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn w19_the_broker_is_not_ready_before_it_could_verify_a_token() {
+    let setup = Setup { entra_is_away: true, ..Setup::default() };
+    with_setup(setup, async |broker| {
+        let ready =
+            async || reqwest::get(format!("{}/readyz", broker.http)).await.expect("an answer").status().as_u16();
+        assert_eq!(ready().await, 503);
+        let refused = broker.exchange(broker.request(&["vertex"])).await.err().expect("no keys");
+        assert_eq!(reason(&refused), "KEYS_UNAVAILABLE");
+        broker.entra.faults().clear("");
+        eventually("readiness", async || ready().await == 200).await;
+        broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+    })
+    .await;
+}

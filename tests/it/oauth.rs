@@ -232,3 +232,13 @@ async fn a_body_beyond_its_limit_is_refused() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_beyond_their_limit_are_refused() {
+    with_broker(async |broker| {
+        let request =
+            reqwest::Client::new().get(format!("{}/healthz", broker.http)).header("x-long", "x".repeat(20_000));
+        assert_eq!(request.send().await.expect("an answer").status(), 431);
+    })
+    .await;
+}

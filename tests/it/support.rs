@@ -11,7 +11,7 @@ use carnet::config::Config;
 use carnet::grpc::{Address, token_exchange};
 use carnet::proto::token_exchange_client::TokenExchangeClient;
 use carnet::proto::{AuditRecord, ExchangeRequest, ExchangeResponse, Job, TargetRequest};
-use carnet::sandbox::{Entra, EntraToken, FederatedCredential, Google, Identity, PoolProvider};
+use carnet::sandbox::{Entra, EntraToken, Fault, FederatedCredential, Google, Identity, PoolProvider};
 use prost::Message as _;
 use tempfile::TempDir;
 use tonic::Status;
@@ -56,6 +56,8 @@ pub struct Setup {
     /// Appended to the file as it is.
     pub more: String,
     pub server: Option<String>,
+    /// Entra answers nobody, and the broker is not waited for.
+    pub entra_is_away: bool,
 }
 
 /// Runs `test` against a broker that is ready; afterwards it must drain cleanly and have shown no secret anywhere.
@@ -78,6 +80,9 @@ impl Broker {
         let clock = Arc::new(SystemClock);
         let entra = Entra::start(clock.clone(), [TENANT]).await.expect("Entra");
         entra.set_default_audience(AUDIENCE);
+        if setup.entra_is_away {
+            entra.faults().always("", Fault::Drop);
+        }
         entra.register(Identity::managed_identity(TENANT, ML, PERSON));
         let google = Google::start(clock.clone()).await.expect("Google");
         google.add_service_account(TRAINER);
@@ -91,7 +96,9 @@ impl Broker {
             .expect("written");
         let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
         let app = App::start(config, Some(path), clock).await.unwrap_or_else(|error| panic!("{error:?}"));
-        app.until_ready().await;
+        if !setup.entra_is_away {
+            app.until_ready().await;
+        }
         let provider = PoolProvider::new(PROVIDER, issuer.as_str())
             .map("google.subject", "assertion.sub")
             .map("attribute.tid", "assertion.tid");

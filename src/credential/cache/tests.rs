@@ -225,3 +225,19 @@ async fn a_call_that_panics_does_not_take_its_key_along() {
     cloud.clock.advance(FAILURE_LONGEST);
     assert!(token(&cache, &cloud, MINUTE).await.is_ok());
 }
+
+#[tokio::test(start_paused = true)]
+async fn w17_c07_the_cache_is_bounded_in_bytes() {
+    let clock = ManualClock::start();
+    let cache = Arc::new(Cache::bounded("test", 100_000, Arc::new(clock.clone())));
+    for number in 0..1000u32 {
+        let mut key = [0; 32];
+        key[..4].copy_from_slice(&number.to_le_bytes());
+        let now = clock.now();
+        let identity = CloudIdentity::Azure { tenant: Uuid::nil(), client_id: Uuid::nil() };
+        let credential = Credential::new(Secret::new("x".repeat(1200)), now, now + HOUR, HOUR, identity);
+        cache.get(key, MINUTE, || async { Ok(credential) }).await.expect("a token");
+    }
+    cache.entries.run_pending_tasks();
+    assert!(cache.entries.weighted_size() <= 100_000 && cache.entries.entry_count() > 10);
+}

@@ -259,3 +259,13 @@ fn lifetimes(world: &World) -> Vec<String> {
 }
 
 const IAM: &str = "https://www.googleapis.com/auth/iam";
+
+#[tokio::test(start_paused = true)]
+async fn q15_a_federated_token_of_the_largest_size_is_carried_whole() {
+    let world = World::new().await;
+    let direct = world.google_with(|google| google.service_account = None);
+    let token = format!("ya29.d.{}", "x".repeat(12_288 - 7));
+    let body = json!({"access_token": token, "token_type": "Bearer", "expires_in": 600}).to_string();
+    world.google.faults().once(STS, Fault::answer(StatusCode::OK, &[], body).unwrap());
+    assert_eq!(world.issue_for(direct).await.unwrap().token.expose(), token);
+}
