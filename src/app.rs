@@ -8,6 +8,7 @@ pub use tls::TlsError;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ use crate::http;
 use crate::issuer::{Algorithm, Issuer, KeyError, LoadError, SigningKey};
 use crate::oauth::{self, Http, Ready};
 use crate::policy::Policy;
-use crate::secret::{SealError, SealingKey};
+use crate::secret::{SealError, SealingKey, sha256};
 use crate::store::{OpenError, SqliteStore};
 use crate::subject::{EntraVerifier, KeyCache};
 use crate::telemetry;
@@ -82,6 +83,9 @@ impl App {
     /// # Errors
     /// [`StartError`] says what to change.
     pub async fn start(config: Config, path: Option<PathBuf>, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
+        for setting in &config.without_effect {
+            tracing::warn!("{setting} of the configuration is not acted on by this version");
+        }
         // From the first call on, what the modules count is kept.
         telemetry::metrics();
         let outbound = http::Client::new(&config.outbound)?;
@@ -110,17 +114,18 @@ impl App {
 
         let mut background = JoinSet::new();
         let mut servers = Servers { tls: config.server.tls.as_ref(), background: &mut background };
-        let grpc_router = services.routes.into_axum_router();
-        let (grpc_address, grpc) = servers.add("grpc", &config.server.grpc, grpc_router, Speaks::Grpc).await?;
+        let (grpc_address, grpc) = servers.add("grpc", &config.server.grpc, services.routes, Speaks::Grpc).await?;
         let (http_address, http) = servers.add("http", &config.server.http, http_router, Speaks::Http).await?;
 
-        let reloading = Arc::new(Reloading { path, policy, fixed: config.fixed, seen: Mutex::default() });
+        let seen = Mutex::new(config.digest);
+        let reloading = Arc::new(Reloading { path, policy, fixed: config.fixed, seen, stale: AtomicBool::new(false) });
         let watching = reloading.clone();
         background.spawn(async move { watching.watch().await });
-        background.spawn(async move { audit.keep_for(config.retention, clock).await });
+        let (keeping, kept_for) = (audit.clone(), config.retention);
+        background.spawn(async move { keeping.keep_for(kept_for, clock).await });
         background.spawn(telemetry::upkeep());
         let (becoming, serving) = (ready.clone(), services.health.clone());
-        background.spawn(async move { become_ready(keys, becoming, serving).await });
+        background.spawn(async move { become_ready(keys, audit, becoming, serving).await });
         Ok(Self {
             grpc_address,
             http_address,
@@ -270,23 +275,26 @@ impl Servers<'_> {
 struct Reloading {
     path: Option<PathBuf>,
     policy: Arc<ArcSwap<Policy>>,
-    fixed: String,
-    /// The file as it was last looked at.
-    seen: Mutex<Option<Vec<u8>>>,
+    fixed: [u8; 32],
+    /// Digest of the file as it was last loaded, or tried to.
+    seen: Mutex<[u8; 32]>,
+    /// The last try failed.
+    stale: AtomicBool,
 }
 
 impl Reloading {
     /// Contents, not times: a mounted ConfigMap is replaced by changing a symbolic link.
     async fn watch(&self) {
         let Some(path) = &self.path else { return };
-        *self.seen() = std::fs::read(path).ok();
-        let mut tick = tokio::time::interval(LOOK_EVERY);
+        let (mut look, mut retry) = (tokio::time::interval(LOOK_EVERY), tokio::time::interval(RETRY_EVERY));
         loop {
-            tick.tick().await;
-            // A file that is away for a moment is being replaced.
-            let Ok(now) = tokio::fs::read(path).await else { continue };
-            if self.seen().as_ref() != Some(&now) {
-                // It has logged what is wrong.
+            // A file that is away for a moment is being replaced; one that failed may lack a file that it refers to.
+            let due = tokio::select! {
+                _ = look.tick() => tokio::fs::read(path).await.is_ok_and(|now| sha256(&now) != *self.seen()),
+                _ = retry.tick() => self.stale.load(Ordering::Relaxed),
+            };
+            if due {
+                // It logs what is wrong.
                 let _ = self.reload();
             }
         }
@@ -294,8 +302,12 @@ impl Reloading {
 
     fn reload(&self) -> Result<(), ConfigError> {
         let Some(path) = &self.path else { return Ok(()) };
-        *self.seen() = std::fs::read(path).ok();
         let loaded = Config::load(path);
+        *self.seen() = match &loaded {
+            Ok(config) => config.digest,
+            Err(_refused) => std::fs::read(path).map(|text| sha256(&text)).unwrap_or_default(),
+        };
+        self.stale.store(loaded.is_err(), Ordering::Relaxed);
         let outcome = if loaded.is_ok() { "ok" } else { "failed" };
         metrics::counter!("carnet_policy_reloads_total", "outcome" => outcome).increment(1);
         metrics::gauge!("carnet_policy_stale").set(if loaded.is_ok() { 0.0 } else { 1.0 });
@@ -310,20 +322,27 @@ impl Reloading {
         Ok(())
     }
 
-    fn seen(&self) -> std::sync::MutexGuard<'_, Option<Vec<u8>>> {
+    fn seen(&self) -> std::sync::MutexGuard<'_, [u8; 32]> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Ready from the moment some tenant's keys are known; then keeps keys fresh for as long as the app runs.
-async fn become_ready(keys: Arc<KeyCache>, ready: Ready, health: Health) {
+/// Ready from the moment some tenant's keys are known, except while the audit log takes no records; keeps keys fresh for
+/// as long as the app runs.
+async fn become_ready(keys: Arc<KeyCache>, audit: Audit, ready: Ready, health: Health) {
     while !keys.prefetch().await {
         sleep(PREFETCH_AGAIN).await;
     }
-    health.set_serving(true).await;
-    ready.set(true);
-    tracing::info!("ready");
-    keys.keep_fresh().await;
+    let follow_the_log = async {
+        let mut well = true;
+        loop {
+            health.set_serving(well).await;
+            ready.set(well);
+            tracing::info!("{}", if well { "ready" } else { "not ready: the audit log takes no records" });
+            well = audit.change().await;
+        }
+    };
+    tokio::join!(follow_the_log, keys.keep_fresh());
 }
 
 /// Together below the 20 s after which the process has to be gone.
@@ -333,3 +352,4 @@ const WRITER_DEADLINE: Duration = Duration::from_secs(3);
 const READY_POLL: Duration = Duration::from_millis(5);
 const PREFETCH_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+const RETRY_EVERY: Duration = Duration::from_secs(30);

@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 
 use crate::clock::Clock;
@@ -78,8 +78,12 @@ pub trait AuditLog: fmt::Debug + Send + Sync {
     /// The record under which the token with this digest was first handed out.
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError>;
 
-    /// Drops records older than `before`; returns how many.
-    async fn prune(&self, before: SystemTime) -> Result<usize, AuditError>;
+    /// Drops records that are older than `retention`, counted from `now` or from the newest record, whichever is
+    /// earlier: a clock that has jumped ahead must not empty the log. Returns how many.
+    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError>;
+
+    /// Whether it can be written, by writing.
+    async fn probe(&self) -> Result<(), AuditError>;
 }
 
 /// What the log knows of a token that was handed out.
@@ -109,6 +113,8 @@ pub enum AuditError {
 pub struct Audit {
     queue: mpsc::Sender<Entry>,
     log: Arc<dyn AuditLog>,
+    /// Whether the last write succeeded.
+    well: watch::Sender<bool>,
 }
 
 #[derive(Debug)]
@@ -121,8 +127,9 @@ impl Audit {
     /// The writer ends, with everything written, when the last `Audit` is dropped.
     pub fn start(log: Arc<dyn AuditLog>) -> (Self, JoinHandle<()>) {
         let (queue, entries) = mpsc::channel(QUEUE);
-        let writer = tokio::spawn(write(entries, log.clone()));
-        (Self { queue, log }, writer)
+        let well = watch::Sender::new(true);
+        let writer = tokio::spawn(write(entries, log.clone(), well.clone()));
+        (Self { queue, log, well }, writer)
     }
 
     /// Returns once `records`, all of them, are durable.
@@ -145,13 +152,31 @@ impl Audit {
         self.log.find_issued(token_sha256).await
     }
 
+    /// Waits until the log stops or starts again to take records, and says which. While it does not, it is tried every
+    /// [`PROBE_EVERY`]: without calls nobody would notice its return.
+    pub async fn change(&self) -> bool {
+        let mut well = self.well.subscribe();
+        if *well.borrow_and_update() {
+            let _ = well.wait_for(|well| !well).await;
+            return false;
+        }
+        loop {
+            sleep(PROBE_EVERY).await;
+            if self.log.probe().await.is_ok() {
+                self.well.send_replace(true);
+            }
+            if *well.borrow_and_update() {
+                return true;
+            }
+        }
+    }
+
     /// Drops records older than `retention`, now and then every hour.
     pub async fn keep_for(&self, retention: Duration, clock: Arc<dyn Clock>) {
         let mut tick = tokio::time::interval(PRUNE_EVERY);
         loop {
             tick.tick().await;
-            let Some(before) = clock.now().checked_sub(retention) else { continue };
-            match self.log.prune(before).await {
+            match self.log.prune(clock.now(), retention).await {
                 Ok(0) => {}
                 Ok(pruned) => tracing::info!(records = pruned, "{pruned} audit records were older than the retention"),
                 Err(error) => {
@@ -163,7 +188,7 @@ impl Audit {
 }
 
 /// While one group is being written, the next gathers by itself: no timer, no delay for a lone record.
-async fn write(mut entries: mpsc::Receiver<Entry>, log: Arc<dyn AuditLog>) {
+async fn write(mut entries: mpsc::Receiver<Entry>, log: Arc<dyn AuditLog>, well: watch::Sender<bool>) {
     let mut gathered = Vec::with_capacity(GROUP);
     while entries.recv_many(&mut gathered, GROUP).await > 0 {
         let mut group = Vec::with_capacity(gathered.len());
@@ -176,6 +201,7 @@ async fn write(mut entries: mpsc::Receiver<Entry>, log: Arc<dyn AuditLog>) {
         let result = log.append(group).await;
         metrics::histogram!("carnet_audit_group_records").record(size as f64);
         metrics::histogram!("carnet_audit_write_seconds").record(started.elapsed());
+        well.send_if_modified(|well| std::mem::replace(well, result.is_ok()) != result.is_ok());
         if let Err(error) = &result {
             metrics::counter!("carnet_audit_write_failures_total").increment(1);
             tracing::error!(
@@ -199,6 +225,8 @@ const GROUP: usize = 512;
 
 /// Longer than any healthy disk takes; a caller that waits longer is gone.
 const DEADLINE: Duration = Duration::from_secs(10);
+
+const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 
@@ -245,8 +273,12 @@ impl AuditLog for FakeAuditLog {
         Ok(self.records().into_iter().find_map(hand_out))
     }
 
-    async fn prune(&self, _before: SystemTime) -> Result<usize, AuditError> {
+    async fn prune(&self, _now: SystemTime, _retention: Duration) -> Result<usize, AuditError> {
         Ok(0)
+    }
+
+    async fn probe(&self) -> Result<(), AuditError> {
+        self.append(Vec::new()).await
     }
 }
 

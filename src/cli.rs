@@ -42,6 +42,7 @@ enum Command {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Exit {
     Failed = 1,
+    Usage = 2,
     Denied = 3,
     SubjectToken = 4,
     Unavailable = 5,

@@ -15,7 +15,7 @@ use self::document::{Document, EntraDocument, IssuerDocument, ServerDocument, Tl
 use self::source::Source;
 use crate::http::{self, Endpoint};
 use crate::policy::{Mistake, Policy, check_operators};
-use crate::secret::{SealingKey, Secret};
+use crate::secret::{SealingKey, Secret, sha256};
 use crate::subject;
 use crate::telemetry;
 
@@ -35,7 +35,11 @@ pub struct Config {
     pub retention: Duration,
     pub telemetry: telemetry::Settings,
     /// Of everything but the policy: a difference needs a restart.
-    pub fixed: String,
+    pub fixed: [u8; 32],
+    /// SHA-256 of the file.
+    pub digest: [u8; 32],
+    /// Settings that this version accepts and does not act on yet.
+    pub without_effect: Vec<&'static str>,
 }
 
 #[derive(Debug, Clone)]
@@ -93,11 +97,12 @@ impl Config {
     pub fn load_with(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
         let failed = |faults| ConfigError { path: path.to_owned(), faults };
         let source = Source::read(path, environment).map_err(failed)?;
-        let document: Document = source.typed().map_err(failed)?;
+        let mut typed = source.typed::<Document>();
         let mut mistakes = Vec::new();
-        let config = Self::build(document, environment, &mut mistakes);
-        let mut faults: Vec<Fault> =
-            mistakes.into_iter().map(|Mistake { at, message }| source.fault(at, message)).collect();
+        let document = typed.value.take();
+        let config = document.and_then(|document| Self::build(document, source.digest, environment, &mut mistakes));
+        mistakes.into_iter().for_each(|Mistake { at, message }| typed.add(&source, &at, message));
+        let mut faults = typed.faults;
         faults.sort_by_key(|fault| fault.line);
         config.filter(|_config| faults.is_empty()).ok_or_else(|| failed(faults))
     }
@@ -109,13 +114,16 @@ impl Config {
 
     fn build(
         document: Document,
+        digest: [u8; 32],
         environment: &dyn Fn(&str) -> Option<String>,
         mistakes: &mut Vec<Mistake>,
     ) -> Option<Self> {
-        let fixed = format!(
-            "{:?} {:?} {:?} {:?} {:?} {:?}",
-            document.server, document.entra, document.issuer, document.outbound, document.store, document.telemetry
-        );
+        let Document { server: s, entra: e, issuer: i, outbound: o, audit: a, telemetry: t, operators: p, .. } =
+            &document;
+        let secret = document.store_key.as_ref().map(Secret::sha256);
+        let fixed =
+            sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {t:?} {p:?} {} {secret:?}", document.store).as_bytes());
+        let without_effect = without_effect(&document);
         let server = server(&document.server, mistakes);
         let entra = entra(&document.entra, mistakes);
         let issuer = issuer(document.issuer.as_ref(), mistakes);
@@ -135,9 +143,21 @@ impl Config {
             mistakes.push(Mistake { at: "store_key".to_owned(), message: error.to_string() });
         }
         mistakes.extend(check_operators(&document.operators));
+        if document.audit.retention.0 < SHORTEST_RETENTION {
+            let message =
+                "is at least 2d: introspection and every question about yesterday need the records".to_owned();
+            mistakes.push(Mistake { at: "audit.retention".to_owned(), message });
+        }
         let store = store(&document.store, mistakes);
-        let policy = targets
-            .and_then(|targets| Policy::compile(&document.rules, targets).map_err(|found| mistakes.extend(found)).ok());
+        let policy = match targets {
+            Some(targets) => Policy::compile(&document.rules, targets).map_err(|found| mistakes.extend(found)).ok(),
+            None => {
+                // The rules have mistakes of their own; that they name targets which are wrong is none.
+                let found = Policy::compile(&document.rules, Vec::new()).err().unwrap_or_default();
+                mistakes.extend(found.into_iter().filter(|mistake| !mistake.at.contains(".targets[")));
+                None
+            }
+        };
         Some(Self {
             server: server?,
             entra: entra?,
@@ -149,8 +169,21 @@ impl Config {
             retention: document.audit.retention.0,
             telemetry: telemetry::Settings { otlp: document.telemetry.otlp, log: document.telemetry.log },
             fixed,
+            digest,
+            without_effect,
         })
     }
+}
+
+/// Sections of the contract whose parts of the broker are still to come.
+fn without_effect(document: &Document) -> Vec<&'static str> {
+    let rotation = |issuer: &IssuerDocument| issuer.rotate_every.is_some() || issuer.publish_ahead.is_some();
+    let settings = [
+        ("operators", !document.operators.is_empty()),
+        ("rules[].lease", document.rules.iter().any(|rule| rule.lease.is_some())),
+        ("issuer.rotate_every and publish_ahead", document.issuer.as_ref().is_some_and(rotation)),
+    ];
+    settings.into_iter().filter(|(_name, given)| *given).map(|(name, _given)| name).collect()
 }
 
 fn server(document: &ServerDocument, mistakes: &mut Vec<Mistake>) -> Option<ServerSettings> {
@@ -235,7 +268,7 @@ fn issuer(document: Option<&IssuerDocument>, mistakes: &mut Vec<Mistake>) -> Opt
         }
         Ok(_) => {}
     }
-    if document.publish_ahead > document.rotate_every {
+    if document.publish_ahead.is_some_and(|ahead| document.rotate_every.is_some_and(|every| ahead > every)) {
         mistake("publish_ahead", "is longer than rotate_every".to_owned());
     }
     Some(IssuerSettings { url: document.url.clone(), key_files: document.key_files.clone() })
@@ -250,6 +283,9 @@ fn store(text: &str, mistakes: &mut Vec<Mistake>) -> Option<PathBuf> {
     mistakes.push(Mistake { at: "store".to_owned(), message: message.to_owned() });
     None
 }
+
+/// Longer than any credential that is handed out.
+const SHORTEST_RETENTION: Duration = Duration::from_secs(2 * 86_400);
 
 /// Microsoft's own library takes 5 minutes.
 const LARGEST_SKEW: Duration = Duration::from_secs(600);

@@ -87,9 +87,13 @@ impl Credential {
         }
     }
 
-    /// True the first time only: the audit record of that hand-out is the one that introspection finds.
-    pub fn first_hand_out(&self) -> bool {
-        !self.handed_out.swap(true, Ordering::Relaxed)
+    /// Whether a hand-out of this token is on record: the first one is what introspection finds.
+    pub fn was_handed_out(&self) -> bool {
+        self.handed_out.load(Ordering::Relaxed)
+    }
+
+    pub fn mark_handed_out(&self) {
+        self.handed_out.store(true, Ordering::Relaxed);
     }
 }
 
@@ -236,7 +240,9 @@ fn key(call: &Call) -> Key {
     digest.list(grant.scopes().iter().map(crate::target::Scope::as_str));
     digest.field(grant.token_type().urn().as_bytes());
     digest.list(grant.audience().map(crate::target::IdTokenAudience::as_str).into_iter());
-    digest.field(&grant.plan().lifetime.as_secs().to_le_bytes());
+    if takes_a_wish(grant) {
+        digest.field(b"lifetime").field(&grant.plan().lifetime.as_secs().to_le_bytes());
+    }
     match Assertion::for_grant(grant) {
         Some(assertion) => assertion.digest_into(digest.field(b"assertion")),
         None => {
@@ -250,6 +256,14 @@ fn key(call: &Call) -> Key {
         digest.list(claims.map(|(name, value)| format!("{}:{name}={value}", name.len())).collect::<Vec<_>>().iter());
     }
     digest.finish()
+}
+
+/// Everywhere else the cloud decides how long a token lives, so callers with different wishes share it.
+fn takes_a_wish(grant: &Grant) -> bool {
+    match &grant.target().platform {
+        Platform::Google(google) => google.service_account.is_some() && !is_id_token(grant),
+        Platform::Azure(_) => false,
+    }
 }
 
 fn redeems_subject_token(platform: &Platform) -> bool {

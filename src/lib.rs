@@ -14,6 +14,7 @@
 // Leaves: know nothing of ours.
 pub mod clock;
 pub mod http;
+pub mod json;
 pub mod reason;
 pub mod secret;
 pub mod target;

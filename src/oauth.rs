@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use axum::Router;
+use axum::extract::rejection::BytesRejection;
 use axum::extract::{DefaultBodyLimit, Request, State};
 use axum::http::header::{CACHE_CONTROL, CONTENT_TYPE};
 use axum::http::{HeaderMap, HeaderName, StatusCode};
@@ -18,9 +19,9 @@ use axum::{Extension, Json, body};
 use serde_json::{Value, json};
 
 use self::answer::{introspection, issued, refused};
-use self::form::{Fields, TOKEN_EXCHANGE};
+use self::form::Fields;
 use crate::clock::Clock;
-use crate::exchange::{Caller, Door, Exchange, Exchanged, Peer};
+use crate::exchange::{Caller, Door, Exchange, ExchangeError, Exchanged, Peer};
 use crate::issuer::Issuer;
 use crate::secret::Secret;
 use crate::telemetry;
@@ -78,22 +79,18 @@ async fn token(
     State(http): State<Http>,
     peer: Option<Extension<Peer>>,
     headers: HeaderMap,
-    body: body::Bytes,
+    body: Result<body::Bytes, BytesRejection>,
 ) -> Response {
-    let caller = caller(peer, &headers);
-    let fields = match Fields::parse(&headers, &body) {
-        Ok(fields) => fields,
-        Err(message) => return answer::malformed("invalid_request", &message),
+    let fields = match body {
+        Ok(body) => Fields::parse(&headers, &body),
+        Err(_too_large) => Err(format!("the body is larger than {BODY_MAX_BYTES} bytes, or was cut off")),
     };
-    match fields.text("grant_type") {
-        Some(TOKEN_EXCHANGE) => {}
-        Some(_) => {
-            return answer::malformed("unsupported_grant_type", &format!("the one grant type is {TOKEN_EXCHANGE}"));
-        }
-        None => return answer::malformed("invalid_request", "grant_type is missing"),
-    }
-    let (request, error) = fields.exchange_request(caller);
-    let Exchanged { exchange_id, result } = match error {
+    let (fields, unreadable) = match fields {
+        Ok(fields) => (fields, None),
+        Err(message) => (Fields::default(), Some(ExchangeError::Request { field: "body".to_owned(), message })),
+    };
+    let (request, error) = fields.exchange_request(caller(peer, &headers));
+    let Exchanged { exchange_id, result } = match unreadable.or(error) {
         None => http.exchange.run(request).await,
         Some(error) => http.exchange.refuse(request, error).await,
     };
@@ -107,11 +104,9 @@ async fn token(
 async fn introspect(State(http): State<Http>, headers: HeaderMap, body: body::Bytes) -> Response {
     let fields = match Fields::parse(&headers, &body) {
         Ok(fields) => fields,
-        Err(message) => return answer::malformed("invalid_request", &message),
+        Err(message) => return answer::malformed(&message),
     };
-    let Some(token) = fields.text("token").filter(|token| !token.is_empty()) else {
-        return answer::malformed("invalid_request", "token is missing");
-    };
+    let Some(token) = fields.text("token") else { return answer::malformed("token is missing") };
     match http.exchange.audit.find_issued(&Secret::new(token).sha256()).await {
         Ok(found) => introspection(found, http.clock.now()),
         Err(_unreadable) => answer::unavailable(),

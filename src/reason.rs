@@ -45,6 +45,8 @@ reasons! {
     KeysUnavailable = "KEYS_UNAVAILABLE",
     StoreUnavailable = "STORE_UNAVAILABLE",
     ShuttingDown = "SHUTTING_DOWN",
+    /// A fault of the broker itself.
+    Internal = "INTERNAL",
 }
 
 impl fmt::Display for Reason {

@@ -3,10 +3,11 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -19,7 +20,7 @@ use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -45,7 +46,7 @@ pub(super) struct Listener {
 
 pub(super) enum Socket {
     Tcp(TcpListener),
-    Unix(UnixListener, PathBuf),
+    Unix(UnixListener, OwnSocket),
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,14 +64,13 @@ impl Socket {
             ListenAddress::Off => None,
             ListenAddress::Tcp(address) => Some(Self::Tcp(TcpListener::bind(address).await?)),
             ListenAddress::Unix(path) => {
-                // A socket that a killed process left behind; one that is in use answers.
-                if tokio::net::UnixStream::connect(path).await.is_err() {
-                    match std::fs::remove_file(path) {
-                        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                        _ => {}
-                    }
+                // A socket that a killed process left behind: one that is in use answers, and other files stay.
+                let left_behind = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+                if left_behind && tokio::net::UnixStream::connect(path).await.is_err() {
+                    std::fs::remove_file(path)?;
                 }
-                Some(Self::Unix(UnixListener::bind(path)?, path.clone()))
+                let listener = UnixListener::bind(path)?;
+                Some(Self::Unix(listener, OwnSocket { path: path.clone(), inode: inode(path) }))
             }
         })
     }
@@ -89,7 +89,7 @@ impl Socket {
                 stream.set_nodelay(true)?;
                 Ok((Box::new(stream), peer.to_string()))
             }
-            Self::Unix(listener, _path) => {
+            Self::Unix(listener, _own) => {
                 let (stream, _peer) = listener.accept().await?;
                 Ok((Box::new(stream), "unix".to_owned()))
             }
@@ -97,12 +97,22 @@ impl Socket {
     }
 }
 
-impl Drop for Socket {
+/// The file of a Unix socket: gone with the listener, unless another process has put its own there.
+pub(super) struct OwnSocket {
+    path: PathBuf,
+    inode: Option<u64>,
+}
+
+impl Drop for OwnSocket {
     fn drop(&mut self) {
-        if let Self::Unix(_listener, path) = self {
-            let _ = std::fs::remove_file(path);
+        if self.inode.is_some() && inode(&self.path) == self.inode {
+            let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|metadata| metadata.ino())
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -143,7 +153,7 @@ impl Listener {
     }
 
     async fn shake_hands(&self, stream: Box<dyn Stream>, peer: String, _place: OwnedSemaphorePermit) {
-        metrics::gauge!("carnet_connections", "listener" => self.name).increment(1.0);
+        let _counted = Counted::new(self.name);
         match &self.tls {
             None => self.connection(stream, peer).await,
             Some(tls) => {
@@ -160,12 +170,11 @@ impl Listener {
                 }
             }
         }
-        metrics::gauge!("carnet_connections", "listener" => self.name).decrement(1.0);
     }
 
     async fn connection<S: Stream + 'static>(&self, stream: S, peer: String) {
-        let spoke = Arc::new(AtomicBool::new(false));
-        let io = TokioIo::new(Watched { inner: stream, spoke: spoke.clone() });
+        let heard = Arc::new(AtomicUsize::new(0));
+        let io = TokioIo::new(Watched { inner: stream, heard: heard.clone() });
         let (router, peer) = (self.router.clone(), Peer(peer));
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
@@ -176,6 +185,7 @@ impl Listener {
         });
         let builder = self.protocol();
         let mut serving = pin!(builder.serve_connection(io, service));
+        let began = || heard.load(Ordering::Relaxed) >= PREFACE_BYTES;
         let mut silence = pin!(sleep(HANDSHAKE_DEADLINE));
         let mut age = pin!(sleep(MAX_AGE.mul_f64(rand::random_range(0.9..=1.0))));
         let (mut asked_to_end, mut checked) = (false, false);
@@ -183,19 +193,23 @@ impl Listener {
             tokio::select! {
                 _ended = serving.as_mut() => return,
                 () = self.draining.cancelled(), if !asked_to_end => {
-                    if !spoke.load(Ordering::Relaxed) {
+                    if !began() {
                         return;
                     }
                     asked_to_end = true;
                     serving.as_mut().graceful_shutdown();
                 }
-                () = age.as_mut(), if !asked_to_end => {
+                () = age.as_mut() => {
+                    if asked_to_end {
+                        return self.refused("overstayed");
+                    }
                     asked_to_end = true;
                     serving.as_mut().graceful_shutdown();
+                    age.as_mut().reset(Instant::now() + FAREWELL);
                 }
                 () = silence.as_mut(), if !checked => {
                     checked = true;
-                    if !spoke.load(Ordering::Relaxed) {
+                    if !began() {
                         return self.refused("silent");
                     }
                 }
@@ -228,10 +242,26 @@ impl Listener {
     }
 }
 
-/// Remembers whether the peer ever said anything.
+/// An open connection in the metrics, however it ends.
+struct Counted(&'static str);
+
+impl Counted {
+    fn new(listener: &'static str) -> Self {
+        metrics::gauge!("carnet_connections", "listener" => listener).increment(1.0);
+        Self(listener)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        metrics::gauge!("carnet_connections", "listener" => self.0).decrement(1.0);
+    }
+}
+
+/// Counts what the peer has said.
 struct Watched<S> {
     inner: S,
-    spoke: Arc<AtomicBool>,
+    heard: Arc<AtomicUsize>,
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -242,9 +272,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
-        if buffer.filled().len() > before {
-            self.spoke.store(true, Ordering::Relaxed);
-        }
+        self.heard.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
         polled
     }
 }
@@ -291,5 +319,12 @@ const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(10);
 
 /// A connection made under an old certificate or client authority ends within the hour, at a quiet moment.
 const MAX_AGE: Duration = Duration::from_secs(3600);
+
+/// For calls under way on a connection that has reached its age.
+const FAREWELL: Duration = Duration::from_secs(60);
+
+/// The preface of HTTP/2 (RFC 9113 section 3.4); no request of HTTP/1.1 is shorter. Until it is there, no other deadline
+/// of the connection has begun.
+const PREFACE_BYTES: usize = 24;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -88,7 +88,7 @@ fn label(text: &str) -> Result<(String, String), String> {
 impl Exchange {
     pub async fn run(self) -> anyhow::Result<()> {
         if self.targets.len() > 1 && (self.output == Output::Token || !self.scopes.is_empty()) {
-            bail!("--output token and --scope go with one --target");
+            return Err(usage("--output token and --scope go with one --target"));
         }
         let answer = self.broker.exchange(self.request()).await?;
         match self.output {
@@ -132,7 +132,8 @@ impl Broker {
     /// `request` is sent with the subject token added.
     pub async fn exchange(&self, mut request: proto::ExchangeRequest) -> anyhow::Result<proto::ExchangeResponse> {
         request.subject_token = self.subject_token()?;
-        let address: Address = self.address.parse().with_context(|| format!("--address {}", self.address))?;
+        let address = self.address.parse::<Address>();
+        let address = address.map_err(|error| usage(format!("--address {}: {error}", self.address)))?;
         let connected = token_exchange(&address, self.ca.as_ref()).await;
         let mut client = connected.map_err(|error| Ended { exit: Exit::Unavailable, message: chain(&error) })?;
         let mut request = tonic::Request::new(request);
@@ -155,15 +156,21 @@ impl Broker {
             (Some(path), _) => std::fs::read_to_string(path)
                 .with_context(|| format!("the subject token file {} cannot be read", path.display()))?,
             (None, Ok(token)) => token,
-            (None, Err(_unset)) => bail!(
-                "no subject token: give --subject-token-file, or set CARNET_SUBJECT_TOKEN_FILE or CARNET_SUBJECT_TOKEN"
-            ),
+            (None, Err(_unset)) => {
+                return Err(usage(
+                    "no subject token: give --subject-token-file, or set CARNET_SUBJECT_TOKEN_FILE or CARNET_SUBJECT_TOKEN",
+                ));
+            }
         };
         match token.trim() {
             "" => bail!("the subject token is empty"),
             token => Ok(token.to_owned()),
         }
     }
+}
+
+fn usage(message: impl Into<String>) -> anyhow::Error {
+    Ended { exit: Exit::Usage, message: message.into() }.into()
 }
 
 /// A little more than the broker allows itself.

@@ -1,6 +1,6 @@
 //! A YAML file as typed settings: every mistake at once, each with its line, and no value from outside in any message.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fs::File;
 use std::io::Read as _;
@@ -10,6 +10,8 @@ use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
 use serde_json::{Map, Number, Value};
 use serde_saphyr::Spanned;
+
+use crate::secret::sha256;
 
 /// What is wrong with a file: one sentence, the place, and its line where it has one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,14 +27,24 @@ pub(super) struct Source {
     lines: HashMap<String, u64>,
     /// Places whose text came from the environment or a file: it could be a secret.
     outside: HashSet<String>,
+    /// References that lead nowhere.
+    faults: Vec<Fault>,
+    /// SHA-256 of the file.
+    pub digest: [u8; 32],
+}
+
+/// What could be read as `T`, and everything that could not.
+pub(super) struct Typed<T> {
+    /// Without the parts that are wrong; `None` where nothing is left.
+    pub value: Option<T>,
+    pub faults: Vec<Fault>,
+    gone: Gone,
 }
 
 impl Source {
     /// `${env:NAME}` and `${file:PATH}` are replaced on the way.
     pub fn read(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, Vec<Fault>> {
-        let mut text = String::new();
-        let read = File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
-        read.map_err(|error| vec![Fault::nowhere(format!("cannot be read: {error}"))])?;
+        let text = read(path).map_err(|message| vec![Fault { line: None, at: String::new(), message }])?;
         Self::parse(&text, environment)
     }
 
@@ -46,39 +58,41 @@ impl Source {
         let mut reading = Reading { lines: HashMap::new(), outside: HashSet::new(), faults: Vec::new(), environment };
         let value = reading.value(root, "");
         let Reading { lines, outside, faults, .. } = reading;
-        if faults.is_empty() { Ok(Self { value, lines, outside }) } else { Err(faults) }
+        Ok(Self { value, lines, outside, faults, digest: sha256(text.as_bytes()) })
     }
 
     /// Reads as `T`. A part that is wrong is taken out and the rest read again, until nothing wrong is left to find.
-    pub fn typed<T: DeserializeOwned>(&self) -> Result<T, Vec<Fault>> {
-        let mut rest = self.value.clone();
-        let mut faults: Vec<Fault> = Vec::new();
+    pub fn typed<T: DeserializeOwned>(&self) -> Typed<T> {
+        let (mut rest, mut gone) = (self.value.clone(), Gone::default());
+        let mut faults = self.faults.clone();
+        for fault in faults.iter().rev() {
+            gone.remove(&mut rest, &fault.at);
+        }
         loop {
             let error = match serde_path_to_error::deserialize::<_, T>(rest.clone()) {
-                Ok(typed) if faults.is_empty() => return Ok(typed),
-                Ok(_) => return Err(faults),
+                Ok(value) => return Typed { value: Some(value), faults, gone },
                 Err(error) => error,
             };
-            let (mut at, mut message) = (place(&error.path().to_string()), error.inner().to_string());
+            let (mut at, message) = (place(&error.path().to_string()), error.inner().to_string());
             if let Some(name) = message.strip_prefix("unknown field `").and_then(|rest| rest.split('`').next()) {
-                let parent =
-                    if at.ends_with(&format!(".{name}")) || at == name { at.clone() } else { below(&at, name) };
-                (at, message) = (parent, message.clone());
+                let named = at == name || at.ends_with(&format!(".{name}"));
+                at = if named { at } else { below(&at, name) };
             }
+            let original = gone.original(&at);
             // What is missing because it was taken out before is no mistake of its own.
             let consequence =
-                message.starts_with("missing field") && faults.iter().any(|fault| is_below(&fault.at, &at));
+                message.starts_with("missing field") && faults.iter().any(|fault| is_below(&fault.at, &original));
             if !consequence {
-                faults.push(self.fault(at.clone(), self.harmless(&at, message)));
+                faults.push(self.fault(original.clone(), self.harmless(&original, message)));
             }
-            if !remove(&mut rest, &at) {
-                return Err(faults);
+            if !gone.remove(&mut rest, &at) {
+                return Typed { value: None, faults, gone };
             }
         }
     }
 
-    /// A fault found later, at a place of this file.
-    pub fn fault(&self, at: String, message: String) -> Fault {
+    /// A fault at a place of this file.
+    fn fault(&self, at: String, message: String) -> Fault {
         let mut known = at.as_str();
         let line = loop {
             match (self.lines.get(known), known.rfind(['.', '['])) {
@@ -98,9 +112,80 @@ impl Source {
     }
 }
 
-impl Fault {
-    fn nowhere(message: String) -> Self {
-        Self { line: None, at: String::new(), message }
+impl<T> Typed<T> {
+    /// Adds what was found wrong with the value later. A mistake about a part that was taken out is none.
+    pub fn add(&mut self, source: &Source, at: &str, message: String) {
+        let at = self.gone.original(at);
+        let related = |fault: &Fault| {
+            let target_is_gone = fault.at.starts_with("targets") && at.contains(".targets[");
+            is_below(&fault.at, &at) || is_below(&at, &fault.at) || target_is_gone
+        };
+        if !self.faults.iter().any(related) {
+            self.faults.push(source.fault(at, message));
+        }
+    }
+}
+
+/// Items that were taken out of lists, by the list's place in the file: the places of those behind them have moved.
+#[derive(Default)]
+struct Gone(HashMap<String, BTreeSet<usize>>);
+
+impl Gone {
+    /// The place in the file of what is now at `path`.
+    fn original(&self, path: &str) -> String {
+        let mut original = String::new();
+        let mut parts = path.split('[');
+        original.push_str(parts.next().unwrap_or_default());
+        for part in parts {
+            let (index, rest) = part.split_once(']').unwrap_or((part, ""));
+            match index.parse::<usize>() {
+                Ok(index) => {
+                    let index = self.original_index(&original, index);
+                    original.push_str(&format!("[{index}]{rest}"));
+                }
+                Err(_part_of_a_name) => original.push_str(&format!("[{part}")),
+            }
+        }
+        original
+    }
+
+    fn original_index(&self, list: &str, index: usize) -> usize {
+        let Some(gone) = self.0.get(list) else { return index };
+        (0..).filter(|candidate| !gone.contains(candidate)).nth(index).unwrap_or(index)
+    }
+
+    /// Takes out what is at `path`; false where there is nothing to take.
+    fn remove(&mut self, value: &mut Value, path: &str) -> bool {
+        !path.is_empty() && self.remove_below(value, "", path)
+    }
+
+    fn remove_below(&mut self, value: &mut Value, at: &str, path: &str) -> bool {
+        match value {
+            Value::Object(fields) => {
+                let Some(name) = fields.keys().find(|name| is_below(path, &below(at, name))).cloned() else {
+                    return false;
+                };
+                let here = below(at, &name);
+                if here == path || !fields.get_mut(&name).is_some_and(|inner| self.remove_below(inner, &here, path)) {
+                    fields.remove(&name);
+                }
+                true
+            }
+            Value::Array(items) => {
+                let Some(index) = (0..items.len()).find(|index| is_below(path, &format!("{at}[{index}]"))) else {
+                    return false;
+                };
+                let here = format!("{at}[{index}]");
+                if here == path || !items.get_mut(index).is_some_and(|inner| self.remove_below(inner, &here, path)) {
+                    let list = self.original(at);
+                    let original = self.original_index(&list, index);
+                    items.remove(index);
+                    self.0.entry(list).or_default().insert(original);
+                }
+                true
+            }
+            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+        }
     }
 }
 
@@ -129,35 +214,15 @@ fn is_below(inner: &str, outer: &str) -> bool {
     outer.is_empty() || inner.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// Takes the value at `path` out; a list keeps its length, so that later places keep their numbers.
-fn remove(value: &mut Value, path: &str) -> bool {
-    fn walk(value: &mut Value, at: &str, path: &str) -> bool {
-        match value {
-            Value::Object(fields) => {
-                let Some(name) = fields.keys().find(|name| is_below(path, &below(at, name))).cloned() else {
-                    return false;
-                };
-                let here = below(at, &name);
-                if here == path || !fields.get_mut(&name).is_some_and(|inner| walk(inner, &here, path)) {
-                    fields.remove(&name);
-                }
-                true
-            }
-            Value::Array(items) => {
-                let Some(index) = (0..items.len()).find(|index| is_below(path, &format!("{at}[{index}]"))) else {
-                    return false;
-                };
-                let here = format!("{at}[{index}]");
-                if here != path && items.get_mut(index).is_some_and(|inner| walk(inner, &here, path)) {
-                    return true;
-                }
-                // No hole fits a typed list: the list as a whole goes.
-                false
-            }
-            Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
-        }
+/// The whole file, or why not: never a part of it, which could lack the rules at its end.
+fn read(path: &Path) -> Result<String, String> {
+    let mut text = String::new();
+    let read = File::open(path).and_then(|file| file.take(MAX_BYTES + 1).read_to_string(&mut text));
+    match read {
+        Ok(length) if length as u64 > MAX_BYTES => Err(format!("is larger than {MAX_BYTES} bytes")),
+        Ok(_length) => Ok(text),
+        Err(error) => Err(format!("cannot be read: {error}")),
     }
-    !path.is_empty() && walk(value, "", path)
 }
 
 struct Reading<'a> {
@@ -196,16 +261,19 @@ impl Reading<'_> {
     }
 
     fn text(&mut self, text: String, at: &str, line: u64) -> String {
-        let Some(reference) = text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')) else { return text };
-        let found = match reference.split_once(':') {
-            Some(("env", name)) => (self.environment)(name).ok_or_else(|| format!("the environment has no {name}")),
-            Some(("file", path)) => {
-                let mut text = String::new();
-                let read = File::open(path).and_then(|file| file.take(MAX_BYTES).read_to_string(&mut text));
-                read.map(|_length| text.trim_end_matches(['\r', '\n']).to_owned())
-                    .map_err(|error| format!("{path} cannot be read: {error}"))
+        let whole =
+            text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).filter(|inner| !inner.contains("${"));
+        let found = match whole.map(|reference| reference.split_once(':')) {
+            None if !text.contains("${") => return text,
+            None => Err("a reference such as ${env:NAME} stands alone: it is no part of a longer text".to_owned()),
+            Some(Some(("env", name))) => {
+                (self.environment)(name).ok_or_else(|| format!("the environment has no {name}"))
             }
-            _ => Err("a value from outside is ${env:NAME} or ${file:PATH}".to_owned()),
+            Some(Some(("file", path))) => match read(Path::new(path)) {
+                Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+                Err(message) => Err(format!("{path} {message}")),
+            },
+            Some(_) => Err("a value from outside is ${env:NAME} or ${file:PATH}".to_owned()),
         };
         self.outside.insert(at.to_owned());
         found.unwrap_or_else(|message| {

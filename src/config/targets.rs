@@ -34,6 +34,14 @@ pub(super) fn compile(
             SharingDocument::Subject => Sharing::Subject,
             SharingDocument::Target => Sharing::Target,
         };
+        let redeems = matches!(&document.google, Some(google) if matches!(google.subject_token, SubjectTokenDocument::Entra))
+            || matches!(&document.azure, Some(azure) if azure.source == SourceDocument::OnBehalfOf);
+        if sharing == Sharing::Target && redeems {
+            at.mistake::<()>(
+                "sharing",
+                "is subject here: a credential that is made from one caller's own token is not for others",
+            );
+        }
         let mut revision = FieldDigest::new("target");
         revision.field(format!("{document:?} {authority:?}").as_bytes());
         let revision = revision.finish();

@@ -140,8 +140,10 @@ store: 7
 ",
     );
     let expected = [
+        "line 3: server.grpc: is not loopback",
         "line 4: server.htp: unknown field `htp`",
-        "line 6: entra.tenants",
+        "line 6: entra.tenants[0]",
+        "line 7: entra.audiences: name at least one",
         "line 8: entra.clock_skew: a duration is a whole number with a unit",
         "line 12: targets.vertex.google.audience: a provider is named",
         "line 13: store: invalid type",
@@ -171,6 +173,67 @@ fn mistakes_between_sections_are_reported_together_with_their_lines() {
         found.iter().any(|fault| fault.contains("store: this version keeps its store in one SQLite file")),
         "{found:#?}"
     );
+}
+
+#[test]
+fn several_mistakes_of_one_list_and_of_all_kinds_are_reported_at_once_in_the_order_of_the_file() {
+    let found = faults(
+        "
+entra:
+  tenants: [common, 11111111-1111-1111-1111-111111111111, organizations]
+  audiences: ['']
+rules:
+  - name: bad name
+    targets: [t]
+    when: 'true'
+  - name: good
+    targets: [t]
+    when: nobody == 1
+  - name: kinds
+    targets: [t]
+    subject: { kinds: [robot] }
+targets:
+  t:
+    google:
+      audience: wrong
+audit: { retention: 1h }
+store_key: ${env:ABSENT}
+",
+    );
+    let places: Vec<&str> = found.iter().filter_map(|fault| fault.split(": ").nth(1)).collect();
+    assert_eq!(
+        places,
+        [
+            "entra.tenants[0]",
+            "entra.tenants[2]",
+            "entra.audiences[0]",
+            "rules[0].name",
+            "rules[1].when",
+            "rules[2].subject.kinds[0]",
+            "targets.t.google.audience",
+            "audit.retention",
+            "store_key",
+        ],
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn a_reference_inside_a_longer_text_is_refused_rather_than_taken_literally() {
+    let found = faults(&format!("{MINIMAL}store: sqlite:/data/${{env:NAME}}.db\n"));
+    assert!(found[0].contains("stands alone"), "{found:#?}");
+}
+
+#[test]
+fn a_file_that_is_too_large_is_refused_rather_than_cut() {
+    let text = format!("{MINIMAL}# {}\n", "x".repeat(5 * 1024 * 1024));
+    assert!(faults(&text)[0].contains("is larger than"));
+}
+
+#[test]
+fn what_has_no_effect_yet_is_said() {
+    let config = load(WHOLE).unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(config.without_effect, ["operators", "rules[].lease", "issuer.rotate_every and publish_ahead"]);
 }
 
 #[test]

@@ -138,6 +138,15 @@ fn a_redeemed_token_counts_with_all_its_claims_but_its_times() {
     assert_ne!(with(&[]), with(&[("wids", json!(["a"]))]));
 }
 
+#[test]
+fn where_the_cloud_takes_no_wish_callers_with_different_wishes_share() {
+    let direct = |target: Target| target.with_google(|google| google.service_account = None);
+    let key_with = |lifetime| key(&call(&Shape { lifetime, ..shape() }, direct, &[]));
+    assert_eq!(key_with(400), key_with(600));
+    let id_token = |lifetime| key_of(&Shape { lifetime, token_type: Some("https://a".to_owned()), ..shape() });
+    assert_eq!(id_token(600), id_token(1200));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 

@@ -144,7 +144,10 @@ impl Upstream {
                 Ok(response)
             }
             Verdict::Transient(cause) => {
-                self.failed();
+                // What the service says in so many words of one caller's set-up is no sign of its own health.
+                if !response.status.is_client_error() || response.status == StatusCode::REQUEST_TIMEOUT {
+                    self.failed();
+                }
                 Err(Failed { error: self.unavailable(cause, retry_after), asked })
             }
             // It answers, so it is well: the circuit stays closed.

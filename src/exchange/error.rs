@@ -25,6 +25,8 @@ pub enum ExchangeError {
     Overloaded,
     #[error("the broker is shutting down")]
     ShuttingDown,
+    #[error("the broker failed; its operators find why under the exchange's id")]
+    Internal,
 }
 
 impl ExchangeError {
@@ -40,6 +42,7 @@ impl ExchangeError {
             Self::Audit(_) => Reason::StoreUnavailable,
             Self::Overloaded => Reason::RateLimited,
             Self::ShuttingDown => Reason::ShuttingDown,
+            Self::Internal => Reason::Internal,
         }
     }
 
@@ -49,7 +52,7 @@ impl ExchangeError {
             Self::Subject(error) => error.retry_after(),
             Self::Credential { error, .. } => error.retry_after(),
             Self::Audit(_) | Self::Overloaded | Self::ShuttingDown => Some(RETRY_SOON),
-            Self::Request { .. } | Self::Policy(_) => None,
+            Self::Request { .. } | Self::Policy(_) | Self::Internal => None,
         }
     }
 
@@ -60,7 +63,9 @@ impl ExchangeError {
                 Reason::KeysUnavailable => Outcome::Failed,
                 _ => Outcome::Denied,
             },
-            Self::Credential { .. } | Self::Audit(_) | Self::Overloaded | Self::ShuttingDown => Outcome::Failed,
+            Self::Credential { .. } | Self::Audit(_) | Self::Overloaded | Self::ShuttingDown | Self::Internal => {
+                Outcome::Failed
+            }
         }
     }
 
@@ -74,7 +79,8 @@ impl ExchangeError {
             | Self::Credential { .. }
             | Self::Audit(_)
             | Self::Overloaded
-            | Self::ShuttingDown => self.to_string(),
+            | Self::ShuttingDown
+            | Self::Internal => self.to_string(),
         }
     }
 
@@ -94,7 +100,7 @@ impl ExchangeError {
                 vec![("error", source.to_string())]
             }
             Self::Request { .. } | Self::Subject(_) | Self::Policy(_) => vec![("error", self.to_string())],
-            Self::Audit(_) | Self::Overloaded | Self::ShuttingDown => Vec::new(),
+            Self::Audit(_) | Self::Overloaded | Self::ShuttingDown | Self::Internal => Vec::new(),
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::ExchangeError;
+use super::record::one_line;
 use crate::policy::{Ask, ExcessScopes};
 use crate::secret::Secret;
 use crate::target::{Job, Scope, Scopes, TokenType};
@@ -43,7 +44,7 @@ pub struct Caller {
 impl Caller {
     /// Texts that the caller chose are cut to what a record can hold.
     pub fn new(door: Door, address: String, user_agent: &str) -> Self {
-        Self { door, address, user_agent: user_agent.chars().take(200).collect() }
+        Self { door, address, user_agent: one_line(user_agent, 200) }
     }
 }
 

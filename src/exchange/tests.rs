@@ -1,15 +1,17 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use serde_json::json;
 
 use super::*;
-use crate::audit::FakeAuditLog;
+use crate::audit::{FakeAuditLog, Outcome};
 use crate::clock::ManualClock;
-use crate::credential::{CredentialProvider, IssueError};
+use crate::credential::{CloudIdentity, Credential, CredentialProvider, IssueError};
 use crate::policy::{ExcessScopes, RuleDocument};
+use crate::reason::Reason;
 use crate::secret::Secret;
-use crate::subject::SubjectError;
-use crate::target::Target;
+use crate::subject::{SubjectError, VerifiedIdentity};
+use crate::target::{Job, Target};
 
 const HOUR: Duration = Duration::from_secs(3600);
 
@@ -21,6 +23,7 @@ struct FakeVerifier(ManualClock);
 impl Verifier for FakeVerifier {
     async fn verify(&self, token: &SubjectToken) -> Result<Arc<VerifiedIdentity>, SubjectError> {
         match token.secret().expose() {
+            "panic" => panic!("a bug"),
             "good" => Ok(Arc::new(VerifiedIdentity::for_test(self.0.now() + HOUR))),
             _ => Err(SubjectError::Issuer),
         }
@@ -158,4 +161,34 @@ async fn the_mint_of_a_token_is_marked_once_and_its_reuse_is_not() {
     let firsts: Vec<bool> =
         stage.log.records().iter().filter_map(|record| Some(record.issued.as_ref()?.first)).collect();
     assert_eq!(firsts, [true, false, false]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_token_whose_first_hand_out_was_not_recorded_has_its_first_hand_out_still_before_it() {
+    let stage = Stage::with_places(9);
+    stage.log.fails(true);
+    assert!(stage.run("good", &["t"]).await.result.is_err());
+    stage.log.fails(false);
+    stage.run("good", &["t"]).await.result.expect("a credential");
+    let firsts: Vec<bool> =
+        stage.log.records().iter().filter_map(|record| Some(record.issued.as_ref()?.first)).collect();
+    assert_eq!(firsts, [true]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_in_a_stage_is_a_recorded_failure() {
+    let stage = Stage::with_places(9);
+    assert!(matches!(stage.run("panic", &["t"]).await.result, Err(ExchangeError::Internal)));
+    let [record] = stage.log.records().try_into().expect("one record");
+    assert_eq!((record.outcome, record.reason), (Outcome::Failed, Some(Reason::Internal)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_stranger_says_fills_no_disk_and_forges_no_line() {
+    let stage = Stage::with_places(9);
+    let mut request = request("bad", &["a\nINFO issued", "b", "c"]);
+    request.job.labels = (0..60).map(|number| (number.to_string(), "x".repeat(200))).collect();
+    assert!(stage.exchange.run(request).await.result.is_err());
+    let [record] = stage.log.records().try_into().expect("one record for all targets");
+    assert_eq!((record.target.as_str(), record.job.labels.len()), ("a\u{fffd}INFO issued,b,c", 0));
 }

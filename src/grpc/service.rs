@@ -8,7 +8,7 @@ use std::time::Duration;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
-use super::status;
+use super::{LONGEST_CALL, status};
 use crate::credential::CloudIdentity;
 use crate::exchange::{
     Caller, Door, Exchange, ExchangeError, ExchangeRequest, Exchanged, IssuedCredential, Peer, TargetRequest,
@@ -73,9 +73,6 @@ fn deadline(metadata: &MetadataMap) -> Duration {
     let asked = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(parse);
     asked.unwrap_or(LONGEST_CALL).min(LONGEST_CALL)
 }
-
-/// No exchange takes longer: its upstream calls end before.
-const LONGEST_CALL: Duration = Duration::from_secs(30);
 
 fn caller<T>(request: &Request<T>) -> Caller {
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0.clone());

@@ -47,6 +47,7 @@ fn code(reason: Reason) -> Code {
         Reason::GroupsOverage | Reason::CloudRefused => Code::FailedPrecondition,
         Reason::Denied => Code::PermissionDenied,
         Reason::RateLimited => Code::ResourceExhausted,
+        Reason::Internal => Code::Internal,
         Reason::CloudUnavailable | Reason::KeysUnavailable | Reason::StoreUnavailable | Reason::ShuttingDown => {
             Code::Unavailable
         }

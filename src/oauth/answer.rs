@@ -9,6 +9,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use super::form::GRANT_TYPE;
 use crate::audit::HandOut;
 use crate::clock::unix_seconds;
 use crate::credential::IssueError;
@@ -53,9 +54,10 @@ pub(super) fn refused(exchange_id: Uuid, error: &ExchangeError) -> Response {
     never_stored(status, retry_after(error.retry_after()), Value::Object(body))
 }
 
-/// A request that is not even the form of an exchange.
-pub(super) fn malformed(word: &str, description: &str) -> Response {
-    let body = json!({"error": word, "error_description": description, "reason": Reason::InvalidRequest.as_str()});
+/// A question about a token that cannot be read.
+pub(super) fn malformed(description: &str) -> Response {
+    let reason = Reason::InvalidRequest.as_str();
+    let body = json!({"error": "invalid_request", "error_description": description, "reason": reason});
     never_stored(StatusCode::BAD_REQUEST, HeaderMap::new(), body)
 }
 
@@ -77,7 +79,6 @@ pub(super) fn introspection(found: Option<HandOut>, now: SystemTime) -> Response
             "active": true,
             "client_id": found.target,
             "scope": found.issued.scopes,
-            "sub": found.subject,
             "username": found.issued.acts_as,
             "token_type": "Bearer",
             "iat": unix_seconds(found.issued.issued_at),
@@ -101,8 +102,12 @@ fn never_stored(status: StatusCode, headers: HeaderMap, body: Value) -> Response
 }
 
 fn wire(error: &ExchangeError) -> (StatusCode, &'static str) {
-    if let ExchangeError::Policy(Refusal::NoScope) = error {
-        return (StatusCode::BAD_REQUEST, "invalid_scope");
+    match error {
+        ExchangeError::Policy(Refusal::NoScope) => return (StatusCode::BAD_REQUEST, "invalid_scope"),
+        ExchangeError::Request { field, .. } if field == GRANT_TYPE => {
+            return (StatusCode::BAD_REQUEST, "unsupported_grant_type");
+        }
+        _ => {}
     }
     match error.reason() {
         Reason::InvalidRequest
@@ -118,6 +123,7 @@ fn wire(error: &ExchangeError) -> (StatusCode, &'static str) {
         | Reason::InsufficientClaims => (StatusCode::BAD_REQUEST, "invalid_request"),
         Reason::Denied | Reason::CloudRefused => (StatusCode::BAD_REQUEST, "invalid_target"),
         Reason::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "temporarily_unavailable"),
+        Reason::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),
         Reason::CloudUnavailable | Reason::KeysUnavailable | Reason::StoreUnavailable | Reason::ShuttingDown => {
             (StatusCode::SERVICE_UNAVAILABLE, "temporarily_unavailable")
         }

@@ -4,18 +4,22 @@ use std::collections::HashMap;
 
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::exchange::{Caller, ExchangeError, ExchangeRequest, TargetRequest};
+use crate::json::UniqueMap;
 use crate::policy::ExcessScopes;
 use crate::secret::Secret;
 use crate::target::{Job, Span, TokenType};
 
+pub(super) const GRANT_TYPE: &str = "grant_type";
+
 /// RFC 8693 section 2.1.
-pub(super) const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
+const TOKEN_EXCHANGE: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 
 /// Each parameter once, by its name in snake_case.
-pub(super) struct Fields(HashMap<String, String>);
+#[derive(Default)]
+pub(super) struct Fields(HashMap<String, Secret>);
 
 impl Fields {
     /// # Errors
@@ -31,7 +35,7 @@ impl Fields {
 
     /// A parameter, if it is there and not empty (RFC 6749 section 3.2: empty is as absent).
     pub fn text(&self, name: &str) -> Option<&str> {
-        self.0.get(name).map(String::as_str).filter(|text| !text.is_empty())
+        self.0.get(name).map(Secret::expose).filter(|text| !text.is_empty())
     }
 
     /// The exchange that is asked for, and what is wrong with it.
@@ -67,6 +71,13 @@ impl Fields {
         let wrong = |field: &str, message: &str| {
             Some(ExchangeError::Request { field: field.to_owned(), message: message.to_owned() })
         };
+        match self.text(GRANT_TYPE) {
+            Some(TOKEN_EXCHANGE) => {}
+            Some(_) => {
+                return wrong(GRANT_TYPE, "the one grant type is urn:ietf:params:oauth:grant-type:token-exchange");
+            }
+            None => return wrong("body", "grant_type is missing"),
+        }
         if self.text("audience").is_none() {
             return wrong("audience", "name the target");
         }
@@ -99,7 +110,7 @@ impl Fields {
         let mut fields = HashMap::new();
         for (name, value) in url::form_urlencoded::parse(body) {
             let known = snake_case(&name);
-            if fields.insert(known, value.into_owned()).is_some() {
+            if fields.insert(known, Secret::new(value)).is_some() {
                 return Err("a parameter stands in the request twice (RFC 6749 section 3.2)".to_owned());
             }
         }
@@ -107,8 +118,8 @@ impl Fields {
     }
 
     fn from_json(body: &[u8]) -> Result<Self, String> {
-        let object: Map<String, Value> =
-            serde_json::from_slice(body).map_err(|_not_an_object| "the body is not a JSON object".to_owned())?;
+        let UniqueMap(object) = serde_json::from_slice(body)
+            .map_err(|_not_an_object| "the body is not a JSON object with each name once".to_owned())?;
         let mut fields = HashMap::new();
         for (name, value) in object {
             let text = match value {
@@ -118,7 +129,7 @@ impl Fields {
                     return Err("every member of the JSON object is a text".to_owned());
                 }
             };
-            if fields.insert(snake_case(&name), text).is_some() {
+            if fields.insert(snake_case(&name), Secret::new(text)).is_some() {
                 return Err("a parameter stands in the request twice, in snake_case and in camelCase".to_owned());
             }
         }

@@ -95,7 +95,9 @@ impl Check {
                 if let Expr::Ident(root) = &select.operand.expr {
                     self.member(root, &select.field)?;
                 }
-                refuse_mutable_name(&select.field)?;
+                if root(&select.operand.expr) != Some("job") {
+                    refuse_mutable_name(&select.field)?;
+                }
                 self.expression(&select.operand)
             }
             Expr::Call(call) => self.call(call),
@@ -114,6 +116,7 @@ impl Check {
                     return Err("`exists`, `all`, `map` and `filter` cannot be nested or repeated: the cost would have no bound".to_owned());
                 }
                 self.expression(&comprehension.iter_range)?;
+                let outer = self.local.len();
                 self.local.push(comprehension.iter_var.clone());
                 self.local.extend(comprehension.iter_var2.clone());
                 self.local.push(comprehension.accu_var.clone());
@@ -125,6 +128,7 @@ impl Check {
                 ] {
                     self.expression(part)?;
                 }
+                self.local.truncate(outer);
                 Ok(())
             }
         }
@@ -144,6 +148,7 @@ impl Check {
         for argument in &call.args {
             if let Expr::Literal(LiteralValue::String(name)) = &argument.expr
                 && call.func_name == cel::common::ast::operators::INDEX
+                && call.args.first().and_then(|indexed| root(&indexed.expr)) != Some("job")
             {
                 refuse_mutable_name(name.inner())?;
             }
@@ -165,6 +170,15 @@ impl Check {
             return Ok(());
         }
         Err(format!("`{root}` has no `{member}`; it has {}", members.join(", ")))
+    }
+}
+
+/// The variable that an expression like `job.labels` starts from.
+fn root(expr: &Expr) -> Option<&str> {
+    match expr {
+        Expr::Ident(name) => Some(name),
+        Expr::Select(select) => root(&select.operand.expr),
+        _ => None,
     }
 }
 
@@ -244,6 +258,8 @@ impl Facts<'_> {
             }
             "job.datasets" => strings(&self.job.datasets),
             "request.scopes" => strings(&self.ask.scopes.iter().map(ToString::to_string).collect::<Vec<_>>()),
+            // Unknown groups are not absent ones: `has(subject.groups)` has no answer either.
+            "subject" if *subject.groups() == Groups::Overage => return None,
             // Whole, for `has(job.name)` and the like.
             "subject" | "job" | "request" => {
                 let (_root, members) = VARIABLES.iter().find(|(root, _members)| *root == variable)?;

@@ -1,8 +1,8 @@
 //! The default store: one SQLite file, one thread that owns it.
 
 use std::fmt;
-use std::fs::OpenOptions;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -73,6 +73,7 @@ fn connect(path: &Path) -> Result<Connection, OpenError> {
     let failed = |source: Box<dyn std::error::Error + Send + Sync>| OpenError::Open { path: path.to_owned(), source };
     // SQLite gives its journal the same permissions as the file.
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|error| failed(error.into()))?;
+    std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| failed(error.into()))?;
     let mut connection = Connection::open(path).map_err(|error| failed(error.into()))?;
     let version = prepare(&mut connection).map_err(|error| failed(error.into()))?;
     if version > SCHEMA_VERSION {
@@ -163,8 +164,30 @@ impl AuditLog for SqliteStore {
         Ok(found.and_then(|bytes| record::decode_hand_out(&bytes)))
     }
 
-    async fn prune(&self, before: SystemTime) -> Result<usize, AuditError> {
-        let before = record::milliseconds(before);
+    async fn probe(&self) -> Result<(), AuditError> {
+        // A record that comes and goes in one transaction: everything that an ordinary one needs, and nothing left of it.
+        let write = |connection: &mut Connection| {
+            let sql = "BEGIN;
+                       INSERT INTO audit (time_ms, exchange_id, record) VALUES (0, x'', x'');
+                       DELETE FROM audit WHERE sequence = last_insert_rowid();
+                       COMMIT;";
+            let written = connection.execute_batch(sql);
+            if written.is_err() && !connection.is_autocommit() {
+                connection.execute_batch("ROLLBACK;")?;
+            }
+            Ok(written?)
+        };
+        self.run(write).await.map_err(|error| AuditError::Write(Arc::new(error)))
+    }
+
+    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError> {
+        let newest = |connection: &mut Connection| {
+            let sql = "SELECT time_ms FROM audit ORDER BY sequence DESC LIMIT 1";
+            Ok(connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional()?)
+        };
+        let newest = self.run(newest).await.map_err(|error| AuditError::Read(Arc::new(error)))?;
+        let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+        let before = record::milliseconds(now).min(newest.unwrap_or(0)).saturating_sub(retention);
         let mut pruned = 0;
         loop {
             // In pieces, so that exchanges are not held up; the primary key is in the order of time.
@@ -281,9 +304,12 @@ mod tests {
             ..AuditRecord::for_test(1)
         };
         store.append((0..100).map(at).collect()).await.expect("written");
-        let before = SystemTime::UNIX_EPOCH + Duration::from_secs(40);
-        assert_eq!(store.prune(before).await.expect("pruned"), 40);
-        assert_eq!(store.prune(before).await.expect("pruned"), 0);
+        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
+        assert_eq!(store.prune(now, Duration::from_secs(60)).await.expect("pruned"), 39);
+        assert_eq!(store.prune(now, Duration::from_secs(60)).await.expect("pruned"), 0);
+        // A clock that has jumped a year ahead.
+        let jumped = now + Duration::from_secs(365 * 86_400);
+        assert_eq!(store.prune(jumped, Duration::from_secs(60)).await.expect("pruned"), 0);
     }
 
     #[tokio::test]
@@ -313,7 +339,6 @@ mod tests {
 
     #[test]
     fn a_file_is_for_its_owner_only_and_one_of_a_newer_version_is_left_alone() {
-        use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("carnet.db");
         drop(connect(&path).expect("a store"));

@@ -41,6 +41,7 @@ pub struct EntraVerifier {
 struct Verdict {
     identity: Arc<VerifiedIdentity>,
     signed_by: Arc<SigningKey>,
+    token_bytes: usize,
 }
 
 struct SigningKey {
@@ -53,7 +54,7 @@ impl EntraVerifier {
     pub fn new(settings: Settings, http: Client, clock: Arc<dyn Clock>) -> Self {
         let metadata = EntraMetadata { http, authority: settings.authority.clone() };
         let keys = Arc::new(KeyCache::new(Arc::new(metadata), &settings.tenants));
-        let weight = |_digest: &[u8; 32], verdict: &Verdict| verdict.identity.approximate_bytes();
+        let weight = |_digest: &[u8; 32], verdict: &Verdict| verdict.approximate_bytes();
         let verdicts =
             Cache::builder().max_capacity(VERDICTS_MAX_BYTES).weigher(weight).time_to_live(VERDICT_MAX_AGE).build();
         Self { settings, clock, keys, verdicts }
@@ -66,7 +67,7 @@ impl EntraVerifier {
 
     /// A remembered verdict is good only where a new one would be: before `exp`, with a key that is still published.
     fn remembered(&self, token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
-        let Verdict { identity, signed_by } = self.verdicts.get(&token.sha256)?;
+        let Verdict { identity, signed_by, .. } = self.verdicts.get(&token.sha256)?;
         let live = self.clock.now() < identity.expires_at;
         let trusted = self.keys.holds(identity.tenant, signed_by.version, &signed_by.kid, &signed_by.fingerprint);
         (live && trusted).then_some(identity)
@@ -95,7 +96,7 @@ impl EntraVerifier {
         self.check_audience(&claims)?;
         let identity = identity(claims, tenant, version, expires_at, token.sha256)?;
         let signed_by = SigningKey { version, kid: unverified.kid, fingerprint: key.fingerprint };
-        Ok(Verdict { identity: Arc::new(identity), signed_by: Arc::new(signed_by) })
+        Ok(Verdict { identity: Arc::new(identity), signed_by: Arc::new(signed_by), token_bytes: token.text.len() })
     }
 
     fn check_times(&self, claims: &Claims) -> Result<SystemTime, SubjectError> {
@@ -295,14 +296,10 @@ fn groups(claims: &Claims) -> Result<Groups, SubjectError> {
     Ok(Groups::Known(groups.into()))
 }
 
-impl VerifiedIdentity {
+impl Verdict {
+    /// Claims as parsed JSON take some five times their text.
     fn approximate_bytes(&self) -> u32 {
-        let groups = match &self.groups {
-            Groups::Known(groups) => groups.len(),
-            Groups::Overage => 0,
-        };
-        // A claim costs its name, its value and the map's share; a group stands in the list and among the claims.
-        u32::try_from(512 + self.claims.len() * 160 + groups * 120).unwrap_or(u32::MAX)
+        u32::try_from(1024 + self.token_bytes * 5).unwrap_or(u32::MAX)
     }
 }
 

@@ -1,14 +1,11 @@
 //! The form of a JSON Web Token: what may be read before its signature is checked, and the strict reading after.
 
-use std::collections::HashSet;
-use std::fmt;
-
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::SubjectError;
+use crate::json::UniqueMap;
 
 /// A compact JWS (RFC 7515 section 7.1) taken apart. Nothing in it is verified.
 pub(super) struct UnverifiedToken<'a> {
@@ -121,38 +118,6 @@ impl Claims {
 
 /// 9999-12-31: later is a mistake, and far from what overflows a clock.
 const LATEST: u64 = 253_402_300_799;
-
-/// A JSON object in which no two names are equal, not even when their case is ignored: otherwise one reader
-/// could check one claim and another use the other.
-struct UniqueMap(Map<String, Value>);
-
-impl<'de> Deserialize<'de> for UniqueMap {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Unique;
-
-        impl<'de> Visitor<'de> for Unique {
-            type Value = UniqueMap;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object with each name once")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<UniqueMap, A::Error> {
-                let mut map = Map::new();
-                let mut seen = HashSet::new();
-                while let Some(name) = object.next_key::<String>()? {
-                    if !seen.insert(name.to_lowercase()) {
-                        return Err(A::Error::custom("a name stands twice"));
-                    }
-                    map.insert(name, object.next_value()?);
-                }
-                Ok(UniqueMap(map))
-            }
-        }
-
-        deserializer.deserialize_map(Unique)
-    }
-}
 
 /// `kid`, `iss`, `iat` and `exp` of a refused token, as far as they can be read and look like what they should be.
 pub(super) fn unverified_trace(text: &str) -> Vec<(&'static str, String)> {

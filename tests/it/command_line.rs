@@ -78,11 +78,11 @@ async fn exit_codes_tell_who_has_to_act() {
             (&["--target", "vertex"][..], Some(good.as_str()), 0, ""),
             (&["--target", "no-such-target"], Some(&good), 3, "denied (DENIED, exchange "),
             (&["--target", "vertex"], Some(&other), 4, "SUBJECT_TOKEN_AUDIENCE"),
-            (&["--target", "vertex"], None, 1, "no subject token"),
+            (&["--target", "vertex"], None, 2, "no subject token"),
             (&["--target", "vertex", "--duration", "soon"], Some(&good), 2, "a duration is a whole number"),
             (&[], Some(&good), 2, "--target"),
             (&["--target", "vertex", "--address", "http://127.0.0.1:1"], Some(&good), 5, "is it running"),
-            (&["--target", "vertex", "--address", "http://example.com"], Some(&good), 1, "must start with https://"),
+            (&["--target", "vertex", "--address", "http://example.com"], Some(&good), 2, "must start with https://"),
         ] {
             let mut command = carnet(&["exchange"]);
             command.args(arguments).envs(token.map(|token| ("CARNET_SUBJECT_TOKEN", token)));

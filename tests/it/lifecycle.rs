@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use carnet::sandbox::Fault;
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, timeout};
 
@@ -55,15 +55,54 @@ async fn a_call_under_way_is_answered_while_the_broker_drains_and_silent_peers_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_peer_that_says_nothing_is_shown_out() {
+async fn peers_that_say_nothing_or_next_to_nothing_are_shown_out() {
     with_broker(async |broker| {
-        let mut silent =
-            TcpStream::connect(broker.grpc_address().trim_start_matches("http://")).await.expect("a connection");
-        let mut rest = Vec::new();
-        let ended = timeout(Duration::from_secs(15), silent.read_to_end(&mut rest)).await;
-        assert!(ended.is_ok(), "the connection is still open after 15 s");
+        let addresses = [broker.grpc_address(), &broker.http].map(|url| url.trim_start_matches("http://").to_owned());
+        let attempts = addresses.iter().flat_map(|address| ["", "P", "PRI * HTTP/2.0"].map(|said| (address, said)));
+        let ends = attempts.map(async |(address, said)| {
+            let mut peer = TcpStream::connect(address).await.expect("a connection");
+            peer.write_all(said.as_bytes()).await.expect("sent");
+            let mut rest = Vec::new();
+            // How it ends is the peer's to find out; that it ends is what counts.
+            timeout(Duration::from_secs(15), peer.read_to_end(&mut rest)).await.is_ok()
+        });
+        assert_eq!(futures_util::future::join_all(ends).await, [true; 6]);
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_the_audit_log_takes_no_records_the_broker_is_not_ready() {
+    with_broker(async |broker| {
+        let ready =
+            async || reqwest::get(format!("{}/readyz", broker.http)).await.expect("an answer").status().as_u16();
+        let store = rusqlite::Connection::open(broker.store_path()).expect("the store");
+        store.execute_batch("ALTER TABLE audit RENAME TO lost").expect("renamed");
+        broker.exchange(broker.request(&["vertex"])).await.err().expect("nothing is released");
+        eventually("the end of readiness", async || ready().await == 503).await;
+        store.execute_batch("ALTER TABLE lost RENAME TO audit").expect("renamed");
+        eventually("readiness", async || ready().await == 200).await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_file_that_is_no_socket_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("precious");
+    std::fs::write(&file, "data").expect("written");
+    with_broker(async |broker| {
+        let own = broker.folder.path().join("unix.yaml");
+        let text = std::fs::read_to_string(broker.config_path()).expect("the file");
+        let server = text.lines().find(|line| line.starts_with("server:")).expect("a line");
+        let unix = format!("server: {{ grpc: 'unix:{}', http: 'off' }}", file.display());
+        std::fs::write(&own, text.replace(server, &unix).replace("carnet.db", "own.db")).expect("written");
+        let config = carnet::config::Config::load(&own).unwrap_or_else(|error| panic!("{error}"));
+        let clock = std::sync::Arc::new(carnet::clock::SystemClock);
+        assert!(carnet::app::App::start(config, None, clock).await.is_err());
+    })
+    .await;
+    assert_eq!(std::fs::read_to_string(&file).expect("the file"), "data");
 }
 
 #[tokio::test(flavor = "multi_thread")]

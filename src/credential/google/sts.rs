@@ -118,7 +118,7 @@ fn judge(response: &Response) -> Verdict {
 }
 
 /// Google's refusals by error and a piece of their text (seen in public threads), and what to do about each.
-const MEANINGS: [(&str, &str, &str); 11] = [
+const MEANINGS: [(&str, &str, &str); 12] = [
     (
         "invalid_grant",
         "does not match the expected audience",
@@ -140,6 +140,7 @@ const MEANINGS: [(&str, &str, &str); 11] = [
     ("invalid_grant", "", "the provider does not accept the presented token: compare issuer, audience and keys"),
     ("invalid_target", "", "the pool or provider does not exist, or is disabled"),
     ("invalid_request", "", "the provider's name is wrong: it needs the project's number"),
+    ("access_denied", "", "the provider refuses this subject"),
     ("unauthorized_client", "", "the provider's attribute condition refuses this subject"),
     ("invalid_scope", "", "Google does not know one of the target's scopes"),
 ];

@@ -1,0 +1,156 @@
+//! What an exchange leaves behind: its audit records, its log line and its metrics.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use uuid::Uuid;
+
+use super::{Answer, Caller, ExchangeError, ExchangeRequest, IssuedCredential};
+use crate::audit::{AuditRecord, Issued, Outcome};
+use crate::credential::CloudIdentity;
+use crate::policy::Grant;
+use crate::subject::{SubjectToken, VerifiedIdentity};
+use crate::target::Job;
+
+/// What is known of an exchange so far: each stage adds its part, and whatever the outcome, it is recorded.
+pub(super) struct Record {
+    pub exchange_id: Uuid,
+    began: SystemTime,
+    caller: Caller,
+    targets: Vec<String>,
+    job: Arc<Job>,
+    /// A token that was refused: the record keeps what it says of itself.
+    refused_token: Option<SubjectToken>,
+    identity: Option<Arc<VerifiedIdentity>>,
+    grants: Vec<Grant>,
+}
+
+impl Record {
+    pub fn about(request: &ExchangeRequest, exchange_id: Uuid, began: SystemTime) -> Self {
+        // A hostile request may name anything any number of times, line ends and all.
+        let targets = request.targets.iter().take(16).map(|target| one_line(&target.target, 63)).collect();
+        let caller = request.caller.clone();
+        let (job, grants) = (Arc::default(), Vec::new());
+        Self { exchange_id, began, caller, targets, job, refused_token: None, identity: None, grants }
+    }
+
+    pub fn refused_token(&mut self, token: &SubjectToken) {
+        self.refused_token = Some(token.clone());
+    }
+
+    /// Who asks is known; what a stranger says of a job is not worth keeping.
+    pub fn verified(&mut self, identity: &Arc<VerifiedIdentity>, job: &Arc<Job>) {
+        self.identity = Some(identity.clone());
+        self.job = job.clone();
+    }
+
+    pub fn granted(&mut self, grants: &[Grant]) {
+        self.grants = grants.to_vec();
+    }
+
+    /// One record per target; a stranger's request has one in all, whatever it names.
+    pub fn of(&self, result: &Answer) -> Vec<AuditRecord> {
+        match result {
+            Ok(credentials) => credentials.iter().map(|credential| self.of_issued(credential)).collect(),
+            Err(error) if self.targets.is_empty() || self.identity.is_none() => {
+                vec![self.of_refusal(&self.targets.join(","), None, error)]
+            }
+            Err(error) => {
+                let refused =
+                    |(position, target): (usize, &String)| self.of_refusal(target, self.grants.get(position), error);
+                self.targets.iter().enumerate().map(refused).collect()
+            }
+        }
+    }
+
+    fn of_issued(&self, issued: &IssuedCredential) -> AuditRecord {
+        let credential = &issued.credential;
+        let acts_as = match &credential.identity {
+            CloudIdentity::Google { principal, service_account } => {
+                service_account.as_ref().unwrap_or(principal).clone()
+            }
+            CloudIdentity::Azure { client_id, .. } => client_id.to_string(),
+        };
+        let mut record = self.base(issued.target(), Some(&issued.grant), Outcome::Issued);
+        record.lifetime = Some(issued.granted);
+        record.cached = issued.cached;
+        record.attributes.push(("lifetime_bound", issued.bound.as_str().to_owned()));
+        record.attributes.extend(credential.upstream.iter().cloned());
+        record.issued = Some(Issued {
+            token_sha256: credential.token_sha256,
+            first: !credential.was_handed_out(),
+            scopes: issued.scopes().joined(),
+            acts_as,
+            issued_at: credential.issued_at,
+            expires_at: credential.expires_at,
+        });
+        record
+    }
+
+    fn of_refusal(&self, target: &str, grant: Option<&Grant>, error: &ExchangeError) -> AuditRecord {
+        let mut record = self.base(target, grant, error.outcome());
+        record.reason = Some(error.reason());
+        record.attributes.extend(error.details());
+        record.attributes.extend(self.refused_token.iter().flat_map(SubjectToken::unverified_trace));
+        record
+    }
+
+    fn base(&self, target: &str, grant: Option<&Grant>, outcome: Outcome) -> AuditRecord {
+        let identity = self.identity.as_ref();
+        AuditRecord {
+            exchange_id: self.exchange_id,
+            time: self.began,
+            action: "exchange",
+            outcome,
+            reason: None,
+            subject: identity.map(|identity| identity.subject()).unwrap_or_default(),
+            entra_token_id: identity.and_then(|identity| identity.token_id()).unwrap_or_default().to_owned(),
+            client_id: identity.map(|identity| identity.client().to_string()).unwrap_or_default(),
+            target: target.to_owned(),
+            rule: grant.map(|grant| grant.rule().to_string()).unwrap_or_default(),
+            job: self.job.clone(),
+            lifetime: None,
+            cached: false,
+            issued: None,
+            attributes: vec![
+                ("door", self.caller.door.as_str().to_owned()),
+                ("peer", self.caller.address.clone()),
+                ("user_agent", self.caller.user_agent.clone()),
+            ],
+        }
+    }
+
+    /// The one line of this exchange, and its metrics.
+    pub fn log(&self, result: &Answer, now: SystemTime) {
+        let took = now.duration_since(self.began).unwrap_or_default();
+        let (outcome, reason) = match result {
+            Ok(_) => (Outcome::Issued, ""),
+            Err(error) => (error.outcome(), error.reason().as_str()),
+        };
+        let labels = [("door", self.caller.door.as_str()), ("outcome", outcome.as_str()), ("reason", reason)];
+        metrics::counter!("carnet_exchanges_total", &labels).increment(1);
+        metrics::histogram!("carnet_exchange_seconds", "outcome" => outcome.as_str()).record(took);
+        let detail = result.as_ref().err().map(ExchangeError::detail).unwrap_or_default();
+        let subject = self.identity.as_ref().map(|identity| identity.subject()).unwrap_or_default();
+        let rules = self.grants.iter().map(|grant| grant.rule().as_str()).collect::<Vec<_>>().join(",");
+        let cached = result.as_ref().is_ok_and(|credentials| credentials.iter().all(|credential| credential.cached));
+        tracing::info!(
+            exchange.id = %self.exchange_id, exchange.outcome = outcome.as_str(), exchange.reason = reason, exchange.detail = detail,
+            subject.id = subject, grant.rule = rules, target.names = self.targets.join(","), job.id = self.job.id.as_deref(),
+            cache.hit = cached, peer.address = self.caller.address, duration_us = took.as_micros() as u64,
+            "{} {} for `{subject}`", outcome.as_str(), self.targets.join(",")
+        );
+    }
+}
+
+/// `text` without control characters, cut to `most` characters: it cannot begin a line of a log.
+pub(super) fn one_line(text: &str, most: usize) -> String {
+    text.chars().take(most).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+impl fmt::Debug for Record {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Record({})", self.exchange_id)
+    }
+}
