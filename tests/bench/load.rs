@@ -49,6 +49,8 @@ pub struct Outcome {
     /// From when a call was due to its last byte, in microseconds; open load only.
     pub p50: f64,
     pub p99: f64,
+    /// How late the load itself sent, p99 in microseconds: a round in which it was late says nothing of the server.
+    pub late: f64,
 }
 
 impl Outcome {
@@ -132,7 +134,8 @@ impl Load {
     }
 
     async fn open(self: &Arc<Self>, connections: &[SendRequest<Bytes>], rate: f64, time: Duration) -> Result<Outcome> {
-        let took = Arc::new(Mutex::new(Vec::with_capacity((rate * time.as_secs_f64()) as usize)));
+        let expected = (rate * time.as_secs_f64()) as usize;
+        let (took, mut late) = (Arc::new(Mutex::new(Vec::with_capacity(expected))), Vec::with_capacity(expected));
         let began = Instant::now();
         let mut callers = JoinSet::new();
         for (number, connection) in (0..).zip(connections.iter().cycle()) {
@@ -144,6 +147,7 @@ impl Load {
             while Instant::now() < due {
                 yield_now().await;
             }
+            late.push(due.elapsed());
             let (load, connection, took) = (self.clone(), connection.clone(), took.clone());
             callers.spawn(async move {
                 load.call(connection).await?;
@@ -159,11 +163,9 @@ impl Load {
         finish(callers).await?;
         let mut took = std::mem::take(&mut *took.lock().unwrap_or_else(PoisonError::into_inner));
         took.sort_unstable();
-        let share = |share: f64| {
-            let time = took.get((took.len() as f64 * share) as usize).copied().unwrap_or_default();
-            time.as_secs_f64() * 1e6
-        };
-        Ok(Outcome { answered: took.len(), seconds: time.as_secs_f64(), p50: share(0.5), p99: share(0.99) })
+        late.sort_unstable();
+        let (p50, p99) = (share(&took, 0.5), share(&took, 0.99));
+        Ok(Outcome { answered: took.len(), seconds: time.as_secs_f64(), p50, p99, late: share(&late, 0.99) })
     }
 
     async fn once(self: &Arc<Self>, connections: &[SendRequest<Bytes>], streams: usize) -> Result<Outcome> {
@@ -228,6 +230,11 @@ fn check_status(headers: &HeaderMap, missing: Missing) -> Result<()> {
         None if missing == Missing::IsFine => Ok(()),
         None => anyhow::bail!("no grpc-status"),
     }
+}
+
+/// In microseconds; `times` are sorted.
+fn share(times: &[Duration], share: f64) -> f64 {
+    times.get((times.len() as f64 * share) as usize).copied().unwrap_or_default().as_secs_f64() * 1e6
 }
 
 /// The first that did not end well is the error.

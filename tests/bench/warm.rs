@@ -49,8 +49,8 @@ pub async fn run() -> Result<Vec<Row>> {
         closed.push(sides.round(&job, shape).await?);
     }
     let (empty_rate, exchange_rate) = medians(&closed, Round::rate);
-    let mut open = Vec::new();
-    for _ in 0..ROUNDS {
+    let (mut open, mut spoilt) = (Vec::new(), 0);
+    while open.len() < ROUNDS {
         let shape = |side| Shape::Open {
             rate: match side {
                 Side::Empty => empty_rate / 2.0,
@@ -58,7 +58,12 @@ pub async fn run() -> Result<Vec<Row>> {
             },
             time: ROUND,
         };
-        open.push(sides.round(&job, shape).await?);
+        let pair = sides.round(&job, shape).await?;
+        if pair.late() > LATE && spoilt < SPOILT {
+            spoilt += 1;
+        } else {
+            open.push(pair);
+        }
     }
     let (flush_median, flush_p99) = flushes(&place)?;
 
@@ -74,6 +79,7 @@ pub async fn run() -> Result<Vec<Row>> {
         row("p99 at half of the own maximum / empty method's", ratios(&open, Round::p99).show("×"), "<= 2.5"),
         aside("p50 in µs: empty, exchange", whole(medians(&open, |round| round.outcome.p50))),
         aside("p99 in µs: empty, exchange", whole(medians(&open, Round::p99))),
+        aside("rounds repeated because the load itself was late", spoilt.to_string()),
         aside("one write and flush of this disk in µs: p50, p99", whole((flush_median, flush_p99))),
     ])
 }
@@ -101,6 +107,12 @@ impl Sides<'_> {
 struct Pair {
     empty: Round,
     exchange: Round,
+}
+
+impl Pair {
+    fn late(&self) -> f64 {
+        self.empty.outcome.late.max(self.exchange.outcome.late)
+    }
 }
 
 fn ratios(rounds: &[Pair], of: fn(&Round) -> f64) -> Spread {
@@ -171,9 +183,15 @@ const FLUSHES: usize = 200;
 const CONNECTIONS: usize = 8;
 
 /// On each connection: enough calls wait while a group of records is flushed, whatever the disk.
-const STREAMS: usize = 128;
+const STREAMS: usize = 16;
 
 const ROUNDS: usize = 5;
+/// In microseconds: something else had the load's core.
+const LATE: f64 = 300.0;
+
+/// A machine this busy is not going to be quiet.
+const SPOILT: usize = 10;
+
 const ROUND: Duration = Duration::from_secs(4);
 
 /// Fractions of a second are numbers of varying length.
