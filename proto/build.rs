@@ -11,6 +11,6 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("carnet.descriptors"), descriptors.encode_to_vec())?;
     // A derived Debug would print the tokens that these messages carry.
-    tonic_prost_build::configure().skip_debug(["."]).compile_fds(descriptors)?;
+    tonic_prost_build::configure().skip_debug(["."]).btree_map(".").compile_fds(descriptors)?;
     Ok(())
 }

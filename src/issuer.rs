@@ -210,9 +210,15 @@ impl Assertion {
         digest.field(self.algorithm.as_str().as_bytes());
         digest.field(self.audience.as_bytes());
         digest.field(self.subject.as_bytes());
-        digest.list(
-            self.claims.iter().map(|(name, value)| format!("{}:{name}={value}", name.len())).collect::<Vec<_>>().iter(),
-        );
+        digest.field(&(self.claims.len() as u64).to_le_bytes());
+        for (name, value) in &self.claims {
+            digest.field(name.as_bytes());
+            match value {
+                // Most are; as they are, for the sake of every cached exchange.
+                Value::String(text) => digest.field(b"text").field(text.as_bytes()),
+                value => digest.field(b"json").field(value.to_string().as_bytes()),
+            };
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Logs, traces and metrics: where they go, and what the metrics mean.
 
-use std::io::IsTerminal as _;
+use std::io::{BufWriter, IsTerminal as _};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -55,7 +55,9 @@ pub enum InstallError {
 /// # Errors
 /// [`InstallError`] where the exporter's address is refused, or when called twice.
 pub fn install(settings: &Settings) -> Result<Telemetry, InstallError> {
-    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(std::io::stderr());
+    // Its thread flushes when no line waits: one system call for all that came together.
+    let lines = BufWriter::new(std::io::stderr());
+    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(lines);
     let chosen = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
     let logs = fmt::layer().with_writer(writer).with_target(false).with_ansi(std::io::stderr().is_terminal());
     let logs = match settings.log {

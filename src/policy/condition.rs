@@ -1,6 +1,6 @@
 //! CEL expressions of rules: checked and compiled once, evaluated on variables that are made when they are read.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::SystemTime;
@@ -27,6 +27,8 @@ pub(super) struct Facts<'a> {
 /// A compiled expression.
 pub(super) struct Condition {
     program: Program,
+    /// What it can read: `job.name`, or `job` where it takes the job as a whole.
+    reads: BTreeSet<String>,
 }
 
 impl Condition {
@@ -37,14 +39,16 @@ impl Condition {
             return Err(format!("an expression has at most {MAX_SOURCE_BYTES} bytes"));
         }
         let program = parse(source.to_owned())?;
-        Check::default().expression(program.expression())?;
-        Ok(Self { program })
+        let mut check = Check::default();
+        check.expression(program.expression())?;
+        Ok(Self { program, reads: check.reads })
     }
 
     /// `None` where the expression fails on these facts.
     pub fn evaluate(&self, facts: &Facts<'_>) -> Option<Value> {
+        let variables = Variables { facts, reads: &self.reads };
         let mut context = Context::with_env(ENVIRONMENT.clone());
-        context.set_variable_resolver(facts);
+        context.set_variable_resolver(&variables);
         self.program.execute(&context).ok()
     }
 
@@ -74,6 +78,7 @@ struct Check {
     depth: usize,
     comprehensions: usize,
     local: Vec<String>,
+    reads: BTreeSet<String>,
 }
 
 impl Check {
@@ -90,15 +95,18 @@ impl Check {
     fn node(&mut self, expr: &Expr) -> Result<(), String> {
         match expr {
             Expr::Unspecified | Expr::Literal(_) => Ok(()),
-            Expr::Ident(name) => self.variable(name),
+            Expr::Ident(name) => {
+                self.reads.insert(name.clone());
+                self.variable(name)
+            }
             Expr::Select(select) => {
-                if let Expr::Ident(root) = &select.operand.expr {
-                    self.member(root, &select.field)?;
-                }
                 if root(&select.operand.expr) != Some("job") {
                     refuse_mutable_name(&select.field)?;
                 }
-                self.expression(&select.operand)
+                match &select.operand.expr {
+                    Expr::Ident(root) => self.member(root, &select.field),
+                    _ => self.expression(&select.operand),
+                }
             }
             Expr::Call(call) => self.call(call),
             Expr::List(list) => list.elements.iter().try_for_each(|element| self.expression(element)),
@@ -164,7 +172,9 @@ impl Check {
         Err(format!("there is no variable `{name}`; an expression can use {}", known.join(", ")))
     }
 
-    fn member(&self, root: &str, member: &str) -> Result<(), String> {
+    fn member(&mut self, root: &str, member: &str) -> Result<(), String> {
+        self.variable(root)?;
+        self.reads.insert(format!("{root}.{member}"));
         let Some((_root, members)) = VARIABLES.iter().find(|(name, _members)| *name == root) else { return Ok(()) };
         if self.local.iter().any(|local| local == root) || members.contains(&member) {
             return Ok(());
@@ -211,28 +221,35 @@ const VARIABLES: [(&str, &[&str]); 5] = [
     ("now", &[]),
 ];
 
-impl VariableResolver for Facts<'_> {
+/// Facts for one expression: what it cannot read is not made.
+struct Variables<'a> {
+    facts: &'a Facts<'a>,
+    reads: &'a BTreeSet<String>,
+}
+
+impl VariableResolver for Variables<'_> {
     /// The interpreter asks for the longest name first, so `job.name` is made without the rest of the job.
     fn resolve<'b>(&'b self, variable: &str) -> Option<CowVal<'b, 'b>> {
         Some(match variable {
-            "target" => text(self.target.name.as_str()),
+            "target" => text(self.facts.target.name.as_str()),
             "now" => {
-                let now =
-                    chrono::DateTime::from_timestamp_secs(i64::try_from(crate::clock::unix_seconds(self.now)).ok()?)?;
+                let now = chrono::DateTime::from_timestamp_secs(
+                    i64::try_from(crate::clock::unix_seconds(self.facts.now)).ok()?,
+                )?;
                 CowVal::owned(CelTimestamp::from(now.fixed_offset()))
             }
-            "job.id" => text(self.job.id.as_deref()?),
-            "job.name" => text(self.job.name.as_deref()?),
-            "job.expected_duration" => duration(self.job.expected_duration?)?,
-            "request.lifetime" => duration(self.ask.lifetime?)?,
+            "job.id" => text(self.facts.job.id.as_deref()?),
+            "job.name" => text(self.facts.job.name.as_deref()?),
+            "job.expected_duration" => duration(self.facts.job.expected_duration?)?,
+            "request.lifetime" => duration(self.facts.ask.lifetime?)?,
             _ => CowVal::Owned(self.value(variable)?.try_into().ok()?),
         })
     }
 }
 
-impl Facts<'_> {
+impl Variables<'_> {
     fn value(&self, variable: &str) -> Option<Value> {
-        let subject = self.subject;
+        let subject = self.facts.subject;
         Some(match variable {
             "subject.tenant" => string(&subject.tenant().to_string()),
             "subject.object" => string(&subject.object().to_string()),
@@ -253,18 +270,21 @@ impl Facts<'_> {
                 claims.map(|(name, claim)| (name.clone(), json(claim))).collect::<HashMap<_, _>>().into()
             }
             "job.labels" => {
-                let labels = self.job.labels.iter();
+                let labels = self.facts.job.labels.iter();
                 labels.map(|(name, label)| (name.clone(), string(label))).collect::<HashMap<_, _>>().into()
             }
-            "job.datasets" => strings(&self.job.datasets),
-            "request.scopes" => strings(&self.ask.scopes.iter().map(ToString::to_string).collect::<Vec<_>>()),
+            "job.datasets" => strings(&self.facts.job.datasets),
+            "request.scopes" => strings(&self.facts.ask.scopes.iter().map(ToString::to_string).collect::<Vec<_>>()),
             // Unknown groups are not absent ones: `has(subject.groups)` has no answer either.
             "subject" if *subject.groups() == Groups::Overage => return None,
             // Whole, for `has(job.name)` and the like.
             "subject" | "job" | "request" => {
                 let (_root, members) = VARIABLES.iter().find(|(root, _members)| *root == variable)?;
+                let whole = self.reads.contains(variable);
                 let present = members.iter().filter_map(|member| {
-                    let value = self.resolve(&format!("{variable}.{member}"))?;
+                    let name = format!("{variable}.{member}");
+                    let read = whole || self.reads.contains(&name);
+                    let value = read.then(|| self.resolve(&name)).flatten()?;
                     Some(((*member).to_owned(), Value::try_from(value.as_ref()).ok()?))
                 });
                 present.collect::<HashMap<_, _>>().into()

@@ -1,6 +1,7 @@
 //! Audit records as bytes: the contract's own `AuditRecord` message.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use prost::Message as _;
@@ -10,34 +11,35 @@ use crate::audit::{AuditRecord, HandOut, Issued};
 use crate::proto;
 use crate::reason::Reason;
 
-pub(super) fn encode(record: &AuditRecord) -> Vec<u8> {
-    let mut attributes: HashMap<String, String> =
-        record.attributes.iter().map(|(name, value)| ((*name).to_owned(), value.clone())).collect();
+pub(super) fn encode(record: AuditRecord) -> Vec<u8> {
+    let mut attributes: BTreeMap<String, String> =
+        record.attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let mut token_sha256 = String::new();
-    if let Some(issued) = &record.issued {
+    if let Some(issued) = record.issued {
         token_sha256 = hex::encode(issued.token_sha256);
-        attributes.insert(SCOPES.to_owned(), issued.scopes.clone());
-        attributes.insert(ACTS_AS.to_owned(), issued.acts_as.clone());
+        attributes.insert(SCOPES.to_owned(), issued.scopes);
+        attributes.insert(ACTS_AS.to_owned(), issued.acts_as);
         attributes.insert(ISSUED_AT.to_owned(), rfc3339(issued.issued_at));
         attributes.insert(EXPIRES_AT.to_owned(), rfc3339(issued.expires_at));
     }
+    let job = Arc::unwrap_or_clone(record.job);
     proto::AuditRecord {
         exchange_id: record.exchange_id.to_string(),
         time: Some(record.time.into()),
         action: record.action.to_owned(),
         outcome: record.outcome.as_str().to_owned(),
         reason: record.reason.map_or("", Reason::as_str).to_owned(),
-        subject: record.subject.clone(),
-        entra_token_id: record.entra_token_id.clone(),
-        client_id: record.client_id.clone(),
-        target: record.target.clone(),
-        rule: record.rule.clone(),
+        subject: record.subject,
+        entra_token_id: record.entra_token_id,
+        client_id: record.client_id,
+        target: record.target,
+        rule: record.rule,
         job: Some(proto::Job {
-            id: record.job.id.clone().unwrap_or_default(),
-            name: record.job.name.clone().unwrap_or_default(),
-            expected_duration: record.job.expected_duration.and_then(|duration| duration.try_into().ok()),
-            labels: record.job.labels.clone().into_iter().collect(),
-            datasets: record.job.datasets.clone(),
+            id: job.id.unwrap_or_default(),
+            name: job.name.unwrap_or_default(),
+            expected_duration: job.expected_duration.and_then(|duration| duration.try_into().ok()),
+            labels: job.labels,
+            datasets: job.datasets,
         }),
         lease_id: String::new(),
         lifetime: record.lifetime.and_then(|lifetime| lifetime.try_into().ok()),

@@ -137,15 +137,11 @@ impl AuditLog for SqliteStore {
             let mut insert = transaction.prepare_cached(
                 "INSERT INTO audit (time_ms, exchange_id, token_sha256, record) VALUES (?1, ?2, ?3, ?4)",
             )?;
-            for entry in &group {
+            for entry in group {
+                let (time, exchange_id) = (record::milliseconds(entry.time), entry.exchange_id);
                 let first = entry.issued.as_ref().filter(|issued| issued.first);
-                let token = first.map(|issued| issued.token_sha256.as_slice());
-                insert.execute(params![
-                    record::milliseconds(entry.time),
-                    entry.exchange_id.as_bytes(),
-                    token,
-                    record::encode(entry)
-                ])?;
+                let token = first.map(|issued| issued.token_sha256);
+                insert.execute(params![time, exchange_id.as_bytes(), token, record::encode(entry)])?;
             }
             drop(insert);
             Ok(transaction.commit()?)

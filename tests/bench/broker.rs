@@ -1,0 +1,186 @@
+//! The real binary beside stand-ins of the clouds, set up as one company would.
+
+use std::fs;
+use std::net::{SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use bytes::{BufMut as _, BytesMut};
+use carnet::clock::SystemClock;
+use carnet::proto;
+use carnet::proto::token_exchange_client::TokenExchangeClient;
+use carnet::sandbox::{Entra, Google, PoolProvider};
+use tempfile::TempDir;
+use tokio::time::{Instant, sleep};
+use tonic::transport::Channel;
+
+use crate::machine::{self, Core, Running};
+
+/// Entra and Google, in this process.
+pub struct Clouds {
+    pub entra: Entra,
+    pub google: Google,
+}
+
+impl Clouds {
+    pub async fn start() -> Result<Self> {
+        let clock = Arc::new(SystemClock);
+        let entra = Entra::start(clock.clone(), [TENANT]).await?;
+        entra.set_default_audience(AUDIENCE);
+        let google = Google::start(clock).await?;
+        google.add_service_account(TRAINER);
+        Ok(Self { entra, google })
+    }
+
+    /// What an operator sets up at Google.
+    fn trust(&self, issuer: &str) -> Result<()> {
+        let provider = PoolProvider::new(PROVIDER, issuer)
+            .map("google.subject", "assertion.sub")
+            .map("attribute.tid", "assertion.tid");
+        self.google.register_provider(provider)?;
+        let pool = PROVIDER.split("/providers/").next().unwrap_or_default();
+        self.google.bind(TRAINER, &format!("principalSet:{pool}/attribute.tid/{TENANT}"));
+        Ok(())
+    }
+
+    /// Every call upstream takes this much longer.
+    pub fn delay(&self, delay: Duration) {
+        for endpoint in [STS, IAM] {
+            self.google.faults().always(endpoint, carnet::sandbox::Fault::Delay(delay));
+        }
+    }
+
+    /// A workload's token of about 1.5 KB.
+    pub fn subject_token(&self) -> String {
+        let token = self.entra.app_token(TENANT, RUNNER).roles(["Training.Submit"]);
+        token.claim("xms_padding", "p".repeat(250)).sign()
+    }
+}
+
+pub const STS: &str = "/v1/token";
+pub const IAM: &str = ":generateAccessToken";
+
+/// Where a broker keeps its things, and where it listens.
+pub struct Place {
+    pub folder: TempDir,
+    pub config: PathBuf,
+    pub grpc: SocketAddr,
+    pub http: SocketAddr,
+}
+
+impl Place {
+    pub fn make(clouds: &Clouds) -> Result<Self> {
+        // Beside the build: on a disk, which the folder of temporary files need not be.
+        let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
+        Self::in_folder(clouds, folder)
+    }
+
+    pub fn in_folder(clouds: &Clouds, folder: TempDir) -> Result<Self> {
+        let (grpc, http) = (free_address()?, free_address()?);
+        let config = folder.path().join("carnet.yaml");
+        fs::write(&config, configuration(clouds, grpc, http, folder.path()))?;
+        clouds.trust(&format!("http://{http}"))?;
+        Ok(Self { folder, config, grpc, http })
+    }
+
+    /// The broker as it is run, but for its log, which goes nowhere.
+    pub fn command(&self, core: Option<Core>) -> Command {
+        let program = Path::new(env!("CARGO_BIN_EXE_carnet"));
+        let mut command = match core {
+            Some(core) => machine::pinned(core, program),
+            None => Command::new(program),
+        };
+        command.arg("serve").arg("--config").arg(&self.config).stderr(Stdio::null());
+        command
+    }
+
+    /// Starts the broker; returns once it is ready, and how long that took.
+    pub async fn start(&self, core: Option<Core>) -> Result<(Running, Duration)> {
+        let began = Instant::now();
+        let running = Running::start(&mut self.command(core))?;
+        let (client, ready) = (reqwest::Client::new(), format!("http://{}/readyz", self.http));
+        loop {
+            if client.get(&ready).send().await.is_ok_and(|answer| answer.status().is_success()) {
+                return Ok((running, began.elapsed()));
+            }
+            ensure!(began.elapsed() < Duration::from_secs(20), "the broker does not become ready");
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    pub async fn client(&self) -> Result<TokenExchangeClient<Channel>> {
+        Ok(TokenExchangeClient::connect(format!("http://{}", self.grpc)).await?)
+    }
+}
+
+/// One target for one job, as most calls are.
+pub fn request(subject_token: String, job: &str) -> proto::ExchangeRequest {
+    proto::ExchangeRequest {
+        subject_token,
+        targets: vec![proto::TargetRequest { target: "vertex-training".to_owned(), ..Default::default() }],
+        job: Some(proto::Job {
+            id: job.to_owned(),
+            name: "vision".to_owned(),
+            expected_duration: Some(prost_types::Duration { seconds: 40 * 60, nanos: 0 }),
+            ..Default::default()
+        }),
+        ..Default::default()
+    }
+}
+
+/// A message as gRPC sends it: not compressed, its length before it.
+pub fn frame(message: &impl prost::Message) -> Result<BytesMut> {
+    let mut frame = BytesMut::new();
+    frame.put_u8(0);
+    frame.put_u32(u32::try_from(message.encoded_len())?);
+    message.encode(&mut frame)?;
+    Ok(frame)
+}
+
+pub fn free_address() -> Result<SocketAddr> {
+    TcpListener::bind(("127.0.0.1", 0))?.local_addr().context("no port is free")
+}
+
+/// The store's key is made of zeros: nothing here is secret.
+pub fn configuration(clouds: &Clouds, grpc: SocketAddr, http: SocketAddr, folder: &Path) -> String {
+    format!(
+        "\
+server: {{ grpc: '{grpc}', http: '{http}' }}
+entra:
+  authority: {authority}
+  tenants: [{TENANT}]
+  audiences: ['{AUDIENCE}']
+issuer: {{ url: 'http://{http}' }}
+targets:
+  vertex-training:
+    google:
+      audience: {PROVIDER}
+      service_account: {TRAINER}
+      max_lifetime: 1h
+      sts_endpoint: {sts}
+      iam_credentials_endpoint: {iam}
+rules:
+  - name: vision-training
+    targets: [vertex-training]
+    subject: {{ tenants: [{TENANT}], roles: [Training.Submit] }}
+    when: '!has(job.expected_duration) || job.expected_duration <= duration(\"72h\")'
+    max_lifetime: 1h
+store: sqlite:{store}
+store_key: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
+",
+        authority = clouds.entra.authority(),
+        sts = clouds.google.sts_endpoint(),
+        iam = clouds.google.iam_credentials_endpoint(),
+        store = folder.join("carnet.db").display(),
+    )
+}
+
+pub const TENANT: &str = "11111111-1111-1111-1111-111111111111";
+pub const AUDIENCE: &str = "api://carnet";
+pub const RUNNER: &str = "66666666-6666-6666-6666-666666666666";
+const TRAINER: &str = "trainer@ml-sandbox.iam.gserviceaccount.com";
+const PROVIDER: &str =
+    "//iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet";
