@@ -4,23 +4,27 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use prost::Message as _;
 use uuid::Uuid;
 
 use crate::audit::{AuditRecord, HandOut, Issued};
+use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::proto;
 use crate::reason::Reason;
 
-pub(super) fn encode(record: AuditRecord) -> Vec<u8> {
+/// Appends `record` to a group, its length before it.
+pub(super) fn encode(record: AuditRecord, group: &mut Vec<u8>) -> Result<(), prost::EncodeError> {
     let mut attributes: BTreeMap<String, String> =
         record.attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let mut token_sha256 = String::new();
     if let Some(issued) = record.issued {
-        token_sha256 = hex::encode(issued.token_sha256);
+        token_sha256 = BASE64_URL_SAFE_NO_PAD.encode(issued.token_sha256);
         attributes.insert(SCOPES.to_owned(), issued.scopes);
         attributes.insert(ACTS_AS.to_owned(), issued.acts_as);
-        attributes.insert(ISSUED_AT.to_owned(), rfc3339(issued.issued_at));
-        attributes.insert(EXPIRES_AT.to_owned(), rfc3339(issued.expires_at));
+        attributes.insert(ISSUED_AT.to_owned(), unix_seconds(issued.issued_at).to_string());
+        attributes.insert(EXPIRES_AT.to_owned(), unix_seconds(issued.expires_at).to_string());
     }
     let job = Arc::unwrap_or_clone(record.job);
     proto::AuditRecord {
@@ -49,15 +53,22 @@ pub(super) fn encode(record: AuditRecord) -> Vec<u8> {
         sequence: 0,
         chain_hash: String::new(),
     }
-    .encode_to_vec()
+    .encode_length_delimited(group)
 }
 
-/// `None` where the bytes are no record of a hand-out.
-pub(super) fn decode_hand_out(bytes: &[u8]) -> Option<HandOut> {
-    let record = proto::AuditRecord::decode(bytes).ok()?;
+/// The records of a group, as far as they can be read.
+fn decode(mut group: &[u8]) -> impl Iterator<Item = proto::AuditRecord> {
+    std::iter::from_fn(move || {
+        let more = !group.is_empty();
+        more.then(|| proto::AuditRecord::decode_length_delimited(&mut group).ok()).flatten()
+    })
+}
+
+/// The hand-out of the token with this digest, where the group has it.
+pub(super) fn find_hand_out(group: &[u8], token_sha256: [u8; 32]) -> Option<HandOut> {
+    let digest = BASE64_URL_SAFE_NO_PAD.encode(token_sha256);
+    let record = decode(group).find(|record| record.token_sha256 == digest)?;
     let attribute = |name: &str| record.attributes.get(name).cloned();
-    let mut token_sha256 = [0; 32];
-    hex::decode_to_slice(&record.token_sha256, &mut token_sha256).ok()?;
     Some(HandOut {
         exchange_id: record.exchange_id.parse::<Uuid>().ok()?,
         subject: record.subject.clone(),
@@ -73,12 +84,8 @@ pub(super) fn decode_hand_out(bytes: &[u8]) -> Option<HandOut> {
     })
 }
 
-fn rfc3339(time: SystemTime) -> String {
-    jiff::Timestamp::try_from(time).map(|time| time.to_string()).unwrap_or_default()
-}
-
 fn time(text: &str) -> Option<SystemTime> {
-    text.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
+    from_unix_seconds(text.parse().ok()?)
 }
 
 const SCOPES: &str = "scopes";

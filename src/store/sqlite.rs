@@ -31,6 +31,8 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 enum JobError {
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
+    #[error(transparent)]
+    Encode(#[from] prost::EncodeError),
     #[error("issuer key {kid}")]
     Seal { kid: String, source: SealError },
     #[error("issuer key {0} is for an unknown algorithm")]
@@ -102,15 +104,19 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<i64> {
 
 /// Added to, never edited.
 const MIGRATIONS: [&str; 1] = ["
+    -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
-        sequence INTEGER PRIMARY KEY,
-        time_ms INTEGER NOT NULL,
-        exchange_id BLOB NOT NULL,
-        token_sha256 BLOB,
-        record BLOB NOT NULL
+        sequence INTEGER PRIMARY KEY, -- of the group's first record
+        records INTEGER NOT NULL,
+        newest_ms INTEGER NOT NULL,
+        bytes BLOB NOT NULL
     ) STRICT;
-    -- First hand-outs only: a cache hit costs no second index entry.
-    CREATE INDEX audit_token ON audit (token_sha256) WHERE token_sha256 IS NOT NULL;
+    -- First hand-outs only: a cache hit costs no index entry.
+    CREATE TABLE audit_token (
+        token_sha256 BLOB NOT NULL,
+        sequence INTEGER NOT NULL,
+        PRIMARY KEY (token_sha256, sequence)
+    ) STRICT, WITHOUT ROWID;
     CREATE TABLE issuer_key (
         kid TEXT PRIMARY KEY,
         algorithm TEXT NOT NULL,
@@ -133,17 +139,28 @@ fn work(mut connection: Connection, mut queue: mpsc::Receiver<Job>) {
 impl AuditLog for SqliteStore {
     async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
         let append = move |connection: &mut Connection| {
-            let transaction = connection.transaction()?;
-            let mut insert = transaction.prepare_cached(
-                "INSERT INTO audit (time_ms, exchange_id, token_sha256, record) VALUES (?1, ?2, ?3, ?4)",
-            )?;
-            for entry in group {
-                let (time, exchange_id) = (record::milliseconds(entry.time), entry.exchange_id);
-                let first = entry.issued.as_ref().filter(|issued| issued.first);
-                let token = first.map(|issued| issued.token_sha256);
-                insert.execute(params![time, exchange_id.as_bytes(), token, record::encode(entry)])?;
+            let (records, mut bytes, mut tokens) = (
+                i64::try_from(group.len()).unwrap_or(i64::MAX),
+                Vec::with_capacity(group.len() * RECORD_BYTES),
+                Vec::new(),
+            );
+            let newest = group.iter().map(|record| record::milliseconds(record.time)).max().unwrap_or_default();
+            for record in group {
+                let first = record.issued.as_ref().filter(|issued| issued.first);
+                tokens.extend(first.map(|issued| issued.token_sha256));
+                record::encode(record, &mut bytes)?;
             }
-            drop(insert);
+            let transaction = connection.transaction()?;
+            let sql = "INSERT INTO audit (sequence, records, newest_ms, bytes)
+                       SELECT coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1), ?1, ?2, ?3";
+            transaction.prepare_cached(sql)?.execute(params![records, newest, bytes])?;
+            let sequence = transaction.last_insert_rowid();
+            tokens.sort_unstable();
+            tokens.dedup();
+            for token in tokens {
+                let sql = "INSERT INTO audit_token (token_sha256, sequence) VALUES (?1, ?2)";
+                transaction.prepare_cached(sql)?.execute(params![token.as_slice(), sequence])?;
+            }
             Ok(transaction.commit()?)
         };
         self.run(append).await.map_err(|error| AuditError::Write(Arc::new(error)))
@@ -152,19 +169,19 @@ impl AuditLog for SqliteStore {
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
         let wanted = *token_sha256;
         let find = move |connection: &mut Connection| {
-            let mut select = connection
-                .prepare_cached("SELECT record FROM audit WHERE token_sha256 = ?1 ORDER BY sequence LIMIT 1")?;
+            let sql = "SELECT bytes FROM audit_token JOIN audit USING (sequence) WHERE token_sha256 = ?1 ORDER BY sequence LIMIT 1";
+            let mut select = connection.prepare_cached(sql)?;
             Ok(select.query_row([wanted.as_slice()], |row| row.get::<_, Vec<u8>>(0)).optional()?)
         };
         let found = self.run(find).await.map_err(|error| AuditError::Read(Arc::new(error)))?;
-        Ok(found.and_then(|bytes| record::decode_hand_out(&bytes)))
+        Ok(found.and_then(|bytes| record::find_hand_out(&bytes, wanted)))
     }
 
     async fn probe(&self) -> Result<(), AuditError> {
         // A record that comes and goes in one transaction: everything that an ordinary one needs, and nothing left of it.
         let write = |connection: &mut Connection| {
             let sql = "BEGIN;
-                       INSERT INTO audit (time_ms, exchange_id, record) VALUES (0, x'', x'');
+                       INSERT INTO audit (records, newest_ms, bytes) VALUES (0, 0, x'');
                        DELETE FROM audit WHERE sequence = last_insert_rowid();
                        COMMIT;";
             let written = connection.execute_batch(sql);
@@ -178,7 +195,7 @@ impl AuditLog for SqliteStore {
 
     async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError> {
         let newest = |connection: &mut Connection| {
-            let sql = "SELECT time_ms FROM audit ORDER BY sequence DESC LIMIT 1";
+            let sql = "SELECT newest_ms FROM audit ORDER BY sequence DESC LIMIT 1";
             Ok(connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional()?)
         };
         let newest = self.run(newest).await.map_err(|error| AuditError::Read(Arc::new(error)))?;
@@ -188,8 +205,17 @@ impl AuditLog for SqliteStore {
         loop {
             // In pieces, so that exchanges are not held up; the primary key is in the order of time.
             let piece = move |connection: &mut Connection| {
-                let sql = "DELETE FROM audit WHERE sequence IN (SELECT sequence FROM audit ORDER BY sequence LIMIT ?2) AND time_ms < ?1";
-                Ok(connection.execute(sql, params![before, PRUNE_PIECE])?)
+                let transaction = connection.transaction()?;
+                let sql = "SELECT max(sequence), sum(records) FROM
+                           (SELECT * FROM audit ORDER BY sequence LIMIT ?2) WHERE newest_ms < ?1";
+                let oldest =
+                    |row: &rusqlite::Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?));
+                let (last, records) = transaction.query_row(sql, params![before, PRUNE_PIECE], oldest)?;
+                for sql in ["DELETE FROM audit_token WHERE sequence <= ?1", "DELETE FROM audit WHERE sequence <= ?1"] {
+                    transaction.execute(sql, [last.unwrap_or(0)])?;
+                }
+                transaction.commit()?;
+                Ok(usize::try_from(records.unwrap_or(0)).unwrap_or(0))
             };
             let dropped = self.run(piece).await.map_err(|error| AuditError::Write(Arc::new(error)))?;
             pruned += dropped;
@@ -247,7 +273,10 @@ fn row(kid: &str) -> String {
 /// Another process that backs the file up holds it for moments only.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-const PRUNE_PIECE: i64 = 5_000;
+const PRUNE_PIECE: i64 = 500;
+
+/// An ordinary record, so that a group's buffer does not grow record by record.
+const RECORD_BYTES: usize = 700;
 
 #[cfg(test)]
 mod tests {
@@ -299,9 +328,11 @@ mod tests {
             time: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
             ..AuditRecord::for_test(1)
         };
-        store.append((0..100).map(at).collect()).await.expect("written");
+        for seconds in 0..50 {
+            store.append(vec![at(seconds * 2), at(seconds * 2 + 1)]).await.expect("written");
+        }
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
-        assert_eq!(store.prune(now, Duration::from_secs(60)).await.expect("pruned"), 39);
+        assert_eq!(store.prune(now, Duration::from_secs(60)).await.expect("pruned"), 38);
         assert_eq!(store.prune(now, Duration::from_secs(60)).await.expect("pruned"), 0);
         // A clock that has jumped a year ahead.
         let jumped = now + Duration::from_secs(365 * 86_400);

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use carnet::proto::Job;
 use carnet::proto::credential::Identity;
 use carnet::sandbox::Fault;
@@ -39,7 +41,8 @@ async fn c25_every_hand_out_is_recorded_with_its_subject_rule_job_and_token_dige
             assert_eq!(record.subject, format!("entra:{TENANT}:{RUNNER}"));
             assert_eq!((record.target.as_str(), record.rule.as_str()), (credential.target.as_str(), "training"));
             assert_eq!(record.job.as_ref().map(|job| job.id.as_str()), Some("run-1"));
-            assert_eq!(record.token_sha256, hex::encode(carnet::secret::sha256(credential.token.as_bytes())));
+            let digest = carnet::secret::sha256(credential.token.as_bytes());
+            assert_eq!(record.token_sha256, BASE64_URL_SAFE_NO_PAD.encode(digest));
             assert!(!record.entra_token_id.is_empty());
             assert_eq!(record.attributes["door"], "grpc");
         }

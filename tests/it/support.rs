@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
@@ -196,9 +197,17 @@ impl Broker {
     /// What the store holds, oldest first.
     pub fn audit_records(&self) -> Vec<AuditRecord> {
         let store = rusqlite::Connection::open(self.store_path()).expect("the store");
-        let mut select = store.prepare("SELECT record FROM audit ORDER BY sequence").expect("a table");
-        let rows = select.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
-        rows.map(|row| AuditRecord::decode(row.expect("a row").as_slice()).expect("a record")).collect()
+        let mut select = store.prepare("SELECT bytes FROM audit ORDER BY sequence").expect("a table");
+        let groups = select.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
+        let mut records = Vec::new();
+        for group in groups {
+            let group = group.expect("a row");
+            let mut rest = group.as_slice();
+            while !rest.is_empty() {
+                records.push(AuditRecord::decode_length_delimited(&mut rest).expect("a record"));
+            }
+        }
+        records
     }
 
     pub fn store_path(&self) -> PathBuf {
@@ -264,8 +273,13 @@ store_key: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
     )
 }
 
+/// A port that nobody else takes before it is used: each is given once, and none is of the range from which the system
+/// takes the ports of outgoing connections.
 pub fn free_port() -> u16 {
-    std::net::TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let base = u16::try_from(std::process::id() % 100).expect("small") * 100;
+    let mut ports = std::iter::repeat_with(|| 20_000 + (base + NEXT.fetch_add(1, Ordering::Relaxed)) % 12_000);
+    ports.find(|port| std::net::TcpListener::bind(("127.0.0.1", *port)).is_ok()).expect("a free port")
 }
 
 /// Waits for what happens in the background, for at most ten seconds.
