@@ -1,9 +1,47 @@
 //! What the answers of both clouds have in common: a token that can be sent on, and seconds in either form.
 
+use std::time::Duration;
+
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
+use super::{Hop, IssueError};
+use crate::http::Response;
 use crate::secret::Secret;
+
+/// A token endpoint's success (RFC 6749 section 5.1).
+#[derive(Deserialize)]
+pub(super) struct TokenAnswer {
+    #[serde(deserialize_with = "token")]
+    pub access_token: Secret,
+    #[serde(rename = "token_type", deserialize_with = "bearer")]
+    _bearer: (),
+    #[serde(deserialize_with = "seconds")]
+    expires_in: u64,
+}
+
+impl TokenAnswer {
+    /// # Errors
+    /// The answer lacks a part, or its token is not live.
+    pub fn read(response: &Response, hop: Hop) -> Result<Self, IssueError> {
+        let answer: Option<Self> = serde_json::from_slice(&response.body).ok();
+        let malformed = || IssueError::refused(hop, "malformed_answer", "the answer holds no bearer token with a life");
+        answer.filter(|answer| answer.expires_in > 0).ok_or_else(malformed)
+    }
+
+    pub fn life(&self) -> Duration {
+        Duration::from_secs(self.expires_in.min(LONGEST))
+    }
+}
+
+/// Entra's tokens with continuous access evaluation live up to 28 h; nothing lives longer.
+const LONGEST: u64 = 28 * 3600;
+
+/// A service's error word where it is one, else the status: never free text.
+pub(super) fn error_word(word: &str, response: &Response) -> String {
+    let plain = (1..=64).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+    if plain { word.to_owned() } else { format!("HTTP {}", response.status.as_u16()) }
+}
 
 /// A token that every header, file and line-based protocol after us can carry: visible ASCII (RFC 6750 section 2.1
 /// allows less).

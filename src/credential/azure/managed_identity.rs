@@ -97,9 +97,7 @@ fn judge(response: &Response) -> Verdict {
 
 fn refusal(response: &Response) -> IssueError {
     let failure: Failure = serde_json::from_slice(&response.body).unwrap_or_default();
-    let word = (1..=64).contains(&failure.error.len())
-        && failure.error.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_');
-    let code = if word { failure.error } else { format!("HTTP {}", response.status.as_u16()) };
+    let code = answer::error_word(&failure.error, response);
     let meaning = match response.status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "IDENTITY_HEADER is not the one of this endpoint",
         _ => "the machine has no identity with this client id, or the resource does not exist",

@@ -9,8 +9,9 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::credential::answer::{TokenAnswer, error_word};
 use crate::credential::upstream::{Upstream, Verdict, by_status};
-use crate::credential::{CloudIdentity, Credential, Hop, IssueError, answer};
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
 
@@ -30,16 +31,6 @@ pub(super) struct Redemption {
     pub scope: String,
     pub asked: Duration,
     pub exchange_id: Uuid,
-}
-
-#[derive(Deserialize)]
-struct Success {
-    #[serde(deserialize_with = "answer::token")]
-    access_token: Secret,
-    #[serde(rename = "token_type", deserialize_with = "answer::bearer")]
-    _bearer: (),
-    #[serde(deserialize_with = "answer::seconds")]
-    expires_in: u64,
 }
 
 /// Microsoft (reference-error-codes): `error_codes` are numbers that may change; the class of an unknown one follows
@@ -85,11 +76,8 @@ impl TokenEndpoint {
         if !response.status.is_success() {
             return Err(refusal(&response));
         }
-        let success: Option<Success> = serde_json::from_slice(&response.body).ok();
-        let success = success.filter(|success| success.expires_in > 0).ok_or_else(|| {
-            IssueError::refused(Hop::EntraToken, "malformed_answer", "the answer holds no bearer token with a life")
-        })?;
-        let expires_at = sent_at + Duration::from_secs(success.expires_in.min(LONGEST));
+        let success = TokenAnswer::read(&response, Hop::EntraToken)?;
+        let expires_at = sent_at + success.life();
         let mut credential =
             Credential::new(success.access_token, sent_at, expires_at, redemption.asked, self.identity.clone());
         let header = |name: &str| response.headers.get(name).and_then(|value| value.to_str().ok()).and_then(identifier);
@@ -134,11 +122,6 @@ fn refusal(response: &Response) -> IssueError {
             IssueError::Refused { hop, code, meaning, upstream }
         }
     }
-}
-
-fn error_word(error: &str, response: &Response) -> String {
-    let word = (1..=64).contains(&error.len()) && error.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-    if word { error.to_owned() } else { format!("HTTP {}", response.status.as_u16()) }
 }
 
 fn identifier(id: &str) -> Option<String> {
@@ -221,6 +204,3 @@ const CODES: [(&[u64], Class, &str); 19] = [
 ];
 
 const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("client-request-id");
-
-/// Tokens with continuous access evaluation live up to 28 h.
-const LONGEST: u64 = 28 * 3600;

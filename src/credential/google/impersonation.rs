@@ -138,13 +138,7 @@ fn failure(response: &Response) -> Status {
 }
 
 fn refusal(failure: &Status, response: &Response) -> IssueError {
-    let word =
-        !failure.status.is_empty() && failure.status.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'_');
-    let code = if word && failure.status.len() <= 64 {
-        failure.status.clone()
-    } else {
-        format!("HTTP {}", response.status.as_u16())
-    };
+    let code = answer::error_word(&failure.status, response);
     let meaning = match failure.status.as_str() {
         "PERMISSION_DENIED" => {
             "the principal lacks roles/iam.workloadIdentityUser on the service account, or the account does not exist"

@@ -8,8 +8,9 @@ use uuid::Uuid;
 
 use super::traced;
 use crate::clock::Clock;
+use crate::credential::answer::{TokenAnswer, error_word};
 use crate::credential::upstream::{Upstream, Verdict, by_status};
-use crate::credential::{CloudIdentity, Credential, Hop, IssueError, answer};
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
 use crate::target::{GoogleSubjectToken, PoolProvider, TokenType};
@@ -27,16 +28,6 @@ pub(super) struct Exchange {
     pub asked: Duration,
     pub principal: String,
     pub exchange_id: Uuid,
-}
-
-#[derive(Deserialize)]
-struct Success {
-    #[serde(deserialize_with = "answer::token")]
-    access_token: Secret,
-    #[serde(rename = "token_type", deserialize_with = "answer::bearer")]
-    _bearer: (),
-    #[serde(deserialize_with = "answer::seconds")]
-    expires_in: u64,
 }
 
 #[derive(Deserialize, Default)]
@@ -68,12 +59,9 @@ impl Exchange {
         if !response.status.is_success() {
             return Err(self.refusal(&response));
         }
-        let success: Option<Success> = serde_json::from_slice(&response.body).ok();
-        let success = success.filter(|success| success.expires_in > 0).ok_or_else(|| {
-            IssueError::refused(Hop::GoogleSts, "malformed_answer", "the answer holds no bearer token with a life")
-        })?;
+        let success = TokenAnswer::read(&response, Hop::GoogleSts)?;
         // Counted from before the call: never later than Google's own idea of it.
-        let expires_at = sent_at + Duration::from_secs(success.expires_in.min(LONGEST));
+        let expires_at = sent_at + success.life();
         let identity = CloudIdentity::Google { principal: self.principal, service_account: None };
         Ok(Credential::new(success.access_token, sent_at, expires_at, self.asked, identity))
     }
@@ -88,14 +76,8 @@ impl Exchange {
             .iter()
             .find(|(error, text, _meaning)| failure.error == *error && failure.error_description.contains(text));
         let meaning = known.map_or("see the provider's settings", |(_error, _text, meaning)| meaning);
-        IssueError::refused(Hop::GoogleSts, code(&failure.error, response), meaning)
+        IssueError::refused(Hop::GoogleSts, error_word(&failure.error, response), meaning)
     }
-}
-
-/// Google's error word where it is one, else the status: never free text.
-fn code(error: &str, response: &Response) -> String {
-    let word = (1..=64).contains(&error.len()) && error.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'_');
-    if word { error.to_owned() } else { format!("HTTP {}", response.status.as_u16()) }
 }
 
 fn judge(response: &Response) -> Verdict {
@@ -144,6 +126,3 @@ const MEANINGS: [(&str, &str, &str); 12] = [
     ("unauthorized_client", "", "the provider's attribute condition refuses this subject"),
     ("invalid_scope", "", "Google does not know one of the target's scopes"),
 ];
-
-/// A day: no federated token lives longer.
-const LONGEST: u64 = 86_400;
