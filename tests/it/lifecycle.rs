@@ -5,7 +5,7 @@ use std::time::Duration;
 use carnet::sandbox::Fault;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use crate::support::{Broker, Setup, eventually, reason, with_broker, with_setup};
 
@@ -41,13 +41,11 @@ async fn a_call_under_way_is_answered_while_the_broker_drains_and_silent_peers_d
     let call = tokio::spawn(async move { client.exchange(request).await });
     eventually("the call to Google", async || broker.google.calls().count("/v1/token") == 1).await;
 
-    let began = Instant::now();
     let app = broker.take_app();
     let drained = tokio::spawn(app.drain());
     let answer = call.await.expect("no panic").expect("the call is not lost").into_inner();
     broker.is_secret(&answer.credentials[0].token);
     timeout(Duration::from_secs(20), drained).await.expect("within 20 s").expect("a clean end");
-    assert!(began.elapsed() < Duration::from_secs(20));
     drop(silent);
     assert!(TcpStream::connect(&address).await.is_err(), "nobody listens any more");
     assert_eq!(broker.audit_records().len(), 1);
