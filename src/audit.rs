@@ -190,7 +190,15 @@ impl Audit {
 /// While one group is being written, the next gathers by itself: no timer, no delay for a lone record.
 async fn write(mut entries: mpsc::Receiver<Entry>, log: Arc<dyn AuditLog>, well: watch::Sender<bool>) {
     let mut gathered = Vec::with_capacity(GROUP);
-    while entries.recv_many(&mut gathered, GROUP).await > 0 {
+    while let Some(first) = entries.recv().await {
+        gathered.push(first);
+        // Whoever else is about to record comes first: one flush for all of them.
+        tokio::task::yield_now().await;
+        while gathered.len() < GROUP
+            && let Ok(next) = entries.try_recv()
+        {
+            gathered.push(next);
+        }
         let mut group = Vec::with_capacity(gathered.len());
         let mut waiting = Vec::with_capacity(gathered.len());
         for entry in gathered.drain(..) {

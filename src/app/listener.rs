@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use bytes::{Buf as _, BytesMut};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -174,7 +175,7 @@ impl Listener {
 
     async fn connection<S: Stream + 'static>(&self, stream: S, peer: String) {
         let heard = Arc::new(AtomicUsize::new(0));
-        let io = TokioIo::new(Watched { inner: stream, heard: heard.clone() });
+        let io = TokioIo::new(Watched::new(stream, heard.clone()));
         let (router, peer) = (self.router.clone(), Peer(peer));
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
@@ -258,10 +259,34 @@ impl Drop for Counted {
     }
 }
 
-/// Counts what the peer has said.
+/// Counts what the peer has said, and gathers what it is told: answers that become ready together, as those of one
+/// group of audit records do, leave in one system call.
 struct Watched<S> {
     inner: S,
     heard: Arc<AtomicUsize>,
+    outgoing: BytesMut,
+    /// The others that are ready had their turn since something was added.
+    waited: bool,
+}
+
+impl<S> Watched<S> {
+    fn new(inner: S, heard: Arc<AtomicUsize>) -> Self {
+        Self { inner, heard, outgoing: BytesMut::new(), waited: false }
+    }
+}
+
+impl<S: AsyncWrite + Unpin> Watched<S> {
+    /// Writes all that was gathered.
+    fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while !self.outgoing.is_empty() {
+            match ready!(Pin::new(&mut self.inner).poll_write(context, &self.outgoing))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                written => self.outgoing.advance(written),
+            }
+        }
+        self.waited = false;
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
@@ -279,26 +304,27 @@ impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
 
 impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write(context, bytes)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        parts: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.inner).poll_write_vectored(context, parts)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.inner.is_write_vectored()
+        if self.outgoing.len() >= OUTGOING_BYTES {
+            ready!(self.poll_outgoing(context))?;
+        }
+        let taken = bytes.get(..OUTGOING_BYTES).unwrap_or(bytes);
+        self.outgoing.extend_from_slice(taken);
+        Poll::Ready(Ok(taken.len()))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.outgoing.is_empty() && self.outgoing.len() < OUTGOING_BYTES && !self.waited {
+            // To the end of the queue of tasks that are ready: with nobody there, back at once.
+            self.waited = true;
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        ready!(self.poll_outgoing(context))?;
         Pin::new(&mut self.inner).poll_flush(context)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.poll_outgoing(context))?;
         Pin::new(&mut self.inner).poll_shutdown(context)
     }
 }
@@ -326,5 +352,8 @@ const FAREWELL: Duration = Duration::from_secs(60);
 /// The preface of HTTP/2 (RFC 9113 section 3.4); no request of HTTP/1.1 is shorter. Until it is there, no other deadline
 /// of the connection has begun.
 const PREFACE_BYTES: usize = 24;
+
+/// Gathered at most before it is written.
+const OUTGOING_BYTES: usize = 64 * 1024;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
