@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::FutureExt as _;
-use futures_util::future::{BoxFuture, Shared};
+use futures_util::future::{BoxFuture, Shared, ready};
 use moka::Expiry;
 use tracing::Instrument as _;
 
@@ -80,7 +80,7 @@ impl Cache {
         {
             if now >= entry.refresh_at && self.failure(&key, now).is_none() {
                 // Runs by itself; nobody waits for it.
-                let _refresh = self.fly(key, mint);
+                let _refresh = self.fly(key, Some(&entry.credential), mint);
             }
             self.count("hit");
             return Ok(Hit { credential: entry.credential.clone(), cached: true });
@@ -88,7 +88,7 @@ impl Cache {
         let (result, cached) = match self.failure(&key, now) {
             Some(error) => (Err(error), true),
             None => {
-                let (flight, joined) = self.fly(key, mint);
+                let (flight, joined) = self.fly(key, entry.as_ref().map(|entry| &entry.credential), mint);
                 (flight.await, joined)
             }
         };
@@ -115,8 +115,8 @@ impl Cache {
     }
 
     /// The flight for `key`, and whether it was under way already. It runs in a task of its own: whoever started it
-    /// may leave.
-    fn fly<F, M>(self: &Arc<Self>, key: Key, mint: F) -> (Flight, bool)
+    /// may leave. `seen` is the credential that would not do: if another is there by now, its flight has landed since.
+    fn fly<F, M>(self: &Arc<Self>, key: Key, seen: Option<&Arc<Credential>>, mint: F) -> (Flight, bool)
     where
         F: FnOnce() -> M,
         M: Future<Output = Result<Credential, IssueError>> + Send + 'static,
@@ -124,6 +124,11 @@ impl Cache {
         let mut flights = self.flights.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(flight) = flights.get(&key) {
             return (flight.clone(), true);
+        }
+        // A flight leaves the map only after its credential is in the cache.
+        let landed = self.entries.get(&key).map(|entry| entry.credential);
+        if let Some(landed) = landed.filter(|landed| seen.is_none_or(|seen| !Arc::ptr_eq(seen, landed))) {
+            return (ready(Ok(landed)).boxed().shared(), true);
         }
         let (cache, mint) = (self.clone(), mint());
         // One task more than it seems to need: a call that panics must land too, or its key would stay taken.

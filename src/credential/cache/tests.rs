@@ -241,3 +241,16 @@ async fn w17_c07_the_cache_is_bounded_in_bytes() {
     cache.entries.run_pending_tasks();
     assert!(cache.entries.weighted_size() <= 100_000 && cache.entries.entry_count() > 10);
 }
+
+#[tokio::test(start_paused = true)]
+async fn who_looked_a_moment_before_the_landing_does_not_mint_again() {
+    let (cloud, cache) = FakeCloud::new();
+    // Looked, found nothing, and was held up until the other's flight had landed.
+    token(&cache, &cloud, MINUTE).await.expect("a token");
+    let (flight, joined) = cache.fly(KEY, None, || cloud.clone().mint());
+    let landed = flight.await.expect("the other's token");
+    assert_eq!((landed.token.expose(), joined, cloud.minted()), ("token-1", true, 1));
+    // The one that was seen and would not do is no answer.
+    let (flight, joined) = cache.fly(KEY, Some(&landed), || cloud.clone().mint());
+    assert_eq!((flight.await.expect("a new token").token.expose(), joined), ("token-2", false));
+}
