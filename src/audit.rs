@@ -18,8 +18,9 @@ use crate::target::Job;
 pub struct AuditRecord {
     pub exchange_id: Uuid,
     pub time: SystemTime,
-    /// `exchange`.
+    /// `exchange`, `lease.open`, `lease.credentials`, ...
     pub action: &'static str,
+    pub lease_id: Option<Uuid>,
     pub outcome: Outcome,
     pub reason: Option<Reason>,
     /// `entra:{tenant}:{object}`.
@@ -57,6 +58,8 @@ pub enum Outcome {
     Denied,
     /// Something did not work.
     Failed,
+    /// Nothing was asked to be issued: a lease was extended, or ended.
+    Done,
 }
 
 impl Outcome {
@@ -65,6 +68,7 @@ impl Outcome {
             Self::Issued => "issued",
             Self::Denied => "denied",
             Self::Failed => "failed",
+            Self::Done => "done",
         }
     }
 }
@@ -297,6 +301,7 @@ impl AuditRecord {
             exchange_id: Uuid::from_u128(exchange_id),
             time: SystemTime::UNIX_EPOCH,
             action: "exchange",
+            lease_id: None,
             outcome: Outcome::Denied,
             reason: Some(Reason::Denied),
             subject: String::new(),

@@ -24,6 +24,21 @@ pub fn unix_seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
+/// `time` without what is below a millisecond, as stores keep it. Before 1970 is 1970.
+pub fn whole_milliseconds(time: SystemTime) -> SystemTime {
+    from_unix_milliseconds(unix_milliseconds(time))
+}
+
+/// Whole milliseconds since 1970; before 1970 is 0.
+pub fn unix_milliseconds(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
+}
+
+pub fn from_unix_milliseconds(milliseconds: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_millis(milliseconds.unsigned_abs())
+}
+
 /// The time of a `NumericDate` in seconds; `None` where the platform cannot represent it.
 pub fn from_unix_seconds(seconds: u64) -> Option<SystemTime> {
     SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))

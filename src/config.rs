@@ -14,7 +14,7 @@ use std::time::Duration;
 use self::document::{Document, EntraDocument, IssuerDocument, ServerDocument, TlsDocument};
 use self::source::Source;
 use crate::http::{self, Endpoint};
-use crate::policy::{Mistake, Policy, check_operators};
+use crate::policy::{Mistake, Operators, Policy};
 use crate::secret::{SealingKey, Secret, sha256};
 use crate::subject;
 use crate::telemetry;
@@ -27,6 +27,7 @@ pub struct Config {
     pub issuer: Option<IssuerSettings>,
     /// Targets and rules: the part that a changed file replaces while the broker runs.
     pub policy: Policy,
+    pub operators: Operators,
     pub outbound: http::Settings,
     /// The SQLite file.
     pub store: PathBuf,
@@ -142,7 +143,7 @@ impl Config {
         if let Some(Err(error)) = document.store_key.as_ref().map(SealingKey::from_base64) {
             mistakes.push(Mistake { at: "store_key".to_owned(), message: error.to_string() });
         }
-        mistakes.extend(check_operators(&document.operators));
+        let operators = Operators::compile(&document.operators, mistakes);
         if document.audit.retention.0 < SHORTEST_RETENTION {
             let message =
                 "is at least 2d: introspection and every question about yesterday need the records".to_owned();
@@ -163,6 +164,7 @@ impl Config {
             entra: entra?,
             issuer,
             policy: policy?,
+            operators,
             outbound: http::Settings { ca_file: document.outbound.ca_file },
             store: store?,
             store_key: document.store_key,
@@ -178,11 +180,7 @@ impl Config {
 /// Sections of the contract whose parts of the broker are still to come.
 fn without_effect(document: &Document) -> Vec<&'static str> {
     let rotation = |issuer: &IssuerDocument| issuer.rotate_every.is_some() || issuer.publish_ahead.is_some();
-    let settings = [
-        ("operators", !document.operators.is_empty()),
-        ("rules[].lease", document.rules.iter().any(|rule| rule.lease.is_some())),
-        ("issuer.rotate_every and publish_ahead", document.issuer.as_ref().is_some_and(rotation)),
-    ];
+    let settings = [("issuer.rotate_every and publish_ahead", document.issuer.as_ref().is_some_and(rotation))];
     settings.into_iter().filter(|(_name, given)| *given).map(|(name, _given)| name).collect()
 }
 

@@ -23,7 +23,7 @@ use crate::policy::{Given, Grant};
 use crate::reason::Reason;
 use crate::secret::{FieldDigest, Secret};
 use crate::subject::SubjectToken;
-use crate::target::{AzureSource, GoogleSubjectToken, Platform, Sharing, TokenType};
+use crate::target::{Platform, Sharing, TokenType};
 
 /// A cloud that issues. Declared by the stage, fulfilled by [`Clouds`].
 #[async_trait::async_trait]
@@ -35,8 +35,8 @@ pub trait CredentialProvider: fmt::Debug + Send + Sync {
 #[derive(Debug, Clone)]
 pub struct Call {
     pub grant: Grant,
-    /// For the targets that redeem the caller's own token.
-    pub subject_token: SubjectToken,
+    /// For the targets that redeem the caller's own token; absent under a lease, which has none of them.
+    pub subject_token: Option<SubjectToken>,
     /// Goes into the clouds' own logs.
     pub exchange_id: Uuid,
 }
@@ -153,6 +153,13 @@ impl fmt::Display for Hop {
     }
 }
 
+impl Call {
+    fn subject_token(&self, hop: Hop) -> Result<&SubjectToken, IssueError> {
+        let missing = || IssueError::SubjectToken { hop, code: "none".to_owned() };
+        self.subject_token.as_ref().ok_or_else(missing)
+    }
+}
+
 impl IssueError {
     pub fn reason(&self) -> Reason {
         match self {
@@ -212,6 +219,11 @@ impl Credentials {
         self.cache.get(key, least, || self.mint(call)).await
     }
 
+    /// Drops what is kept under `key`.
+    pub fn forget(&self, key: &Key) {
+        self.cache.forget(key);
+    }
+
     fn mint(&self, call: Call) -> impl Future<Output = Result<Credential, IssueError>> + Send + use<> {
         let provider = self.provider.clone();
         async move { provider.issue(&call).await }
@@ -249,7 +261,7 @@ fn key(call: &Call) -> Key {
             digest.field(b"no assertion");
         }
     }
-    if redeems_subject_token(&target.platform) {
+    if target.redeems_subject_token() {
         // The cloud sees the whole token, so whatever tells two tokens of one person apart but their times counts.
         let claims =
             grant.identity().claims().iter().filter(|(name, _value)| !VOLATILE_CLAIMS.contains(&name.as_str()));
@@ -263,13 +275,6 @@ fn takes_a_wish(grant: &Grant) -> bool {
     match &grant.target().platform {
         Platform::Google(google) => google.service_account.is_some() && !is_id_token(grant),
         Platform::Azure(_) => false,
-    }
-}
-
-fn redeems_subject_token(platform: &Platform) -> bool {
-    match platform {
-        Platform::Google(google) => google.subject_token == GoogleSubjectToken::Entra,
-        Platform::Azure(azure) => matches!(azure.source, AzureSource::OnBehalfOf { .. }),
     }
 }
 
@@ -336,6 +341,50 @@ impl Signer {
 /// Only `token_type` decides what an answer holds; everything else was decided before.
 fn is_id_token(grant: &Grant) -> bool {
     grant.token_type() == TokenType::IdToken
+}
+
+/// Issues after a moment what was asked for, each time another token, and counts; can be told to be away.
+#[cfg(test)]
+#[derive(Debug)]
+pub struct FakeProvider {
+    clock: crate::clock::ManualClock,
+    issued: std::sync::Mutex<Vec<SystemTime>>,
+    away: AtomicBool,
+}
+
+#[cfg(test)]
+impl FakeProvider {
+    pub fn new(clock: crate::clock::ManualClock) -> Self {
+        Self { clock, issued: std::sync::Mutex::default(), away: AtomicBool::new(false) }
+    }
+
+    pub fn is_away(&self, away: bool) {
+        self.away.store(away, Ordering::Relaxed);
+    }
+
+    pub fn issued(&self) -> usize {
+        self.issued.lock().unwrap_or_else(std::sync::PoisonError::into_inner).len()
+    }
+}
+
+#[cfg(test)]
+#[async_trait::async_trait]
+impl CredentialProvider for FakeProvider {
+    async fn issue(&self, call: &Call) -> Result<Credential, IssueError> {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        if self.away.load(Ordering::Relaxed) {
+            let retry_after = Duration::from_secs(1);
+            return Err(IssueError::Unavailable { hop: Hop::GoogleSts, cause: "away".to_owned(), retry_after });
+        }
+        let (now, asked) = (self.clock.now(), call.grant.plan().lifetime);
+        let number = {
+            let mut issued = self.issued.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            issued.push(now);
+            issued.len()
+        };
+        let identity = CloudIdentity::Azure { tenant: Uuid::nil(), client_id: Uuid::nil() };
+        Ok(Credential::new(Secret::new(format!("issued-token-{number}")), now, now + asked, asked, identity))
+    }
 }
 
 #[cfg(test)]

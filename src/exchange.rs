@@ -2,15 +2,20 @@
 
 mod answer;
 mod error;
+mod history;
 mod record;
 mod request;
 
 pub use answer::IssuedCredential;
 pub use error::ExchangeError;
-pub use request::{Caller, Door, ExchangeRequest, Peer, TargetRequest};
+#[cfg(any(test, feature = "testing"))]
+pub use history::FakeRunHistory;
+pub use history::{History, HistoryError, RunHistory};
+pub use request::{Caller, Door, ExchangeRequest, Peer, Proof, TargetRequest};
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
@@ -23,8 +28,8 @@ use self::record::Record;
 use crate::audit::{Audit, AuditError};
 use crate::clock::Clock;
 use crate::credential::{Call, Credentials};
-use crate::policy::{Grant, Policy};
-use crate::subject::{SubjectToken, Verifier};
+use crate::policy::{Grant, Inquiry, Policy};
+use crate::subject::{SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::telemetry::SPANS;
 
 /// The four stages, in their order.
@@ -34,6 +39,7 @@ pub struct Exchange {
     /// Replaced as a whole when the configuration file changes.
     pub policy: Arc<ArcSwap<Policy>>,
     pub credentials: Credentials,
+    pub history: History,
     pub audit: Audit,
     pub clock: Arc<dyn Clock>,
     /// One for each exchange under way: what comes beyond is turned away at once, while there is still time to answer.
@@ -61,26 +67,60 @@ impl Exchange {
     }
 
     async fn steps(&self, request: &ExchangeRequest, record: &mut Record) -> Answer {
-        let asked = request.check()?;
-        let subject_token = SubjectToken::new(request.subject_token.clone())?;
-        let verified = self.verifier.verify(&subject_token).instrument(stage("verify")).await;
-        let identity = verified.inspect_err(|_refused| record.refused_token(&subject_token))?;
-        record.verified(&identity, &asked.job);
-        let (policy, now) = (self.policy.load_full(), self.clock.now());
-        let grants = asked.asks.iter().map(|ask| policy.decide(&identity, ask, &asked.job, now));
-        let grants = grants.collect::<Result<Vec<Grant>, _>>()?;
-        record.granted(&grants);
-        let credentials = grants.into_iter().map(|grant| self.issue(grant, &subject_token, record.exchange_id));
+        let (grants, subject_token) = self.grants(request, record).await?;
+        let credentials = grants.into_iter().map(|grant| self.issue(grant, subject_token.as_ref(), record.exchange_id));
         try_join_all(credentials).await
+    }
+
+    async fn grants(
+        &self,
+        request: &ExchangeRequest,
+        record: &mut Record,
+    ) -> Result<(Vec<Grant>, Option<SubjectToken>), ExchangeError> {
+        let asked = request.check()?;
+        let (identity, subject_token) = self.identify(&request.proof, record).await?;
+        record.verified(&identity, &asked.job);
+        let learned = self.history.learned(&identity, &asked.job).await;
+        let inquiry =
+            Inquiry { learned, tenure: request.tenure, ..Inquiry::once(&identity, &asked.job, self.clock.now()) };
+        let grants = self.policy.load_full().decide_all(inquiry, &asked.asks)?;
+        record.granted(&grants);
+        Ok((grants, subject_token))
+    }
+
+    /// Whom the request's token shows, and until when the rules would let a lease of theirs last; issues nothing.
+    pub async fn permit(&self, request: &ExchangeRequest) -> Result<Permit, ExchangeError> {
+        let mut record = Record::about(request, Uuid::nil(), self.clock.now());
+        let (grants, _subject_token) = self.grants(request, &mut record).await?;
+        let ends_at = grants.iter().filter_map(Grant::lease).map(|terms| terms.ends_at).min();
+        let (Some(grant), Some(not_after)) = (grants.first(), ends_at) else { return Err(ExchangeError::Internal) };
+        Ok(Permit { identity: grant.identity().clone(), not_after })
+    }
+
+    /// Whoever holds a lease was verified when it was opened.
+    async fn identify(
+        &self,
+        proof: &Proof,
+        record: &mut Record,
+    ) -> Result<(Arc<VerifiedIdentity>, Option<SubjectToken>), SubjectError> {
+        match proof {
+            Proof::Lease(identity) => Ok((identity.clone(), None)),
+            Proof::SubjectToken { token, .. } => {
+                let token = SubjectToken::new(token.clone())?;
+                let verified = self.verifier.verify(&token).instrument(stage("verify")).await;
+                let identity = verified.inspect_err(|_refused| record.refused_token(&token))?;
+                Ok((identity, Some(token)))
+            }
+        }
     }
 
     async fn issue(
         &self,
         grant: Grant,
-        subject_token: &SubjectToken,
+        subject_token: Option<&SubjectToken>,
         exchange_id: Uuid,
     ) -> Result<IssuedCredential, ExchangeError> {
-        let call = Call { grant: grant.clone(), subject_token: subject_token.clone(), exchange_id };
+        let call = Call { grant: grant.clone(), subject_token: subject_token.cloned(), exchange_id };
         match self.credentials.credential(call).instrument(stage("issue")).await {
             Ok(hit) => Ok(IssuedCredential::new(grant, hit, self.clock.now())),
             Err(error) => Err(ExchangeError::Credential { target: grant.target().name.to_string(), error }),
@@ -123,6 +163,13 @@ impl Exchange {
         let result = tokio::spawn(decision.instrument(span)).await.unwrap_or(Err(ExchangeError::Internal));
         Exchanged { exchange_id, result }
     }
+}
+
+/// What an extension of a lease needs to know.
+#[derive(Debug)]
+pub struct Permit {
+    pub identity: Arc<VerifiedIdentity>,
+    pub not_after: SystemTime,
 }
 
 /// Places enough for a gang of ten thousand workers; each costs some 10 KB while it waits for a cloud.

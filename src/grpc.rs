@@ -1,6 +1,9 @@
 //! The gRPC door: `carnet.v1.TokenExchange`, with health and reflection.
 
 mod client;
+mod leases;
+mod message;
+mod operator;
 mod service;
 mod status;
 
@@ -13,13 +16,19 @@ use axum::Router;
 use axum::extract::Request;
 use axum::middleware::{Next, from_fn};
 use axum::response::Response;
+use tokio_util::sync::CancellationToken;
 use tonic::Status;
 use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
+use crate::clock::Clock;
 use crate::exchange::Exchange;
+use crate::lease::Leases;
+use crate::operator::Operator;
 use crate::proto;
+use crate::proto::leases_server::LeasesServer;
+use crate::proto::operator_server::OperatorServer;
 use crate::proto::token_exchange_server::TokenExchangeServer;
 
 /// Everything that the gRPC listener serves, and the switch of its health.
@@ -36,17 +45,30 @@ pub struct Health(HealthReporter);
 impl Health {
     pub async fn set_serving(&self, serving: bool) {
         let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        for service in ["", SERVICE] {
+        for service in [""].into_iter().chain(SERVICES) {
             self.0.set_service_status(service, status).await;
         }
     }
 }
 
-const SERVICE: &str = "carnet.v1.TokenExchange";
+const SERVICES: [&str; 3] = ["carnet.v1.TokenExchange", "carnet.v1.Leases", "carnet.v1.Operator"];
+
+/// The connection is about to end: an extension of every request, for answers that would go on.
+#[derive(Debug, Clone, Default)]
+pub struct Farewell(pub CancellationToken);
+
+/// What is served.
+#[derive(Debug)]
+pub struct Doors {
+    pub exchange: Arc<Exchange>,
+    pub leases: Arc<Leases>,
+    pub operator: Arc<Operator>,
+    pub clock: Arc<dyn Clock>,
+}
 
 /// # Errors
 /// Only where the descriptors that were compiled in are broken.
-pub async fn services(exchange: Arc<Exchange>) -> Result<Services, tonic_reflection::server::Error> {
+pub async fn services(doors: Doors) -> Result<Services, tonic_reflection::server::Error> {
     let (reporter, health_service) = tonic_health::server::health_reporter();
     let health = Health(reporter);
     health.set_serving(false).await;
@@ -54,15 +76,24 @@ pub async fn services(exchange: Arc<Exchange>) -> Result<Services, tonic_reflect
         tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(proto::DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .with_service_name(SERVICE)
             .with_service_name("grpc.health.v1.Health")
     };
+    let reflection = || SERVICES.into_iter().fold(reflection(), |builder, service| builder.with_service_name(service));
+    let Doors { exchange, leases, operator, clock } = doors;
     let exchange = TokenExchangeServer::new(service::TokenExchangeService::new(exchange))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(ANSWER_MAX_BYTES);
     // Both versions: Python's own client knows v1alpha only.
     // The whole call, its body included: tonic reads the message before the service sees it.
+    let leases = LeasesServer::new(leases::LeasesService::new(leases, clock))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(ANSWER_MAX_BYTES);
+    let operator = OperatorServer::new(operator::OperatorService::new(operator))
+        .max_decoding_message_size(MESSAGE_MAX_BYTES)
+        .max_encoding_message_size(LISTING_MAX_BYTES);
     let routes = Routes::new(exchange)
+        .add_service(leases)
+        .add_service(operator)
         .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
@@ -87,3 +118,6 @@ const MESSAGE_MAX_BYTES: usize = 160 * 1024;
 
 /// Sixteen credentials of 12 KiB and what belongs to them.
 const ANSWER_MAX_BYTES: usize = 512 * 1024;
+
+/// A thousand leases with their jobs.
+const LISTING_MAX_BYTES: usize = 32 * 1024 * 1024;

@@ -37,6 +37,8 @@ pub mod issuer;
 pub mod credential;
 pub mod audit;
 pub mod exchange;
+pub mod lease;
+pub mod operator;
 
 // Edges: carry requests in, carry state out.
 pub mod store;

@@ -3,10 +3,14 @@
 mod condition;
 mod document;
 mod lifetime;
+mod operators;
 mod rule;
+mod tenure;
 
 pub use document::{KindDocument, LeaseDocument, OperatorDocument, PermissionDocument, RuleDocument, SubjectDocument};
-pub use lifetime::{Bound, CloudLimit, FLOOR, Given, Plan, TooShort, Wanted, refresh_in};
+pub use lifetime::{Bound, CloudLimit, FLOOR, Given, Plan, TooShort, Wanted, refresh_in, with_headroom};
+pub use operators::{Operators, Permission};
+pub use tenure::{LeaseTerms, Tenure};
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -15,6 +19,7 @@ use std::time::{Duration, SystemTime};
 
 use condition::Facts;
 use rule::{Effect, Match, Rule};
+use tenure::lease_terms;
 
 use crate::subject::{Groups, Kind, VerifiedIdentity};
 use crate::target::{
@@ -45,6 +50,8 @@ pub struct Ask {
     /// Of an ID token.
     pub audience: Option<IdTokenAudience>,
     pub lifetime: Option<Duration>,
+    /// A credential that ends at this time or before will not do, where a longer one can be had.
+    pub beyond: Option<SystemTime>,
 }
 
 /// What becomes of scopes that the target does not have.
@@ -53,6 +60,24 @@ pub enum ExcessScopes {
     Refuse,
     /// RFC 6749 section 3.3: the answer says what was granted.
     Drop,
+}
+
+/// What all that is asked for at once has in common.
+#[derive(Debug, Clone, Copy)]
+pub struct Inquiry<'a> {
+    pub identity: &'a Arc<VerifiedIdentity>,
+    pub job: &'a Arc<Job>,
+    /// What runs of the job's name have taken, for a job that does not say how long it takes.
+    pub learned: Option<Duration>,
+    pub tenure: Tenure,
+    pub now: SystemTime,
+}
+
+impl<'a> Inquiry<'a> {
+    /// For credentials that are used now, outside of leases.
+    pub fn once(identity: &'a Arc<VerifiedIdentity>, job: &'a Arc<Job>, now: SystemTime) -> Self {
+        Self { identity, job, learned: None, tenure: Tenure::Once, now }
+    }
 }
 
 /// A rule's permission for one identity to have one credential. Only [`Policy::decide`] makes it.
@@ -67,6 +92,7 @@ pub struct Grant {
     plan: Plan,
     attributes: Vec<(String, serde_json::Value)>,
     job: Arc<Job>,
+    lease: Option<LeaseTerms>,
 }
 
 impl Grant {
@@ -111,6 +137,11 @@ impl Grant {
     pub fn job(&self) -> &Job {
         &self.job
     }
+
+    /// Where the credential is one of a lease.
+    pub fn lease(&self) -> Option<&LeaseTerms> {
+        self.lease.as_ref()
+    }
 }
 
 impl fmt::Debug for Grant {
@@ -145,6 +176,8 @@ pub enum Denial {
     NoSuchTarget,
     NoRule,
     Rule(Name),
+    /// The rule allows leases of this length since their subject token was shown, which was longer ago.
+    LeaseOver(Name, Duration),
 }
 
 impl fmt::Display for Denial {
@@ -153,6 +186,9 @@ impl fmt::Display for Denial {
             Self::NoSuchTarget => f.write_str("no such target"),
             Self::NoRule => f.write_str("no rule allows it"),
             Self::Rule(name) => write!(f, "rule {name} denies it"),
+            Self::LeaseOver(name, most) => {
+                write!(f, "rule {name} allows leases of {}s since the last subject token", most.as_secs())
+            }
         }
     }
 }
@@ -192,23 +228,25 @@ impl Policy {
         self.targets.values().map(|(target, _rules)| target)
     }
 
+    /// All that is asked for, or nothing.
+    pub fn decide_all(&self, inquiry: Inquiry<'_>, asks: &[Ask]) -> Result<Vec<Grant>, Refusal> {
+        let tenure = match inquiry.tenure {
+            Tenure::Opening(wanted) => self.opening(inquiry, wanted, asks)?,
+            open @ (Tenure::Once | Tenure::Lease { .. }) => open,
+        };
+        let inquiry = Inquiry { tenure, ..inquiry };
+        asks.iter().map(|ask| self.decide(inquiry, ask)).collect()
+    }
+
     /// A deny rule that matches, or cannot be ruled out, refuses. Otherwise the first rule of the file that matches
-    /// allows.
-    pub fn decide(
-        &self,
-        identity: &Arc<VerifiedIdentity>,
-        ask: &Ask,
-        job: &Arc<Job>,
-        now: SystemTime,
-    ) -> Result<Grant, Refusal> {
-        let (target, rule) = self.rule_for(identity, ask, job, now).map_err(|denial| match identity.groups() {
-            // For every denial alike: whether a rule asks for groups stays untold.
-            Groups::Overage => Refusal::GroupsOverage,
-            Groups::Known(_) => Refusal::Denied(denial),
-        })?;
+    /// allows; under a lease, the first that allows leases.
+    pub fn decide(&self, inquiry: Inquiry<'_>, ask: &Ask) -> Result<Grant, Refusal> {
+        let Inquiry { identity, job, now, .. } = inquiry;
+        let (target, rule) = self.allowed(inquiry, ask)?;
         let scopes = scopes(target, ask)?;
         check_request(identity, target, ask)?;
-        let plan = plan(identity, target, &rule, ask, job, now)?;
+        let lease = lease_terms(inquiry, target, &rule)?;
+        let plan = plan(inquiry, target, &rule, lease.as_ref(), ask)?;
         let attributes = match &target.platform {
             Platform::Google(google) if google.subject_token == GoogleSubjectToken::Issuer => {
                 rule.attributes(&Facts { subject: identity, job, target, ask, now })
@@ -225,45 +263,38 @@ impl Policy {
             plan,
             attributes,
             job: job.clone(),
+            lease,
         })
     }
 
-    fn rule_for(
-        &self,
-        identity: &VerifiedIdentity,
-        ask: &Ask,
-        job: &Job,
-        now: SystemTime,
-    ) -> Result<(&Arc<Target>, Arc<Rule>), Denial> {
+    fn allowed(&self, inquiry: Inquiry<'_>, ask: &Ask) -> Result<(&Arc<Target>, Arc<Rule>), Refusal> {
+        self.rule_for(inquiry, ask).map_err(|denial| match inquiry.identity.groups() {
+            // For every denial alike: whether a rule asks for groups stays untold.
+            Groups::Overage => Refusal::GroupsOverage,
+            Groups::Known(_) => Refusal::Denied(denial),
+        })
+    }
+
+    fn rule_for(&self, inquiry: Inquiry<'_>, ask: &Ask) -> Result<(&Arc<Target>, Arc<Rule>), Denial> {
+        let Inquiry { identity, job, now, .. } = inquiry;
         let (target, rules) = self.targets.get(ask.target.as_str()).ok_or(Denial::NoSuchTarget)?;
         let facts = Facts { subject: identity, job, target, ask, now };
         let mut denying = rules.iter().filter(|rule| rule.effect == Effect::Deny);
         if let Some(rule) = denying.find(|rule| rule.matches(&facts) != Match::No) {
             return Err(Denial::Rule(rule.name.clone()));
         }
-        let mut allowing = rules.iter().filter(|rule| rule.effect == Effect::Allow);
-        let rule = allowing.find(|rule| rule.matches(&facts) == Match::Yes).ok_or(Denial::NoRule)?;
+        let mut allowing =
+            rules.iter().filter(|rule| rule.effect == Effect::Allow && rule.matches(&facts) == Match::Yes);
+        let first = allowing.next().ok_or(Denial::NoRule)?;
+        let rule = match inquiry.tenure {
+            Tenure::Once => first,
+            // Where no rule allows leases, the first says so.
+            Tenure::Opening(_) | Tenure::Lease { .. } => {
+                [first].into_iter().chain(allowing).find(|rule| rule.lease.is_some()).unwrap_or(first)
+            }
+        };
         Ok((target, rule.clone()))
     }
-}
-
-/// What is wrong with the `operators` section.
-pub fn check_operators(documents: &[OperatorDocument]) -> Vec<Mistake> {
-    let mut mistakes = Vec::new();
-    for (position, document) in documents.iter().enumerate() {
-        let at = format!("operators[{position}]");
-        let subject = rule::Subject::compile(&document.subject, &format!("{at}.subject"), &mut mistakes);
-        if subject == rule::Subject::default() {
-            mistakes.push(Mistake {
-                at: at.clone(),
-                message: "names nobody: say in `subject` who the operators are".to_owned(),
-            });
-        }
-        if document.permissions.is_empty() {
-            mistakes.push(Mistake { at: format!("{at}.permissions"), message: "names no permission".to_owned() });
-        }
-    }
-    mistakes
 }
 
 impl fmt::Debug for Policy {
@@ -305,17 +336,17 @@ fn check_request(identity: &VerifiedIdentity, target: &Target, ask: &Ask) -> Res
 }
 
 fn plan(
-    identity: &VerifiedIdentity,
+    inquiry: Inquiry<'_>,
     target: &Target,
     rule: &Rule,
+    lease: Option<&LeaseTerms>,
     ask: &Ask,
-    job: &Job,
-    now: SystemTime,
 ) -> Result<Plan, Refusal> {
-    let wanted = match (ask.lifetime, job.expected_duration) {
-        (Some(lifetime), _) => Wanted::Exactly(lifetime),
-        (None, Some(duration)) => Wanted::ForJob(duration),
-        (None, None) => Wanted::Default(target.default_lifetime),
+    let wanted = match (ask.lifetime, inquiry.job.expected_duration, inquiry.learned) {
+        (Some(lifetime), _, _) => Wanted::Exactly(lifetime),
+        (None, Some(duration), _) => Wanted::ForJob(duration),
+        (None, None, Some(duration)) => Wanted::Learned(duration),
+        (None, None, None) => Wanted::Default(target.default_lifetime),
     };
     let (cloud, tied) = match &target.platform {
         Platform::Azure(_) => (CloudLimit::Fixed, false),
@@ -326,17 +357,27 @@ fn plan(
             (None, GoogleSubjectToken::Entra) => (CloudLimit::UpTo(GOOGLE_USUAL), true),
         },
     };
-    let remaining = identity.expires_at().duration_since(now).unwrap_or_default();
+    let until = |end: SystemTime| end.duration_since(inquiry.now).unwrap_or_default();
+    let under_lease = |terms: &LeaseTerms| lifetime::under_lease(terms.token_lifetime, until(terms.ends_at));
     let bounds: Vec<(Bound, Duration)> = [
         rule.max_lifetime.map(|length| (Bound::Rule, length)),
         Some((Bound::Target, target.max_lifetime)),
-        tied.then_some((Bound::SubjectToken, remaining)),
+        tied.then(|| (Bound::SubjectToken, until(inquiry.identity.expires_at()))),
+        lease.map(|terms| (Bound::Lease, under_lease(terms))),
     ]
     .into_iter()
     .flatten()
     .collect();
     // The configuration refuses rules and targets below the floor, so only the token can be too short.
-    Plan::new(wanted, cloud, &bounds).map_err(|TooShort(_bound)| Refusal::SubjectTokenEndsSoon)
+    let plan = Plan::new(wanted, cloud, &bounds).map_err(|TooShort(_bound)| Refusal::SubjectTokenEndsSoon)?;
+    let plan = match lease {
+        Some(terms) => plan.until_end_of_lease(until(terms.ends_at)),
+        None => plan,
+    };
+    Ok(match ask.beyond {
+        Some(time) => plan.outlasting(until(time)),
+        None => plan,
+    })
 }
 
 /// Life of the broker's own assertions. A federated token of Google lives no longer than the assertion it was

@@ -38,6 +38,9 @@ reasons! {
     InsufficientClaims = "INSUFFICIENT_CLAIMS",
     /// No rule, a deny rule, or no such target: a caller cannot tell which.
     Denied = "DENIED",
+    /// Or the lease token is a wrong one: a caller cannot tell which.
+    LeaseNotFound = "LEASE_NOT_FOUND",
+    LeaseEnded = "LEASE_ENDED",
     RateLimited = "RATE_LIMITED",
     /// The cloud's own permanent refusal: trust or permission is not set up.
     CloudRefused = "CLOUD_REFUSED",

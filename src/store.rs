@@ -1,5 +1,6 @@
-//! What outlives the process: audit records and the issuer's keys.
+//! What outlives the process: audit records, leases and the issuer's keys.
 
+mod lease;
 mod record;
 mod sqlite;
 

@@ -2,6 +2,7 @@
 
 mod entra;
 mod jwks;
+mod snapshot;
 mod token;
 
 pub use entra::{EntraVerifier, Settings, is_microsoft_audience};
@@ -232,6 +233,26 @@ impl SubjectError {
     }
 }
 
+/// Takes the token `good` for a service principal's that ends in an hour, and `other` for another's.
+#[cfg(test)]
+#[derive(Debug)]
+pub struct FakeVerifier(pub crate::clock::ManualClock);
+
+#[cfg(test)]
+#[expect(clippy::panic, reason = "a bug, which the stages behind must survive")]
+#[async_trait::async_trait]
+impl Verifier for FakeVerifier {
+    async fn verify(&self, token: &SubjectToken) -> Result<Arc<VerifiedIdentity>, SubjectError> {
+        let good = VerifiedIdentity::for_test(crate::clock::Clock::now(&self.0) + Duration::from_secs(3600));
+        match token.secret().expose() {
+            "panic" => panic!("a bug"),
+            "good" => Ok(Arc::new(good)),
+            "other" => Ok(Arc::new(good.with_object(99))),
+            _ => Err(SubjectError::Issuer),
+        }
+    }
+}
+
 #[cfg(test)]
 impl VerifiedIdentity {
     /// A service principal of tenant 1 with object 2 and client 3, for tests of the stages behind this one.
@@ -250,14 +271,21 @@ impl VerifiedIdentity {
             claims: Map::new(),
             token_sha256: [0; 32],
         }
+        .with_claim("ver", "2.0".into())
+        .with_claim("azp", Uuid::from_u128(3).to_string().into())
+        .with_tenant(1)
+        .with_object(2)
     }
 
     pub fn with_object(self, object: u128) -> Self {
-        Self { object: Uuid::from_u128(object), ..self }
+        let object = Uuid::from_u128(object);
+        let claimed = |identity: Self, name| identity.with_claim(name, object.to_string().into());
+        ["oid", "sub"].into_iter().fold(Self { object, ..self }, claimed)
     }
 
     pub fn with_tenant(self, tenant: u128) -> Self {
-        Self { tenant: Uuid::from_u128(tenant), ..self }
+        let tenant = Uuid::from_u128(tenant);
+        Self { tenant, ..self }.with_claim("tid", tenant.to_string().into())
     }
 
     pub fn with_kind(self, kind: Kind) -> Self {

@@ -28,6 +28,14 @@ pub struct Target {
 }
 
 impl Target {
+    /// Whether the cloud is shown the caller's own token.
+    pub fn redeems_subject_token(&self) -> bool {
+        match &self.platform {
+            Platform::Google(google) => google.subject_token == GoogleSubjectToken::Entra,
+            Platform::Azure(azure) => matches!(azure.source, AzureSource::OnBehalfOf { .. }),
+        }
+    }
+
     /// Whether the cloud is shown an assertion that the broker signs.
     pub fn needs_issuer(&self) -> bool {
         match &self.platform {

@@ -30,6 +30,7 @@ use tower::Service as _;
 use super::tls::Tls;
 use crate::config::ListenAddress;
 use crate::exchange::Peer;
+use crate::grpc::Farewell;
 
 /// One bound address and what is served there.
 pub(super) struct Listener {
@@ -176,9 +177,11 @@ impl Listener {
     async fn connection<S: Stream + 'static>(&self, stream: S, peer: String) {
         let heard = Arc::new(AtomicUsize::new(0));
         let io = TokioIo::new(Watched::new(stream, heard.clone()));
-        let (router, peer) = (self.router.clone(), Peer(peer));
+        let (router, peer, farewell) = (self.router.clone(), Peer(peer), Farewell::default());
+        let farewell_said = farewell.0.clone();
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
+            request.extensions_mut().insert(farewell.clone());
             let mut router = router.clone();
             async move {
                 Ok::<_, Infallible>(router.call(request.map(Body::new)).await.unwrap_or_else(|never| match never {}))
@@ -198,6 +201,7 @@ impl Listener {
                         return;
                     }
                     asked_to_end = true;
+                    farewell_said.cancel();
                     serving.as_mut().graceful_shutdown();
                 }
                 () = age.as_mut() => {
@@ -205,6 +209,7 @@ impl Listener {
                         return self.refused("overstayed");
                     }
                     asked_to_end = true;
+                    farewell_said.cancel();
                     serving.as_mut().graceful_shutdown();
                     age.as_mut().reset(Instant::now() + FAREWELL);
                 }

@@ -233,7 +233,7 @@ fn a_file_that_is_too_large_is_refused_rather_than_cut() {
 #[test]
 fn what_has_no_effect_yet_is_said() {
     let config = load(WHOLE).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(config.without_effect, ["operators", "rules[].lease", "issuer.rotate_every and publish_ahead"]);
+    assert_eq!(config.without_effect, ["issuer.rotate_every and publish_ahead"]);
 }
 
 #[test]

@@ -66,10 +66,13 @@ impl Azure {
         let mut attempts = [Retry::Once, Retry::Never].into_iter();
         loop {
             let client_assertion = self.client_assertion(target, call).await?;
+            let on_behalf_of = match target.source {
+                AzureSource::OnBehalfOf { .. } => Some(call.subject_token(Hop::EntraToken)?.secret().clone()),
+                AzureSource::Issuer { .. } | AzureSource::TokenFile(_) | AzureSource::ManagedIdentity(_) => None,
+            };
             let redemption = Redemption {
                 client_assertion,
-                on_behalf_of: matches!(target.source, AzureSource::OnBehalfOf { .. })
-                    .then(|| call.subject_token.secret().clone()),
+                on_behalf_of,
                 scope: call.grant.scopes().joined(),
                 asked: call.grant.plan().lifetime,
                 exchange_id: call.exchange_id,

@@ -32,6 +32,7 @@ pub struct Cache {
 /// A credential, and whether it was minted for an earlier call.
 #[derive(Debug, Clone)]
 pub struct Hit {
+    pub key: Key,
     pub credential: Arc<Credential>,
     pub cached: bool,
 }
@@ -83,7 +84,7 @@ impl Cache {
                 let _refresh = self.fly(key, Some(&entry.credential), mint);
             }
             self.count("hit");
-            return Ok(Hit { credential: entry.credential.clone(), cached: true });
+            return Ok(Hit { key, credential: entry.credential.clone(), cached: true });
         }
         let (result, cached) = match self.failure(&key, now) {
             Some(error) => (Err(error), true),
@@ -95,12 +96,12 @@ impl Cache {
         match (result, entry) {
             (Ok(credential), _) => {
                 self.count(if cached { "joined" } else { "miss" });
-                Ok(Hit { credential, cached })
+                Ok(Hit { key, credential, cached })
             }
             // Shorter than wanted, but good: better than nothing while the cloud is away.
             (Err(error), Some(entry)) if error.is_transient() && entry.is_live(self.clock.now()) => {
                 self.count("stale");
-                Ok(Hit { credential: entry.credential, cached: true })
+                Ok(Hit { key, credential: entry.credential, cached: true })
             }
             (Err(error), _) => {
                 self.count("failed");

@@ -73,7 +73,7 @@ impl Google {
             GoogleSubjectToken::Entra => {
                 // The usual mapping (google.subject=assertion.sub); the pool may map otherwise.
                 let subject = call.grant.identity().claims().get("sub").and_then(serde_json::Value::as_str);
-                (call.subject_token.secret().clone(), subject.unwrap_or_default().to_owned())
+                (call.subject_token(Hop::GoogleSts)?.secret().clone(), subject.unwrap_or_default().to_owned())
             }
         };
         Ok(Exchange {

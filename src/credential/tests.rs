@@ -5,9 +5,9 @@ use serde_json::json;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::policy::{Ask, ExcessScopes, Policy, RuleDocument};
+use crate::policy::{Ask, ExcessScopes, Inquiry, Policy, RuleDocument};
 use crate::subject::VerifiedIdentity;
-use crate::target::{Job, Target};
+use crate::target::{GoogleSubjectToken, Job, Target};
 
 /// Everything that a call's key must tell apart, each field with a value that can be changed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -65,6 +65,7 @@ fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims: &[(&str, s
         token_type: shape.token_type.as_ref().map_or(TokenType::AccessToken, |_audience| TokenType::IdToken),
         audience: shape.token_type.as_ref().map(|audience| audience.parse().expect("an audience")),
         lifetime: Some(Duration::from_secs(shape.lifetime.into())),
+        beyond: None,
     };
     let job = Job {
         id: shape.job_id.clone(),
@@ -78,10 +79,10 @@ fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims: &[(&str, s
     for (name, value) in claims {
         identity = identity.with_claim(name, value.clone());
     }
-    let grant = policy.decide(&Arc::new(identity), &ask, &Arc::new(job), clock.now()).expect("a grant");
+    let grant = policy.decide(Inquiry::once(&Arc::new(identity), &Arc::new(job), clock.now()), &ask).expect("a grant");
     Call {
         grant,
-        subject_token: SubjectToken::new(Secret::new("x.y.z")).expect("a token"),
+        subject_token: Some(SubjectToken::new(Secret::new("x.y.z")).expect("a token")),
         exchange_id: Uuid::now_v7(),
     }
 }

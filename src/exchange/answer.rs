@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use crate::credential::{CloudIdentity, Credential, Hit};
-use crate::policy::{Bound, Grant, refresh_in};
+use crate::credential::{CloudIdentity, Credential, Hit, Key};
+use crate::policy::{Bound, Grant, LeaseTerms, refresh_in};
+use crate::subject::VerifiedIdentity;
 use crate::target::{Scopes, TokenType};
 
 /// Holds the token, which only [`token`](Self::token) gives away.
@@ -12,6 +13,8 @@ use crate::target::{Scopes, TokenType};
 pub struct IssuedCredential {
     pub(super) grant: Grant,
     pub(super) credential: Arc<Credential>,
+    /// Of the cache, which may be told to forget it.
+    pub key: Key,
     /// The token was minted for an earlier call.
     pub cached: bool,
     /// What is left of the token.
@@ -23,16 +26,26 @@ pub struct IssuedCredential {
 
 impl IssuedCredential {
     pub(super) fn new(grant: Grant, hit: Hit, now: SystemTime) -> Self {
-        let Hit { credential, cached } = hit;
+        let Hit { key, credential, cached } = hit;
         let granted = credential.expires_at.duration_since(now).unwrap_or_default();
         let bound = grant.plan().bound(granted, credential.given);
         let refresh_after = now + refresh_in(granted, rand::random());
-        Self { grant, credential, cached, granted, bound, refresh_after }
+        Self { grant, credential, key, cached, granted, bound, refresh_after }
     }
 
     /// It is on record: from now on, a later hand-out of the token is not its first.
     pub(super) fn handed_out(&self) {
         self.credential.mark_handed_out();
+    }
+
+    /// Whom it was issued to.
+    pub fn holder(&self) -> &Arc<VerifiedIdentity> {
+        self.grant.identity()
+    }
+
+    /// Where it is one of a lease.
+    pub fn lease(&self) -> Option<&LeaseTerms> {
+        self.grant.lease()
     }
 
     pub fn target(&self) -> &str {
@@ -42,6 +55,10 @@ impl IssuedCredential {
     /// Secret.
     pub fn token(&self) -> &str {
         self.credential.token.expose()
+    }
+
+    pub fn token_sha256(&self) -> [u8; 32] {
+        self.credential.token_sha256
     }
 
     pub fn token_type(&self) -> TokenType {

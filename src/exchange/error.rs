@@ -1,5 +1,6 @@
 //! Why an exchange gave no credential: one variant per stage, with a text for the caller and details for the record.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::audit::{AuditError, Outcome};
@@ -23,6 +24,13 @@ pub enum ExchangeError {
     Audit(#[source] AuditError),
     #[error("the broker is busy")]
     Overloaded,
+    /// Wrong and foreign lease tokens too: nobody learns which leases there are.
+    #[error("there is no such lease")]
+    LeaseNotFound,
+    #[error("the lease has ended: it is {0}")]
+    LeaseEnded(&'static str),
+    #[error("the leases cannot be used now")]
+    Leases(#[source] Arc<dyn std::error::Error + Send + Sync>),
     #[error("the broker is shutting down")]
     ShuttingDown,
     #[error("the broker failed; its operators find why under the exchange's id")]
@@ -39,7 +47,9 @@ impl ExchangeError {
             Self::Policy(Refusal::Request(_) | Refusal::NoScope) => Reason::InvalidRequest,
             Self::Policy(Refusal::SubjectTokenEndsSoon) => Reason::SubjectTokenExpired,
             Self::Credential { error, .. } => error.reason(),
-            Self::Audit(_) => Reason::StoreUnavailable,
+            Self::LeaseNotFound => Reason::LeaseNotFound,
+            Self::LeaseEnded(_) => Reason::LeaseEnded,
+            Self::Audit(_) | Self::Leases(_) => Reason::StoreUnavailable,
             Self::Overloaded => Reason::RateLimited,
             Self::ShuttingDown => Reason::ShuttingDown,
             Self::Internal => Reason::Internal,
@@ -51,21 +61,24 @@ impl ExchangeError {
         match self {
             Self::Subject(error) => error.retry_after(),
             Self::Credential { error, .. } => error.retry_after(),
-            Self::Audit(_) | Self::Overloaded | Self::ShuttingDown => Some(RETRY_SOON),
-            Self::Request { .. } | Self::Policy(_) | Self::Internal => None,
+            Self::Audit(_) | Self::Leases(_) | Self::Overloaded | Self::ShuttingDown => Some(RETRY_SOON),
+            Self::Request { .. } | Self::Policy(_) | Self::LeaseNotFound | Self::LeaseEnded(_) | Self::Internal => None,
         }
     }
 
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::Request { .. } | Self::Policy(_) => Outcome::Denied,
+            Self::Request { .. } | Self::Policy(_) | Self::LeaseNotFound | Self::LeaseEnded(_) => Outcome::Denied,
             Self::Subject(error) => match error.reason() {
                 Reason::KeysUnavailable => Outcome::Failed,
                 _ => Outcome::Denied,
             },
-            Self::Credential { .. } | Self::Audit(_) | Self::Overloaded | Self::ShuttingDown | Self::Internal => {
-                Outcome::Failed
-            }
+            Self::Credential { .. }
+            | Self::Audit(_)
+            | Self::Leases(_)
+            | Self::Overloaded
+            | Self::ShuttingDown
+            | Self::Internal => Outcome::Failed,
         }
     }
 
@@ -78,6 +91,9 @@ impl ExchangeError {
             | Self::Policy(_)
             | Self::Credential { .. }
             | Self::Audit(_)
+            | Self::Leases(_)
+            | Self::LeaseNotFound
+            | Self::LeaseEnded(_)
             | Self::Overloaded
             | Self::ShuttingDown
             | Self::Internal => self.to_string(),
@@ -99,8 +115,10 @@ impl ExchangeError {
             Self::Subject(SubjectError::KeysUnavailable { source: Some(source), .. }) => {
                 vec![("error", source.to_string())]
             }
-            Self::Request { .. } | Self::Subject(_) | Self::Policy(_) => vec![("error", self.to_string())],
-            Self::Audit(_) | Self::Overloaded | Self::ShuttingDown | Self::Internal => Vec::new(),
+            Self::Request { .. } | Self::Subject(_) | Self::Policy(_) | Self::LeaseNotFound | Self::LeaseEnded(_) => {
+                vec![("error", self.to_string())]
+            }
+            Self::Audit(_) | Self::Leases(_) | Self::Overloaded | Self::ShuttingDown | Self::Internal => Vec::new(),
         }
     }
 }

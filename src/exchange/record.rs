@@ -6,10 +6,10 @@ use std::time::SystemTime;
 
 use uuid::Uuid;
 
-use super::{Answer, Caller, ExchangeError, ExchangeRequest, IssuedCredential};
+use super::{Answer, Caller, ExchangeError, ExchangeRequest, IssuedCredential, Proof};
 use crate::audit::{AuditRecord, Issued, Outcome};
 use crate::credential::CloudIdentity;
-use crate::policy::Grant;
+use crate::policy::{Grant, Tenure};
 use crate::subject::{SubjectToken, VerifiedIdentity};
 use crate::target::Job;
 
@@ -18,6 +18,8 @@ pub(super) struct Record {
     pub exchange_id: Uuid,
     began: SystemTime,
     caller: Caller,
+    action: &'static str,
+    lease_id: Option<Uuid>,
     targets: Vec<String>,
     job: Arc<Job>,
     /// A token that was refused: the record keeps what it says of itself.
@@ -31,8 +33,17 @@ impl Record {
         // A hostile request may name anything any number of times, line ends and all.
         let targets = request.targets.iter().take(16).map(|target| one_line(&target.target, 63)).collect();
         let caller = request.caller.clone();
-        let (job, grants) = (Arc::default(), Vec::new());
-        Self { exchange_id, began, caller, targets, job, refused_token: None, identity: None, grants }
+        let action = match request.tenure {
+            Tenure::Once => "exchange",
+            Tenure::Opening(_) => "lease.open",
+            Tenure::Lease { .. } => "lease.credentials",
+        };
+        let (identity, job) = match &request.proof {
+            Proof::SubjectToken { .. } => (None, Arc::default()),
+            Proof::Lease(identity) => (Some(identity.clone()), Arc::new(request.job.clone())),
+        };
+        let (lease_id, grants) = (request.lease_id, Vec::new());
+        Self { exchange_id, began, caller, action, lease_id, targets, job, refused_token: None, identity, grants }
     }
 
     pub fn refused_token(&mut self, token: &SubjectToken) {
@@ -101,7 +112,8 @@ impl Record {
         AuditRecord {
             exchange_id: self.exchange_id,
             time: self.began,
-            action: "exchange",
+            action: self.action,
+            lease_id: self.lease_id,
             outcome,
             reason: None,
             subject: identity.map(|identity| identity.subject()).unwrap_or_default(),

@@ -2,27 +2,40 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
+
+use uuid::Uuid;
 
 use super::ExchangeError;
 use super::record::one_line;
-use crate::policy::{Ask, ExcessScopes};
+use crate::policy::{Ask, ExcessScopes, Tenure};
 use crate::secret::Secret;
+use crate::subject::VerifiedIdentity;
 use crate::target::{Job, Scope, Scopes, TokenType};
 
 /// What a caller wants, as it came in.
 #[derive(Debug, Clone)]
 pub struct ExchangeRequest {
-    pub subject_token: Secret,
-    /// RFC 8693 URN; empty means a JWT.
-    pub subject_token_type: String,
+    pub proof: Proof,
+    pub tenure: Tenure,
+    /// Of the lease that is opened or used.
+    pub lease_id: Option<Uuid>,
     pub targets: Vec<TargetRequest>,
     pub job: Job,
     pub excess: ExcessScopes,
     pub caller: Caller,
 }
 
-#[derive(Debug, Clone, Default)]
+/// What shows who asks.
+#[derive(Debug, Clone)]
+pub enum Proof {
+    /// `token_type`: RFC 8693 URN; empty means a JWT.
+    SubjectToken { token: Secret, token_type: String },
+    /// The identity that opened the lease whose token was shown.
+    Lease(Arc<VerifiedIdentity>),
+}
+
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TargetRequest {
     pub target: String,
     pub scopes: Vec<String>,
@@ -31,6 +44,8 @@ pub struct TargetRequest {
     /// Of an ID token.
     pub audience: String,
     pub lifetime: Option<Duration>,
+    /// The caller has a credential until then, and wants one that lasts longer.
+    pub beyond: Option<SystemTime>,
 }
 
 /// Through which door, and from where.
@@ -75,7 +90,9 @@ pub(super) struct Asks {
 
 impl ExchangeRequest {
     pub(super) fn check(&self) -> Result<Asks, ExchangeError> {
-        if !SUBJECT_TOKEN_TYPES.contains(&self.subject_token_type.as_str()) {
+        if let Proof::SubjectToken { token_type, .. } = &self.proof
+            && !SUBJECT_TOKEN_TYPES.contains(&token_type.as_str())
+        {
             return Err(invalid(
                 "subject_token_type",
                 "an Entra access token is presented as urn:ietf:params:oauth:token-type:jwt or ...:access_token",
@@ -95,6 +112,9 @@ impl ExchangeRequest {
                     "the same target, token type and audience stand in the request twice",
                 ));
             }
+        }
+        if self.tenure == Tenure::Opening(Some(Duration::ZERO)) {
+            return Err(invalid("duration", "a lease is longer than nothing"));
         }
         let job = self.job.clone().check().map_err(|complaint| invalid("job", complaint.0))?;
         Ok(Asks { asks, job: Arc::new(job) })
@@ -130,7 +150,15 @@ fn ask(request: &TargetRequest, position: usize, excess: ExcessScopes) -> Result
     if request.lifetime.is_some_and(|lifetime| lifetime.is_zero() || lifetime > LONGEST_LIFETIME) {
         return Err(invalid(&at("lifetime"), "a lifetime is longer than nothing and at most 30 days"));
     }
-    Ok(Ask { target: request.target.clone(), scopes, excess, token_type, audience, lifetime: request.lifetime })
+    Ok(Ask {
+        target: request.target.clone(),
+        scopes,
+        excess,
+        token_type,
+        audience,
+        lifetime: request.lifetime,
+        beyond: request.beyond,
+    })
 }
 
 fn invalid(field: &str, message: &str) -> ExchangeError {

@@ -1,4 +1,3 @@
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::json;
@@ -6,44 +5,12 @@ use serde_json::json;
 use super::*;
 use crate::audit::{FakeAuditLog, Outcome};
 use crate::clock::ManualClock;
-use crate::credential::{CloudIdentity, Credential, CredentialProvider, IssueError};
-use crate::policy::{ExcessScopes, RuleDocument};
+use crate::credential::FakeProvider;
+use crate::policy::{ExcessScopes, RuleDocument, Tenure};
 use crate::reason::Reason;
 use crate::secret::Secret;
-use crate::subject::{SubjectError, VerifiedIdentity};
+use crate::subject::FakeVerifier;
 use crate::target::{Job, Target};
-
-const HOUR: Duration = Duration::from_secs(3600);
-
-/// Takes the token `good` for a service principal's.
-#[derive(Debug)]
-struct FakeVerifier(ManualClock);
-
-#[async_trait::async_trait]
-impl Verifier for FakeVerifier {
-    async fn verify(&self, token: &SubjectToken) -> Result<Arc<VerifiedIdentity>, SubjectError> {
-        match token.secret().expose() {
-            "panic" => panic!("a bug"),
-            "good" => Ok(Arc::new(VerifiedIdentity::for_test(self.0.now() + HOUR))),
-            _ => Err(SubjectError::Issuer),
-        }
-    }
-}
-
-/// Issues after a moment, and counts.
-#[derive(Debug)]
-struct FakeProvider(ManualClock, AtomicUsize);
-
-#[async_trait::async_trait]
-impl CredentialProvider for FakeProvider {
-    async fn issue(&self, call: &Call) -> Result<Credential, IssueError> {
-        self.1.fetch_add(1, Ordering::Relaxed);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        let (now, asked) = (self.0.now(), call.grant.plan().lifetime);
-        let identity = CloudIdentity::Azure { tenant: Uuid::nil(), client_id: Uuid::nil() };
-        Ok(Credential::new(Secret::new("issued-token"), now, now + asked, asked, identity))
-    }
-}
 
 struct Stage {
     exchange: Arc<Exchange>,
@@ -60,12 +27,13 @@ impl Stage {
         let targets = ["t", "u"].map(Target::google_for_test);
         let policy = Policy::compile(&rules, targets.into()).expect("a policy");
         let log = Arc::new(FakeAuditLog::default());
-        let provider = Arc::new(FakeProvider(clock.clone(), AtomicUsize::new(0)));
+        let provider = Arc::new(FakeProvider::new(clock.clone()));
         let (audit, _writer) = Audit::start(log.clone());
         let exchange = Exchange {
             verifier: Arc::new(FakeVerifier(clock.clone())),
             policy: Arc::new(ArcSwap::from_pointee(policy)),
             credentials: Credentials::new(provider.clone(), Arc::new(clock.clone())),
+            history: History::new(Arc::new(FakeRunHistory::default())),
             audit,
             clock: Arc::new(clock),
             places: Arc::new(Semaphore::new(places)),
@@ -81,8 +49,9 @@ impl Stage {
 fn request(token: &str, targets: &[&str]) -> ExchangeRequest {
     let target = |name: &&str| TargetRequest { target: (*name).to_owned(), ..TargetRequest::default() };
     ExchangeRequest {
-        subject_token: Secret::new(token),
-        subject_token_type: String::new(),
+        proof: Proof::SubjectToken { token: Secret::new(token), token_type: String::new() },
+        tenure: Tenure::Once,
+        lease_id: None,
         targets: targets.iter().map(target).collect(),
         job: Job::default(),
         excess: ExcessScopes::Refuse,
@@ -100,7 +69,7 @@ async fn a_credential_is_on_record_when_it_leaves() {
         (record.exchange_id, record.outcome, record.target.as_str()),
         (exchanged.exchange_id, Outcome::Issued, issued[0].target())
     );
-    assert_eq!(record.issued.map(|issued| issued.token_sha256), Some(Secret::new("issued-token").sha256()));
+    assert_eq!(record.issued.map(|issued| issued.token_sha256), Some(Secret::new("issued-token-1").sha256()));
 }
 
 #[tokio::test(start_paused = true)]
@@ -119,7 +88,7 @@ async fn a_refusal_at_any_stage_reaches_no_cloud_and_leaves_one_record_a_target(
     ] {
         let stage = Stage::with_places(9);
         assert!(stage.run(token, targets).await.result.is_err());
-        assert_eq!(stage.provider.1.load(Ordering::Relaxed), 0, "{token} {targets:?}");
+        assert_eq!(stage.provider.issued(), 0, "{token} {targets:?}");
         let outcomes: Vec<Outcome> = stage.log.records().iter().map(|record| record.outcome).collect();
         assert_eq!(outcomes, vec![outcome; targets.len()]);
     }

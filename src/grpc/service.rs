@@ -8,16 +8,13 @@ use std::time::Duration;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Request, Response, Status};
 
+use super::message::{self, Durations};
 use super::{LONGEST_CALL, status};
-use crate::credential::CloudIdentity;
-use crate::exchange::{
-    Caller, Door, Exchange, ExchangeError, ExchangeRequest, Exchanged, IssuedCredential, Peer, TargetRequest,
-};
-use crate::policy::{Bound, ExcessScopes};
+use crate::exchange::{Caller, Door, Exchange, ExchangeError, ExchangeRequest, Exchanged, Peer, Proof};
+use crate::policy::{ExcessScopes, Tenure};
 use crate::proto;
 use crate::proto::token_exchange_server::TokenExchange;
 use crate::secret::Secret;
-use crate::target::{Job, Scope};
 
 #[derive(Debug)]
 pub(super) struct TokenExchangeService {
@@ -44,19 +41,19 @@ impl TokenExchange for TokenExchangeService {
         };
         let Exchanged { exchange_id, result } = exchanged;
         let credentials = result.map_err(|error| status::of(&error, exchange_id))?;
-        let credentials = credentials.into_iter().map(credential).collect();
+        let credentials = credentials.into_iter().map(message::credential).collect();
         Ok(Response::new(proto::ExchangeResponse { exchange_id: exchange_id.to_string(), credentials }))
     }
 }
 
 /// The caller's own deadline. The exchange goes on without it, because it runs in a task of its own.
-async fn within<T>(deadline: Duration, exchange: impl Future<Output = T>) -> Result<T, Status> {
+pub(super) async fn within<T>(deadline: Duration, exchange: impl Future<Output = T>) -> Result<T, Status> {
     let late = |_elapsed| Status::new(Code::DeadlineExceeded, "the call's deadline passed before the exchange ended");
     tokio::time::timeout(deadline, exchange).await.map_err(late)
 }
 
 /// `grpc-timeout` (gRPC over HTTP/2): at most eight digits and a unit.
-fn deadline(metadata: &MetadataMap) -> Duration {
+pub(super) fn deadline(metadata: &MetadataMap) -> Duration {
     let parse = |text: &str| {
         let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
         let number: u64 = number.parse().ok().filter(|_number| number.len() <= 8)?;
@@ -74,7 +71,7 @@ fn deadline(metadata: &MetadataMap) -> Duration {
     asked.unwrap_or(LONGEST_CALL).min(LONGEST_CALL)
 }
 
-fn caller<T>(request: &Request<T>) -> Caller {
+pub(super) fn caller<T>(request: &Request<T>) -> Caller {
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0.clone());
     let address = peer.or_else(|| request.remote_addr().as_ref().map(SocketAddr::to_string)).unwrap_or_default();
     let user_agent = request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok()).unwrap_or_default();
@@ -88,85 +85,21 @@ struct Refused {
 }
 
 fn exchange_request(message: proto::ExchangeRequest, caller: Caller) -> Result<ExchangeRequest, Box<Refused>> {
-    let mut error = None;
-    let mut duration = |field: String, duration: Option<prost_types::Duration>| {
-        duration.and_then(|duration| match Duration::try_from(duration) {
-            Ok(duration) => Some(duration),
-            Err(_negative) => {
-                error = Some(ExchangeError::Request { field, message: "a duration is not negative".to_owned() });
-                None
-            }
-        })
-    };
-    let targets = message.targets.into_iter().enumerate().map(|(position, target)| TargetRequest {
-        target: target.target,
-        scopes: target.scopes,
-        requested_token_type: target.requested_token_type,
-        audience: target.audience,
-        lifetime: duration(format!("targets[{position}].lifetime"), target.lifetime),
-    });
-    let targets = targets.collect();
-    let job = message.job.unwrap_or_default();
-    let some = |text: String| (!text.is_empty()).then_some(text);
-    let job = Job {
-        id: some(job.id),
-        name: some(job.name),
-        expected_duration: duration("job.expected_duration".to_owned(), job.expected_duration),
-        labels: job.labels.into_iter().collect(),
-        datasets: job.datasets,
-    };
+    let mut durations = Durations::default();
     let request = ExchangeRequest {
-        subject_token: Secret::new(message.subject_token),
-        subject_token_type: message.subject_token_type,
-        targets,
-        job,
+        proof: Proof::SubjectToken {
+            token: Secret::new(message.subject_token),
+            token_type: message.subject_token_type,
+        },
+        tenure: Tenure::Once,
+        lease_id: None,
+        targets: message::targets(message.targets, &mut durations),
+        job: message::job(message.job, &mut durations),
         excess: ExcessScopes::Refuse,
         caller,
     };
-    match error {
+    match durations.complaint {
         None => Ok(request),
         Some(error) => Err(Box::new(Refused { request, error })),
-    }
-}
-
-fn credential(issued: IssuedCredential) -> proto::Credential {
-    let identity = match issued.identity() {
-        CloudIdentity::Google { principal, service_account } => {
-            proto::credential::Identity::Google(proto::GoogleIdentity {
-                principal: principal.clone(),
-                service_account: service_account.clone().unwrap_or_default(),
-            })
-        }
-        CloudIdentity::Azure { tenant, client_id } => proto::credential::Identity::Azure(proto::AzureIdentity {
-            tenant_id: tenant.to_string(),
-            client_id: client_id.to_string(),
-        }),
-    };
-    proto::Credential {
-        target: issued.target().to_owned(),
-        token: issued.token().to_owned(),
-        issued_token_type: issued.token_type().urn().to_owned(),
-        token_type: "Bearer".to_owned(),
-        scopes: issued.scopes().iter().map(Scope::to_string).collect(),
-        expires_at: Some(issued.expires_at().into()),
-        refresh_after: Some(issued.refresh_after.into()),
-        lifetime: Some(proto::LifetimeDecision {
-            requested: issued.requested().and_then(|requested| requested.try_into().ok()),
-            granted: issued.granted.try_into().ok(),
-            bound: bound(issued.bound).into(),
-        }),
-        cached: issued.cached,
-        identity: Some(identity),
-    }
-}
-
-fn bound(bound: Bound) -> proto::LifetimeBound {
-    match bound {
-        Bound::Requested => proto::LifetimeBound::Requested,
-        Bound::Rule => proto::LifetimeBound::Rule,
-        Bound::Target => proto::LifetimeBound::Target,
-        Bound::Cloud => proto::LifetimeBound::Cloud,
-        Bound::SubjectToken => proto::LifetimeBound::SubjectToken,
-        Bound::Lease => proto::LifetimeBound::Lease,
     }
 }

@@ -44,7 +44,8 @@ fn code(reason: Reason) -> Code {
         | Reason::SubjectTokenTenant
         | Reason::SubjectTokenNotForUs
         | Reason::InsufficientClaims => Code::Unauthenticated,
-        Reason::GroupsOverage | Reason::CloudRefused => Code::FailedPrecondition,
+        Reason::GroupsOverage | Reason::CloudRefused | Reason::LeaseEnded => Code::FailedPrecondition,
+        Reason::LeaseNotFound => Code::NotFound,
         Reason::Denied => Code::PermissionDenied,
         Reason::RateLimited => Code::ResourceExhausted,
         Reason::Internal => Code::Internal,

@@ -4,7 +4,7 @@ use jsonwebtoken::{DecodingKey, Validation};
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::policy::{Ask, ExcessScopes, Policy, RuleDocument};
+use crate::policy::{Ask, ExcessScopes, Inquiry, Policy, RuleDocument};
 use crate::subject::VerifiedIdentity;
 use crate::target::{Job, Scopes, Target, TokenType};
 
@@ -36,9 +36,10 @@ fn grant_for(target: Target, job: Job) -> Grant {
         token_type: TokenType::AccessToken,
         audience: None,
         lifetime: None,
+        beyond: None,
     };
     let identity = Arc::new(VerifiedIdentity::for_test(now + Duration::from_secs(3600)));
-    policy.decide(&identity, &ask, &Arc::new(job), now).expect("a grant")
+    policy.decide(Inquiry::once(&identity, &Arc::new(job), now), &ask).expect("a grant")
 }
 
 fn azure() -> Target {

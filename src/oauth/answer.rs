@@ -121,6 +121,8 @@ fn wire(error: &ExchangeError) -> (StatusCode, &'static str) {
         | Reason::SubjectTokenNotForUs
         | Reason::GroupsOverage
         | Reason::InsufficientClaims => (StatusCode::BAD_REQUEST, "invalid_request"),
+        // The token endpoint has no leases.
+        Reason::LeaseNotFound | Reason::LeaseEnded => (StatusCode::BAD_REQUEST, "invalid_request"),
         Reason::Denied | Reason::CloudRefused => (StatusCode::BAD_REQUEST, "invalid_target"),
         Reason::RateLimited => (StatusCode::TOO_MANY_REQUESTS, "temporarily_unavailable"),
         Reason::Internal => (StatusCode::INTERNAL_SERVER_ERROR, "server_error"),

@@ -6,9 +6,9 @@ use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
 use serde_json::Value;
 
-use crate::exchange::{Caller, ExchangeError, ExchangeRequest, TargetRequest};
+use crate::exchange::{Caller, ExchangeError, ExchangeRequest, Proof, TargetRequest};
 use crate::json::UniqueMap;
-use crate::policy::ExcessScopes;
+use crate::policy::{ExcessScopes, Tenure};
 use crate::secret::Secret;
 use crate::target::{Job, Span, TokenType};
 
@@ -49,6 +49,7 @@ impl Fields {
             requested_token_type: text("requested_token_type"),
             audience: text("resource"),
             lifetime,
+            beyond: None,
         };
         let job = Job {
             id: self.text("job_id").map(str::to_owned),
@@ -57,8 +58,12 @@ impl Fields {
             ..Job::default()
         };
         let request = ExchangeRequest {
-            subject_token: Secret::new(text("subject_token")),
-            subject_token_type: text("subject_token_type"),
+            proof: Proof::SubjectToken {
+                token: Secret::new(text("subject_token")),
+                token_type: text("subject_token_type"),
+            },
+            tenure: Tenure::Once,
+            lease_id: None,
             targets: vec![target],
             job,
             excess: ExcessScopes::Drop,

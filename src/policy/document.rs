@@ -53,8 +53,12 @@ pub enum KindDocument {
 #[derive(Debug, Clone, Copy, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LeaseDocument {
+    /// Counted from the subject token that opened or extended the lease.
     pub max_duration: Span,
+    /// Without a heartbeat for this long, the lease lapses.
     pub heartbeat: Span,
+    /// Of the tokens under a lease; default: 30m.
+    pub token_lifetime: Option<Span>,
 }
 
 /// Who may use the `Operator` service, and for what.

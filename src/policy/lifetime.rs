@@ -13,7 +13,10 @@ pub enum Bound {
     Cloud,
     /// The subject token's expiry, where the cloud ties one to the other.
     SubjectToken,
+    /// The lease's end, or the short life of tokens under a lease.
     Lease,
+    /// Nothing held it back: earlier runs of the job's name have taken this long.
+    Learned,
 }
 
 impl Bound {
@@ -25,6 +28,7 @@ impl Bound {
             Self::Cloud => "cloud",
             Self::SubjectToken => "subject_token",
             Self::Lease => "lease",
+            Self::Learned => "learned",
         }
     }
 }
@@ -36,6 +40,8 @@ pub enum Wanted {
     Exactly(Duration),
     /// A job of this expected duration: given with headroom, and with room to spare for the next one like it.
     ForJob(Duration),
+    /// As [`ForJob`](Self::ForJob), of a job that did not say it itself.
+    Learned(Duration),
     /// Nobody said; the target's default.
     Default(Duration),
 }
@@ -83,12 +89,14 @@ impl Plan {
         let (requested, needed, lifetime) = match wanted {
             Wanted::Exactly(lifetime) => (Some(lifetime), lifetime, whole_seconds(lifetime)),
             Wanted::ForJob(duration) => (Some(duration), duration, class(with_headroom(duration))),
+            Wanted::Learned(duration) => (None, duration, class(with_headroom(duration))),
             Wanted::Default(lifetime) => (None, FLOOR, lifetime),
         };
         let fits = needed <= cap;
         let bound = match requested {
             Some(requested) if requested < FLOOR => Bound::Cloud,
             Some(_) if fits => Bound::Requested,
+            None if fits && matches!(wanted, Wanted::Learned(_)) => Bound::Learned,
             None if lifetime <= cap => Bound::Target,
             Some(_) | None => tightest,
         };
@@ -100,6 +108,19 @@ impl Plan {
             CloudLimit::Fixed => cap,
         };
         Ok(Self { requested, lifetime, least: least.clamp(FLOOR, lifetime), bound, tightest })
+    }
+
+    /// The plan under a lease of which `remaining` is left. A credential that lasts to the lease's end is long enough,
+    /// however short that is; and where only the shortest ones are left, one is used for half of its life rather than
+    /// minted anew at each call.
+    pub fn until_end_of_lease(self, remaining: Duration) -> Self {
+        let least = if self.lifetime <= FLOOR { FLOOR / 2 } else { self.least };
+        Self { least: least.min(remaining.saturating_sub(SLACK)), ..self }
+    }
+
+    /// The plan of a caller whose present credential has `left`: the same one again will not do.
+    pub fn outlasting(self, left: Duration) -> Self {
+        Self { least: self.least.max(left + Duration::from_secs(1)).min(self.lifetime), ..self }
     }
 
     /// What bounded a credential of which `remaining` is left, issued by a cloud that may have given another life.
@@ -128,7 +149,18 @@ pub fn refresh_in(lifetime: Duration, jitter: f64) -> Duration {
     lifetime.mul_f64(0.7 - 0.1 * jitter.clamp(0.0, 1.0))
 }
 
-fn with_headroom(duration: Duration) -> Duration {
+/// The longest life of a token under a lease of which `remaining` is left, where the rule allows tokens of
+/// `token_lifetime`: one of few, so that calls near the end share credentials. Never below [`FLOOR`].
+pub(super) fn under_lease(token_lifetime: Duration, remaining: Duration) -> Duration {
+    if remaining >= token_lifetime {
+        return token_lifetime;
+    }
+    let classes = CLASSES.iter().map(|minutes| Duration::from_secs(minutes * 60));
+    classes.filter(|class| *class <= remaining).max().unwrap_or(FLOOR)
+}
+
+/// With a tenth to spare, and never less than two minutes.
+pub fn with_headroom(duration: Duration) -> Duration {
     duration.saturating_add((duration / 10).max(HEADROOM_AT_LEAST))
 }
 

@@ -6,7 +6,8 @@ use cel::Value;
 use uuid::Uuid;
 
 use super::condition::{Condition, Facts};
-use super::document::{KindDocument, RuleDocument, SubjectDocument};
+use super::document::{KindDocument, LeaseDocument, RuleDocument, SubjectDocument};
+use super::tenure::LeaseLimits;
 use super::{FLOOR, Mistake};
 use crate::secret::FieldDigest;
 use crate::subject::{Groups, Kind, VerifiedIdentity};
@@ -18,6 +19,7 @@ pub(super) struct Rule {
     pub revision: [u8; 32],
     pub effect: Effect,
     pub max_lifetime: Option<Duration>,
+    pub lease: Option<LeaseLimits>,
     subject: Subject,
     when: Option<Condition>,
     attributes: Vec<(String, Condition)>,
@@ -66,11 +68,7 @@ impl Rule {
             mistake("targets", "names no target".to_owned());
         }
         let effect = if document.deny { Effect::Deny } else { Effect::Allow };
-        if let Some(lease) = &document.lease
-            && (lease.heartbeat.0.is_zero() || lease.heartbeat > lease.max_duration)
-        {
-            mistake("lease", "heartbeat must be longer than nothing and not longer than max_duration".to_owned());
-        }
+        let lease = document.lease.map(|lease| lease_limits(lease, &mut mistake));
         let subject = Subject::compile(&document.subject, &format!("{at}.subject"), mistakes);
         if effect == Effect::Allow && document.when.is_none() && subject == Subject::default() {
             mistakes.push(Mistake {
@@ -85,6 +83,7 @@ impl Rule {
             revision: revision.finish(),
             effect,
             max_lifetime: document.max_lifetime.map(|span| span.0),
+            lease,
             subject,
             when,
             attributes,
@@ -110,6 +109,29 @@ impl Rule {
         values.filter_map(|(name, condition)| Some((name.clone(), scalar(condition.evaluate(facts)?)?))).collect()
     }
 }
+
+fn lease_limits(document: LeaseDocument, mistake: &mut impl FnMut(&str, String)) -> LeaseLimits {
+    let LeaseDocument { max_duration, heartbeat, token_lifetime } = document;
+    if heartbeat.0 < SHORTEST_HEARTBEAT || heartbeat > max_duration {
+        let message =
+            "is at least 15s, so that a broker that restarts ends no live job's lease, and at most max_duration";
+        mistake("lease.heartbeat", message.to_owned());
+    }
+    let token_lifetime = token_lifetime.map_or(TOKEN_UNDER_LEASE, |span| span.0);
+    if token_lifetime < FLOOR {
+        mistake(
+            "lease.token_lifetime",
+            format!("must be at least {}s: clients throw away what lives shorter", FLOOR.as_secs()),
+        );
+    }
+    LeaseLimits { max_duration: max_duration.0, heartbeat: heartbeat.0, token_lifetime }
+}
+
+const SHORTEST_HEARTBEAT: Duration = Duration::from_secs(15);
+
+/// Short enough that an ended lease's last token soon ends too; long enough that 100,000 leases stay below the rate at
+/// which Google exchanges tokens for one project.
+const TOKEN_UNDER_LEASE: Duration = Duration::from_secs(30 * 60);
 
 /// The `subject` part of a rule. `None` admits everybody.
 #[derive(Default, PartialEq)]
@@ -153,7 +175,7 @@ impl Subject {
         }
     }
 
-    fn matches(&self, who: &VerifiedIdentity) -> Match {
+    pub fn matches(&self, who: &VerifiedIdentity) -> Match {
         fn admits<T: PartialEq>(list: &Option<Vec<T>>, have: &[T]) -> bool {
             list.as_ref().is_none_or(|list| list.iter().any(|item| have.contains(item)))
         }

@@ -21,6 +21,7 @@ fn ask() -> Ask {
         token_type: TokenType::AccessToken,
         audience: None,
         lifetime: None,
+        beyond: None,
     }
 }
 
@@ -41,7 +42,7 @@ fn compile(rules: serde_json::Value) -> Result<Policy, Vec<Mistake>> {
 
 fn decide_for(rules: serde_json::Value, identity: VerifiedIdentity, ask: Ask) -> Result<Grant, Refusal> {
     let policy = compile(rules).unwrap_or_else(|mistakes| panic!("{mistakes:?}"));
-    policy.decide(&Arc::new(identity), &ask, &Arc::new(job()), now())
+    policy.decide(Inquiry::once(&Arc::new(identity), &Arc::new(job()), now()), &ask)
 }
 
 fn decide(rules: serde_json::Value) -> Result<Grant, Refusal> {
@@ -224,7 +225,9 @@ fn a_direct_token_is_bounded_by_what_it_is_exchanged_for() {
         let rules: Vec<RuleDocument> = serde_json::from_value(json!([everybody()])).expect("rules");
         let policy = Policy::compile(&rules, vec![target]).expect("a policy");
         let identity = Arc::new(VerifiedIdentity::for_test(now() + Duration::from_secs(1200)));
-        policy.decide(&identity, &ask(), &Arc::new(Job::default()), now()).map(|grant| grant.plan().lifetime)
+        policy
+            .decide(Inquiry::once(&identity, &Arc::new(Job::default()), now()), &ask())
+            .map(|grant| grant.plan().lifetime)
     };
     assert_eq!(direct(GoogleSubjectToken::Issuer), Ok(ASSERTION_LIFETIME));
     assert_eq!(direct(GoogleSubjectToken::Entra), Ok(Duration::from_secs(1200)));
@@ -239,7 +242,7 @@ fn a_subject_token_that_ends_before_the_floor_is_refused_where_the_cloud_ties_to
     let rules: Vec<RuleDocument> = serde_json::from_value(json!([everybody()])).expect("rules");
     let policy = Policy::compile(&rules, vec![target]).expect("a policy");
     let identity = Arc::new(VerifiedIdentity::for_test(now() + Duration::from_secs(300)));
-    let refused = policy.decide(&identity, &ask(), &Arc::new(Job::default()), now());
+    let refused = policy.decide(Inquiry::once(&identity, &Arc::new(Job::default()), now()), &ask());
     assert_eq!(refused.unwrap_err(), Refusal::SubjectTokenEndsSoon);
 }
 
@@ -248,7 +251,7 @@ fn acting_on_behalf_is_for_users_only() {
     let source = AzureSource::OnBehalfOf { subject: "s".to_owned(), audience: "a".to_owned() };
     let rules: Vec<RuleDocument> = serde_json::from_value(json!([everybody()])).expect("rules");
     let policy = Policy::compile(&rules, vec![Target::azure_for_test("t", source)]).expect("a policy");
-    let decide = |identity| policy.decide(&Arc::new(identity), &ask(), &Arc::new(job()), now());
+    let decide = |identity| policy.decide(Inquiry::once(&Arc::new(identity), &Arc::new(job()), now()), &ask());
     assert!(matches!(decide(identity()), Err(Refusal::Request(_))));
     assert!(decide(identity().with_kind(Kind::User)).is_ok());
 }
@@ -325,7 +328,7 @@ fn every_mistake_of_every_rule_is_reported_with_its_place() {
             "rules[1].attributes.sub",
             "rules[1].targets",
             "rules[2]",
-            "rules[3].lease",
+            "rules[3].lease.heartbeat",
         ],
         "{found:#?}"
     );

@@ -1,5 +1,7 @@
 //! The default store: one SQLite file, one thread that owns it.
 
+mod leases;
+
 use std::fmt;
 use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
@@ -11,6 +13,7 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
+use super::lease::RowError;
 use super::{OpenError, record};
 use crate::audit::{AuditError, AuditLog, AuditRecord, HandOut};
 use crate::clock::Clock;
@@ -35,6 +38,10 @@ enum JobError {
     Encode(#[from] prost::EncodeError),
     #[error("issuer key {kid}")]
     Seal { kid: String, source: SealError },
+    #[error("cannot seal")]
+    Sealing(#[source] SealError),
+    #[error(transparent)]
+    Lease(#[from] RowError),
     #[error("issuer key {0} is for an unknown algorithm")]
     Algorithm(String),
     #[error("the store is closed")]
@@ -103,7 +110,8 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<i64> {
 }
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
         sequence INTEGER PRIMARY KEY, -- of the group's first record
@@ -123,7 +131,9 @@ const MIGRATIONS: [&str; 1] = ["
         created_ms INTEGER NOT NULL,
         sealed BLOB NOT NULL
     ) STRICT;
-"];
+",
+    leases::TABLES,
+];
 
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 

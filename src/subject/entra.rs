@@ -191,7 +191,8 @@ fn same_audience(ours: &str, theirs: &str) -> bool {
     ours == theirs || (ours.contains("://") && bare(ours) == bare(theirs))
 }
 
-fn identity(
+/// Who the verified claims say it is.
+pub(super) fn identity(
     claims: Claims,
     tenant: Uuid,
     version: Version,

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use carnet::clock::{Clock, SystemClock};
 use carnet::config::Config;
 use carnet::credential::{Call, CloudIdentity, Credential, CredentialProvider, Credentials, IssueError};
-use carnet::policy::{Ask, ExcessScopes, Policy};
+use carnet::policy::{Ask, ExcessScopes, Inquiry, Policy};
 use carnet::secret::Secret;
 use carnet::subject::{EntraVerifier, SubjectToken, VerifiedIdentity, Verifier};
 use carnet::target::{Job, TokenType};
@@ -85,10 +85,11 @@ impl Caller {
             token_type: TokenType::AccessToken,
             audience: None,
             lifetime: None,
+            beyond: None,
         };
         let job = Arc::new(Job { id: Some(format!("run-{job}")), ..Job::default() });
-        let grant = self.policy.decide(&self.identity, &ask, &job, clock.now())?;
-        Ok(Call { grant, subject_token: self.subject_token.clone(), exchange_id: Uuid::now_v7() })
+        let grant = self.policy.decide(Inquiry::once(&self.identity, &job, clock.now()), &ask)?;
+        Ok(Call { grant, subject_token: Some(self.subject_token.clone()), exchange_id: Uuid::now_v7() })
     }
 }
 

@@ -15,7 +15,7 @@ use carnet::clock::{Clock, ManualClock};
 use carnet::credential::{Call, Clouds, Credential, CredentialProvider as _, Credentials, IssueError};
 use carnet::http::{Client, Settings};
 use carnet::issuer::{Algorithm, Issuer, SigningKey, StoredKey};
-use carnet::policy::{Ask, ExcessScopes, Policy, RuleDocument};
+use carnet::policy::{Ask, ExcessScopes, Inquiry, Policy, RuleDocument};
 use carnet::reason::Reason;
 use carnet::sandbox::{
     AssignedIdentity, Calls, Entra, EntraToken, Fault, FederatedCredential, Google, Identity, ManagedIdentity,
@@ -245,13 +245,14 @@ impl World {
             token_type: TokenType::AccessToken,
             audience: None,
             lifetime: None,
+            beyond: None,
         };
         change(&mut ask);
         let subject_token = SubjectToken::new(Secret::new(token.sign())).unwrap();
         let identity = self.verifier.verify(&subject_token).await.unwrap();
         let policy = Policy::compile(&rules, vec![target]).unwrap();
-        let grant = policy.decide(&identity, &ask, &Arc::new(Job::default()), self.clock.now()).unwrap();
-        Call { grant, subject_token, exchange_id: Uuid::now_v7() }
+        let grant = policy.decide(Inquiry::once(&identity, &Arc::new(Job::default()), self.clock.now()), &ask).unwrap();
+        Call { grant, subject_token: Some(subject_token), exchange_id: Uuid::now_v7() }
     }
 
     async fn issue(&self, call: &Call) -> Result<Credential, IssueError> {

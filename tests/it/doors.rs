@@ -177,7 +177,7 @@ async fn i14_there_are_no_other_doors() {
         services.sort();
         assert_eq!(
             services,
-            ["carnet.v1.TokenExchange", "grpc.health.v1.Health"],
+            ["carnet.v1.Leases", "carnet.v1.Operator", "carnet.v1.TokenExchange", "grpc.health.v1.Health"],
             "gRPC services besides reflection itself"
         );
     })

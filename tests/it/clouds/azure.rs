@@ -91,7 +91,7 @@ async fn on_behalf_of_a_user_the_token_is_the_users() {
     let request = &world.entra.calls().to(ENTRA)[0];
     assert_eq!(request.form("grant_type"), Some("urn:ietf:params:oauth:grant-type:jwt-bearer"));
     assert_eq!(request.form("requested_token_use"), Some("on_behalf_of"));
-    assert_eq!(request.form("assertion"), Some(call.subject_token.secret().expose()));
+    assert_eq!(request.form("assertion"), Some(call.subject_token.as_ref().expect("a token").secret().expose()));
     assert!(request.form("client_secret").is_none());
 }
 

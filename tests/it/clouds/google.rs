@@ -55,7 +55,10 @@ async fn a_pool_that_trusts_entra_gets_the_callers_own_token() {
     assert_eq!(credential.identity, CloudIdentity::Google { principal: seen.principal, service_account: None });
     assert_same_second(seen.expires_at, credential.expires_at);
     assert_same_second(credential.expires_at, world.clock.now() + Duration::from_secs(1800));
-    assert_eq!(world.google.calls().to(STS)[0].form("subject_token"), Some(call.subject_token.secret().expose()));
+    assert_eq!(
+        world.google.calls().to(STS)[0].form("subject_token"),
+        Some(call.subject_token.as_ref().expect("a token").secret().expose())
+    );
 }
 
 #[tokio::test(start_paused = true)]

@@ -203,7 +203,7 @@ async fn c24_a_service_that_repeats_what_it_was_sent_gets_none_of_it_into_our_te
     let google = world.call(target).await;
     let azure = world.call_with(world.on_behalf_of(), world.entra.user_token(TENANT, USER), |_ask| {}).await;
     for (endpoint, call) in [(STS, google), (ENTRA, azure)] {
-        let token = call.subject_token.secret().expose().to_owned();
+        let token = call.subject_token.as_ref().expect("a token").secret().expose().to_owned();
         for body in [
             json!({"error": token, "error_description": token, "error_codes": [1], "correlation_id": token, "trace_id": token}),
             json!({"error": token, "error_description": token, "error_codes": [token], "claims": token}),

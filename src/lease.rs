@@ -1,0 +1,398 @@
+//! A grant that outlives its token: open, beat, extend, credentials, watch, end. Its credentials come through the same
+//! [`Exchange`] as all others, so every rule is asked again at each of them.
+
+mod ends;
+mod extend;
+mod pace;
+mod state;
+mod store;
+mod token;
+mod upkeep;
+mod watch;
+mod writer;
+
+pub use state::{End, EndKind, Lease, LeaseFilter};
+#[cfg(any(test, feature = "testing"))]
+pub use store::FakeLeaseStore;
+pub use store::{Applied, Change, Found, LeaseQuery, LeaseStore, LeaseStoreError};
+pub use watch::{Update, Watch};
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use subtle::ConstantTimeEq as _;
+use uuid::Uuid;
+
+use self::ends::Ends;
+use self::pace::Pace;
+use self::writer::Writer;
+use crate::audit::{AuditRecord, Outcome};
+use crate::clock::{Clock, whole_milliseconds};
+use crate::exchange::{
+    Caller, Exchange, ExchangeError, ExchangeRequest, Exchanged, IssuedCredential, Proof, TargetRequest,
+};
+use crate::policy::{ExcessScopes, Tenure};
+use crate::secret::Secret;
+use crate::subject::VerifiedIdentity;
+use crate::target::Job;
+
+/// All leases of the store, as this replica serves them.
+#[derive(Debug)]
+pub struct Leases {
+    exchange: Arc<Exchange>,
+    store: Arc<dyn LeaseStore>,
+    writer: Writer,
+    ends: Arc<Ends>,
+    pace: Pace,
+    clock: Arc<dyn Clock>,
+}
+
+/// A subject token as it was shown: RFC 8693 `subject_token` and `subject_token_type`.
+#[derive(Debug, Clone)]
+pub struct SubjectProof {
+    pub token: Secret,
+    pub token_type: String,
+}
+
+#[derive(Debug)]
+pub struct OpenRequest {
+    pub proof: SubjectProof,
+    pub targets: Vec<TargetRequest>,
+    pub job: Job,
+    /// Absent: as long as the job is expected to take.
+    pub duration: Option<Duration>,
+    /// What the door could not read.
+    pub complaint: Option<ExchangeError>,
+    pub caller: Caller,
+}
+
+#[derive(Debug)]
+pub struct Opened {
+    pub lease: Lease,
+    /// Handed out once; the broker keeps its digest.
+    pub lease_token: Secret,
+    pub exchange_id: Uuid,
+    pub credentials: Vec<IssuedCredential>,
+}
+
+/// A refusal, under the id that its record has.
+#[derive(Debug)]
+pub struct Failed {
+    pub exchange_id: Uuid,
+    pub error: ExchangeError,
+}
+
+impl Failed {
+    pub(crate) fn new(error: impl Into<ExchangeError>) -> Self {
+        Self { exchange_id: Uuid::now_v7(), error: error.into() }
+    }
+}
+
+impl From<LeaseStoreError> for Failed {
+    fn from(error: LeaseStoreError) -> Self {
+        Self::new(ExchangeError::Leases(Arc::new(error)))
+    }
+}
+
+impl Leases {
+    /// `refreshes_per_second`: how many watches get new credentials in a second, when many want them at once.
+    pub fn start(exchange: Arc<Exchange>, store: Arc<dyn LeaseStore>, refreshes_per_second: u32) -> Arc<Self> {
+        let (writer, clock) = (Writer::start(store.clone()), exchange.clock.clone());
+        let (ends, pace) = (Arc::default(), Pace::start(refreshes_per_second));
+        Arc::new(Self { exchange, store, writer, ends, pace, clock })
+    }
+
+    /// The lease with its first credentials, all or nothing.
+    pub async fn open(self: &Arc<Self>, request: OpenRequest) -> Result<Opened, Failed> {
+        let this = self.clone();
+        detached(async move { this.open_whole(request).await }).await
+    }
+
+    async fn open_whole(&self, request: OpenRequest) -> Result<Opened, Failed> {
+        let OpenRequest { proof, targets, job, duration, complaint, caller } = request;
+        let (id, lease_token) = (Uuid::now_v7(), token::generate());
+        let asked = ExchangeRequest {
+            proof: Proof::SubjectToken { token: proof.token, token_type: proof.token_type },
+            tenure: Tenure::Opening(duration),
+            lease_id: Some(id),
+            targets: targets.clone(),
+            job: job.clone(),
+            excess: ExcessScopes::Refuse,
+            caller,
+        };
+        let Exchanged { exchange_id, result } = match complaint {
+            None => self.exchange.run(asked).await,
+            Some(error) => self.exchange.refuse(asked, error).await,
+        };
+        let credentials = result.map_err(|error| Failed { exchange_id, error })?;
+        let terms = credentials.iter().filter_map(IssuedCredential::lease);
+        let (heartbeat, not_after) =
+            (terms.clone().map(|terms| terms.heartbeat).min(), terms.map(|terms| terms.ends_at).min());
+        let holder = credentials.first().map(IssuedCredential::holder).cloned();
+        let (Some(heartbeat), Some(not_after), Some(holder)) = (heartbeat, not_after, holder) else {
+            return Err(Failed { exchange_id, error: ExchangeError::Internal });
+        };
+        let (now, not_after) = (whole_milliseconds(self.clock.now()), whole_milliseconds(not_after));
+        let lease = Lease {
+            id,
+            token_sha256: lease_token.sha256(),
+            subject: holder.subject(),
+            job: Arc::new(job),
+            targets: targets.into(),
+            opened_at: now,
+            proved_at: now,
+            not_after,
+            heartbeat,
+            heartbeat_before: not_after.min(now + heartbeat),
+            end: None,
+        };
+        let opening = Change::Open { lease: Box::new(lease.clone()), identity: holder.snapshot() };
+        self.writer.apply(opening).await.map_err(|error| Failed { exchange_id, ..error.into() })?;
+        self.remember(id, &credentials);
+        count("open");
+        Ok(Opened { lease, lease_token, exchange_id, credentials })
+    }
+
+    /// A sign of life.
+    pub async fn beat(&self, lease_token: &Secret) -> Result<Lease, Failed> {
+        let (lease, _identity) = self.holder_of(lease_token).await?;
+        count("beat");
+        self.beat_of(lease.id).await
+    }
+
+    async fn beat_of(&self, id: Uuid) -> Result<Lease, Failed> {
+        let now = self.clock.now();
+        let Applied { lease, changed } = self.writer.apply(Change::Beat { id, now }).await?;
+        let lease = lease.ok_or_else(|| Failed::new(ExchangeError::LeaseNotFound))?;
+        match lease.end_at(now) {
+            None if changed => Ok(lease),
+            Some(end) => Err(Failed::new(ExchangeError::LeaseEnded(end.kind.as_str()))),
+            None => Err(Failed::new(ExchangeError::Internal)),
+        }
+    }
+
+    /// Credentials for those of the lease's targets that are named; for all of them where none is.
+    pub async fn credentials(
+        &self,
+        lease_token: &Secret,
+        targets: &[String],
+        caller: Caller,
+    ) -> Result<Update, Failed> {
+        let held = match self.holder_of(lease_token).await {
+            Ok(held) => held,
+            Err(failed) => return Err(self.refused(failed, targets, caller).await),
+        };
+        count("credentials");
+        let targets = watch::named(&held.0, targets)?;
+        self.credentials_of(held, targets, caller).await
+    }
+
+    /// Those of a lease that was open a while ago.
+    async fn current_credentials(
+        &self,
+        lease: &Lease,
+        targets: Vec<TargetRequest>,
+        caller: Caller,
+    ) -> Result<Update, Failed> {
+        let held = self.holder(self.store.find(&lease.token_sha256).await?)?;
+        self.credentials_of(held, targets, caller).await
+    }
+
+    /// Asks the rules again. Whoever ends the lease meanwhile is heard: nothing is handed out past an end.
+    async fn credentials_of(
+        &self,
+        (lease, identity): (Lease, Arc<VerifiedIdentity>),
+        targets: Vec<TargetRequest>,
+        caller: Caller,
+    ) -> Result<Update, Failed> {
+        let request = ExchangeRequest {
+            proof: Proof::Lease(identity),
+            tenure: Tenure::Lease { proved_at: lease.proved_at, not_after: lease.not_after },
+            lease_id: Some(lease.id),
+            targets,
+            job: Job::clone(&lease.job),
+            excess: ExcessScopes::Refuse,
+            caller,
+        };
+        let Exchanged { exchange_id, result } = self.exchange.run(request).await;
+        let credentials = result.map_err(|error| Failed { exchange_id, error })?;
+        let now = self.store.find(&lease.token_sha256).await?.map(|found| found.lease);
+        let now = now.ok_or(Failed { exchange_id, error: ExchangeError::LeaseNotFound })?;
+        if let Some(end) = now.end_at(self.clock.now()) {
+            return Err(Failed { exchange_id, error: ExchangeError::LeaseEnded(end.kind.as_str()) });
+        }
+        self.remember(lease.id, &credentials);
+        Ok(Update { lease: now, exchange_id, credentials })
+    }
+
+    /// The refusal of a lease token, recorded as those of subject tokens are.
+    async fn refused(&self, failed: Failed, targets: &[String], caller: Caller) -> Failed {
+        let target = |name: &String| TargetRequest { target: name.clone(), ..TargetRequest::default() };
+        let request = ExchangeRequest {
+            proof: Proof::SubjectToken { token: Secret::new(""), token_type: String::new() },
+            tenure: Tenure::Lease { proved_at: SystemTime::UNIX_EPOCH, not_after: SystemTime::UNIX_EPOCH },
+            lease_id: None,
+            targets: targets.iter().map(target).collect(),
+            job: Job::default(),
+            excess: ExcessScopes::Refuse,
+            caller,
+        };
+        let Exchanged { exchange_id, result } = self.exchange.refuse(request, failed.error).await;
+        Failed { exchange_id, error: result.err().unwrap_or(ExchangeError::Internal) }
+    }
+
+    /// The lease of an open lease token, and who opened it. Wrong and foreign tokens are unknown ones.
+    async fn holder_of(&self, lease_token: &Secret) -> Result<(Lease, Arc<VerifiedIdentity>), Failed> {
+        self.holder(Some(self.found(lease_token).await?))
+    }
+
+    fn holder(&self, found: Option<Found>) -> Result<(Lease, Arc<VerifiedIdentity>), Failed> {
+        let Found { lease, identity } = found.ok_or_else(|| Failed::new(ExchangeError::LeaseNotFound))?;
+        if let Some(end) = lease.end_at(self.clock.now()) {
+            return Err(Failed::new(ExchangeError::LeaseEnded(end.kind.as_str())));
+        }
+        // A program that reads claims by other rules than the one that opened it does not know who this is.
+        let identity = identity.and_then(|snapshot| VerifiedIdentity::restore(&snapshot));
+        let identity = identity.ok_or_else(|| Failed::new(ExchangeError::Internal))?;
+        Ok((lease, Arc::new(identity)))
+    }
+
+    async fn found(&self, lease_token: &Secret) -> Result<Found, Failed> {
+        let digest = lease_token.sha256();
+        let found = self.store.find(&digest).await?;
+        // The store compared digests of 256 random bits; this comparison takes the same time for all.
+        let found = found.filter(|found| bool::from(found.lease.token_sha256.ct_eq(&digest)));
+        found.ok_or_else(|| Failed::new(ExchangeError::LeaseNotFound))
+    }
+
+    /// By its job. A lease that has ended stays as it ended.
+    pub async fn close(self: &Arc<Self>, lease_token: &Secret) -> Result<Lease, Failed> {
+        let lease = self.found(lease_token).await?.lease;
+        let closed = || End {
+            kind: EndKind::Closed,
+            at: whole_milliseconds(self.clock.now()),
+            reason: "its job closed it".to_owned(),
+        };
+        let end = lease.end_at(self.clock.now()).unwrap_or_else(closed);
+        let (this, id) = (self.clone(), lease.id);
+        detached(async move { this.end(vec![(id, end)]).await }).await?;
+        Ok(self.found(lease_token).await?.lease)
+    }
+
+    /// Ends every lease that matches; returns how many.
+    pub async fn revoke(self: &Arc<Self>, filter: LeaseFilter, reason: String) -> Result<usize, Failed> {
+        let (this, mut revoked) = (self.clone(), 0);
+        loop {
+            let query = LeaseQuery { filter: filter.clone(), states: vec![None], before: None, most: PIECE };
+            let now = self.clock.now();
+            let active = self.store.list(&query, now).await?;
+            if active.is_empty() {
+                return Ok(revoked);
+            }
+            let end = End { kind: EndKind::Revoked, at: whole_milliseconds(now), reason: reason.clone() };
+            let ends = active.into_iter().map(|lease| (lease.id, end.clone())).collect();
+            let this = this.clone();
+            revoked += detached(async move { this.end(ends).await }).await?;
+        }
+    }
+
+    pub async fn list(&self, query: &LeaseQuery) -> Result<Vec<(Lease, Option<End>)>, Failed> {
+        let now = self.clock.now();
+        let leases = self.store.list(query, now).await?;
+        Ok(leases.into_iter().map(|lease| (lease.end_at(now), lease)).map(|(end, lease)| (lease, end)).collect())
+    }
+
+    /// Writes ends down, then records them; what fails between is made good by the upkeep. Returns how many were new.
+    async fn end(&self, ends: Vec<(Uuid, End)>) -> Result<usize, Failed> {
+        let changes = ends.into_iter().map(|(id, end)| Change::End { id, end }).collect();
+        let applied = self.store.apply(changes).await?;
+        let ended: Vec<Lease> =
+            applied.into_iter().filter(|applied| applied.changed).filter_map(|applied| applied.lease).collect();
+        for lease in &ended {
+            self.heard_of_end(lease.id);
+            if let (Some(name), Some(EndKind::Closed)) = (&lease.job.name, lease.end.as_ref().map(|end| end.kind)) {
+                self.exchange.history.changed(&lease.subject, name);
+            }
+        }
+        self.record_ends(&ended).await?;
+        Ok(ended.len())
+    }
+
+    async fn record_ends(&self, ended: &[Lease]) -> Result<(), Failed> {
+        if ended.is_empty() {
+            return Ok(());
+        }
+        let records: Vec<AuditRecord> = ended.iter().filter_map(|lease| self.end_record(lease)).collect();
+        self.exchange.audit.record(records).await.map_err(|error| Failed::new(ExchangeError::Audit(error)))?;
+        self.store.apply(ended.iter().map(|lease| Change::Recorded { id: lease.id }).collect()).await?;
+        Ok(())
+    }
+
+    fn end_record(&self, lease: &Lease) -> Option<AuditRecord> {
+        let end = lease.end.as_ref()?;
+        let action = match end.kind {
+            EndKind::Closed => "lease.close",
+            EndKind::Expired => "lease.expire",
+            EndKind::Revoked => "lease.revoke",
+        };
+        count(action.trim_start_matches("lease."));
+        let mut record = record(lease, Uuid::now_v7(), self.clock.now(), action, Outcome::Done);
+        record.lifetime = end.at.duration_since(lease.opened_at).ok();
+        record.attributes = vec![("state", end.kind.as_str().to_owned()), ("end_reason", end.reason.clone())];
+        tracing::info!(
+            lease.id = %lease.id, lease.state = end.kind.as_str(), subject.id = lease.subject,
+            job.id = lease.job.id.as_deref(), "lease {}: {}", end.kind.as_str(), end.reason
+        );
+        Some(record)
+    }
+
+    fn heard_of_end(&self, id: Uuid) {
+        for key in self.ends.ended(id) {
+            self.exchange.credentials.forget(&key);
+        }
+    }
+
+    fn remember(&self, id: Uuid, credentials: &[IssuedCredential]) {
+        self.ends.handed_out(id, credentials.iter().map(|credential| credential.key));
+    }
+}
+
+/// What a record says of a lease, whatever happened to it.
+fn record(lease: &Lease, exchange_id: Uuid, time: SystemTime, action: &'static str, outcome: Outcome) -> AuditRecord {
+    let targets: Vec<&str> = lease.targets.iter().map(|target| target.target.as_str()).collect();
+    AuditRecord {
+        exchange_id,
+        time,
+        action,
+        lease_id: Some(lease.id),
+        outcome,
+        reason: None,
+        subject: lease.subject.clone(),
+        entra_token_id: String::new(),
+        client_id: String::new(),
+        target: targets.join(","),
+        rule: String::new(),
+        job: lease.job.clone(),
+        lifetime: None,
+        cached: false,
+        issued: None,
+        attributes: Vec::new(),
+    }
+}
+
+/// To its end, although the caller may leave: what was begun is not left half done.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failed>> + Send + 'static,
+) -> Result<T, Failed> {
+    tokio::spawn(work).await.unwrap_or_else(|_panic| Err(Failed::new(ExchangeError::Internal)))
+}
+
+fn count(action: &'static str) {
+    metrics::counter!("carnet_lease_calls_total", "action" => action).increment(1);
+}
+
+/// Leases that end in one transaction.
+const PIECE: usize = 500;
+
+#[cfg(test)]
+mod tests;

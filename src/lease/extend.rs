@@ -1,0 +1,87 @@
+//! An extension: a lease goes on because its job shows a fresh subject token.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use uuid::Uuid;
+
+use super::{Applied, Change, Failed, Found, Lease, Leases, SubjectProof, count, detached, record};
+use crate::audit::Outcome;
+use crate::clock::whole_milliseconds;
+use crate::exchange::{Caller, ExchangeError, ExchangeRequest, Proof};
+use crate::policy::{ExcessScopes, Tenure};
+use crate::secret::Secret;
+use crate::target::Job;
+
+impl Leases {
+    /// A new end, `duration` from now, within what the rules allow whoever the subject token shows; without `duration`,
+    /// as long as an opening would get, and no less than the lease has.
+    pub async fn extend(
+        self: &Arc<Self>,
+        lease_token: Secret,
+        proof: SubjectProof,
+        duration: Option<Duration>,
+        caller: Caller,
+    ) -> Result<Lease, Failed> {
+        let this = self.clone();
+        detached(async move { this.extend_whole(lease_token, proof, duration, caller).await }).await
+    }
+
+    async fn extend_whole(
+        &self,
+        lease_token: Secret,
+        proof: SubjectProof,
+        duration: Option<Duration>,
+        caller: Caller,
+    ) -> Result<Lease, Failed> {
+        let Found { lease, .. } = self.found(&lease_token).await?;
+        if let Some(end) = lease.end_at(self.clock.now()) {
+            return Err(Failed::new(ExchangeError::LeaseEnded(end.kind.as_str())));
+        }
+        let exchange_id = Uuid::now_v7();
+        let failed = |error| Failed { exchange_id, error };
+        let request = ExchangeRequest {
+            proof: Proof::SubjectToken { token: proof.token, token_type: proof.token_type },
+            tenure: Tenure::Opening(duration),
+            lease_id: Some(lease.id),
+            targets: lease.targets.to_vec(),
+            job: Job::clone(&lease.job),
+            excess: ExcessScopes::Refuse,
+            caller,
+        };
+        let permitted = self.exchange.permit(&request).await;
+        // Somebody else's token must not tell that there is such a lease.
+        let permitted = permitted.and_then(|permit| {
+            let same = permit.identity.subject() == lease.subject;
+            same.then_some(permit).ok_or(ExchangeError::LeaseNotFound)
+        });
+        let now = self.clock.now();
+        let mut entry = record(&lease, exchange_id, now, "lease.extend", Outcome::Done);
+        entry.attributes.push(("peer", request.caller.address.clone()));
+        if let Err(error) = &permitted {
+            (entry.outcome, entry.reason) = (error.outcome(), Some(error.reason()));
+        }
+        self.exchange.audit.record(vec![entry]).await.map_err(|error| failed(ExchangeError::Audit(error)))?;
+        let permit = permitted.map_err(failed)?;
+        let not_after = match duration {
+            Some(_) => permit.not_after,
+            None => permit.not_after.max(lease.not_after),
+        };
+        let extension = Change::Extend {
+            id: lease.id,
+            now: whole_milliseconds(now),
+            not_after: whole_milliseconds(not_after),
+            identity: permit.identity.snapshot(),
+        };
+        let Applied { lease, changed } = self.writer.apply(extension).await?;
+        let lease = lease.ok_or_else(|| failed(ExchangeError::LeaseNotFound))?;
+        match lease.end_at(self.clock.now()) {
+            Some(end) => Err(failed(ExchangeError::LeaseEnded(end.kind.as_str()))),
+            None if changed => {
+                count("extend");
+                Ok(lease)
+            }
+            None => Err(failed(ExchangeError::Internal)),
+        }
+    }
+}

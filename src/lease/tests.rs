@@ -1,0 +1,500 @@
+use std::sync::Mutex;
+
+use arc_swap::ArcSwap;
+use proptest::prelude::*;
+use serde_json::json;
+use tokio::sync::Semaphore;
+
+use super::*;
+use crate::audit::{Audit, FakeAuditLog};
+use crate::clock::ManualClock;
+use crate::credential::{Credentials, FakeProvider};
+use crate::exchange::{Door, FakeRunHistory, History};
+use crate::policy::{FLOOR, Policy, RuleDocument};
+use crate::reason::Reason;
+use crate::subject::FakeVerifier;
+use crate::target::Target;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HEARTBEAT: Duration = Duration::from_secs(300);
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Brokers come and go; store, log, cloud and clock stay.
+struct World {
+    clock: ManualClock,
+    store: Arc<FakeLeaseStore>,
+    log: Arc<FakeAuditLog>,
+    provider: Arc<FakeProvider>,
+    policy: Arc<ArcSwap<Policy>>,
+    history: Arc<FakeRunHistory>,
+    leases: Arc<Leases>,
+}
+
+fn policy(max_duration: &str) -> Policy {
+    compile(json!([{
+        "name": "r", "targets": ["t", "u"], "when": "true", "lease": {"max_duration": max_duration, "heartbeat": "5m"},
+    }]))
+}
+
+fn compile(rules: serde_json::Value) -> Policy {
+    let rules: Vec<RuleDocument> = serde_json::from_value(rules).expect("rules");
+    Policy::compile(&rules, ["t", "u"].map(Target::google_for_test).into()).unwrap_or_else(|error| panic!("{error:?}"))
+}
+
+impl World {
+    async fn new() -> Self {
+        let clock = ManualClock::start();
+        let (store, log) = (Arc::new(FakeLeaseStore::default()), Arc::new(FakeAuditLog::default()));
+        let provider = Arc::new(FakeProvider::new(clock.clone()));
+        let policy = Arc::new(ArcSwap::from_pointee(policy("1d")));
+        let history = Arc::new(FakeRunHistory(Mutex::default()));
+        let leases = broker(&clock, &store, &log, &provider, &policy, &history);
+        leases.begin().await.expect("a store");
+        Self { clock, store, log, provider, policy, history, leases }
+    }
+
+    /// A broker with an empty cache, over what outlived the last one.
+    async fn restart(&mut self) {
+        self.leases = self.another();
+        self.leases.begin().await.expect("a store");
+    }
+
+    fn another(&self) -> Arc<Leases> {
+        broker(&self.clock, &self.store, &self.log, &self.provider, &self.policy, &self.history)
+    }
+
+    /// Time passes while the broker lives.
+    async fn pass(&self, time: Duration) {
+        let mut left = time;
+        while !left.is_zero() {
+            let step = left.min(3 * SECOND);
+            self.clock.advance(step);
+            left -= step;
+            self.leases.sweep_once().await.expect("a store");
+        }
+    }
+
+    async fn open(&self, duration: Option<Duration>) -> Opened {
+        self.leases.open(opening("good", &["t"], duration)).await.unwrap_or_else(|failed| panic!("{failed:?}"))
+    }
+
+    fn actions(&self) -> Vec<(&'static str, Outcome)> {
+        self.log.records().iter().map(|record| (record.action, record.outcome)).collect()
+    }
+}
+
+fn broker(
+    clock: &ManualClock,
+    store: &Arc<FakeLeaseStore>,
+    log: &Arc<FakeAuditLog>,
+    provider: &Arc<FakeProvider>,
+    policy: &Arc<ArcSwap<Policy>>,
+    history: &Arc<FakeRunHistory>,
+) -> Arc<Leases> {
+    let (audit, _writer) = Audit::start(log.clone());
+    let exchange = Exchange {
+        verifier: Arc::new(FakeVerifier(clock.clone())),
+        policy: policy.clone(),
+        credentials: Credentials::new(provider.clone(), Arc::new(clock.clone())),
+        history: History::new(history.clone()),
+        audit,
+        clock: Arc::new(clock.clone()),
+        places: Arc::new(Semaphore::new(1 << 20)),
+    };
+    Leases::start(Arc::new(exchange), store.clone(), 1000)
+}
+
+fn opening(token: &str, targets: &[&str], duration: Option<Duration>) -> OpenRequest {
+    let target = |name: &&str| TargetRequest { target: (*name).to_owned(), ..TargetRequest::default() };
+    OpenRequest {
+        proof: proof(token),
+        targets: targets.iter().map(target).collect(),
+        job: Job { id: Some("run-1".to_owned()), name: Some("vision".to_owned()), ..Job::default() },
+        duration,
+        complaint: None,
+        caller: caller(),
+    }
+}
+
+fn proof(token: &str) -> SubjectProof {
+    SubjectProof { token: Secret::new(token), token_type: String::new() }
+}
+
+fn caller() -> Caller {
+    Caller::new(Door::Grpc, "127.0.0.1:1".to_owned(), "test")
+}
+
+fn reason<T: std::fmt::Debug>(result: Result<T, Failed>) -> Reason {
+    result.expect_err("a refusal").error.reason()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lease_is_opened_beaten_used_and_closed_and_each_step_but_the_beat_is_on_record() {
+    let world = World::new().await;
+    let Opened { lease, lease_token, credentials, .. } = world.open(None).await;
+    assert_eq!((lease.not_after, credentials.len()), (world.clock.now() + DAY, 1));
+    world.pass(200 * SECOND).await;
+    assert!(world.leases.beat(&lease_token).await.is_ok());
+    world.pass(200 * SECOND).await;
+    let update = world.leases.credentials(&lease_token, &[], caller()).await.expect("credentials");
+    assert!(update.credentials[0].cached, "the job's own credential is still good");
+    let closed = world.leases.close(&lease_token).await.expect("closed");
+    assert_eq!(closed.end.map(|end| end.kind), Some(EndKind::Closed));
+    assert!(world.leases.close(&lease_token).await.is_ok(), "closing again changes nothing");
+    assert_eq!(reason(world.leases.beat(&lease_token).await), Reason::LeaseEnded);
+    assert_eq!(reason(world.leases.credentials(&lease_token, &[], caller()).await), Reason::LeaseEnded);
+    let expected = [
+        ("lease.open", Outcome::Issued),
+        ("lease.credentials", Outcome::Issued),
+        ("lease.close", Outcome::Done),
+        ("lease.credentials", Outcome::Denied),
+    ];
+    assert_eq!(world.actions(), expected);
+    assert!(world.log.records()[..3].iter().all(|record| record.lease_id == Some(lease.id)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn i28_wrong_lease_tokens_and_other_peoples_subject_tokens_find_no_lease() {
+    let world = World::new().await;
+    let lease_token = world.open(None).await.lease_token;
+    let wrong = [Secret::new(""), Secret::new(lease_token.expose().to_uppercase()), token::generate()];
+    for wrong in &wrong {
+        assert_eq!(reason(world.leases.beat(wrong).await), Reason::LeaseNotFound);
+        assert_eq!(reason(world.leases.credentials(wrong, &[], caller()).await), Reason::LeaseNotFound);
+        assert_eq!(reason(world.leases.close(wrong).await), Reason::LeaseNotFound);
+        assert_eq!(reason(world.leases.watch(wrong, &[], caller()).await.map(drop)), Reason::LeaseNotFound);
+    }
+    let foreign = world.leases.extend(lease_token.clone(), proof("other"), None, caller()).await;
+    assert_eq!(reason(foreign), Reason::LeaseNotFound);
+    let forged = world.leases.extend(lease_token.clone(), proof("bad"), None, caller()).await;
+    assert_eq!(reason(forged), Reason::SubjectTokenIssuer);
+    assert!(world.leases.beat(&lease_token).await.is_ok(), "the lease is as it was");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_store_knows_a_lease_token_by_its_digest_alone() {
+    let world = World::new().await;
+    let Opened { lease, lease_token, .. } = world.open(None).await;
+    assert_eq!(lease.token_sha256, lease_token.sha256());
+    assert!(!format!("{:?} {lease_token:?}", world.store).contains(lease_token.expose()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_target_whose_rule_has_no_lease_gives_none_and_says_so_only_to_those_who_may_have_it() {
+    let world = World::new().await;
+    let rules = json!([
+        {"name": "once", "targets": ["t"], "when": "true"},
+        {"name": "lease", "targets": ["u"], "when": "false", "lease": {"max_duration": "1d", "heartbeat": "5m"}},
+    ]);
+    world.policy.store(Arc::new(compile(rules)));
+    assert_eq!(reason(world.leases.open(opening("good", &["t"], None)).await), Reason::InvalidRequest);
+    assert_eq!(reason(world.leases.open(opening("good", &["u"], None)).await), Reason::Denied);
+}
+
+#[tokio::test(start_paused = true)]
+async fn i15_a_rule_that_went_away_or_became_shorter_ends_what_it_allowed_and_one_that_returns_gives_it_back() {
+    let world = World::new().await;
+    let lease_token = world.open(None).await.lease_token;
+    world.policy.store(Arc::new(compile(json!([]))));
+    assert_eq!(reason(world.leases.credentials(&lease_token, &[], caller()).await), Reason::Denied);
+    world.policy.store(Arc::new(policy("5m")));
+    assert!(world.leases.credentials(&lease_token, &[], caller()).await.is_ok());
+    world.pass(299 * SECOND).await;
+    assert!(world.leases.beat(&lease_token).await.is_ok());
+    world.pass(SECOND).await;
+    assert_eq!(reason(world.leases.credentials(&lease_token, &[], caller()).await), Reason::Denied);
+    world.policy.store(Arc::new(policy("1d")));
+    assert!(world.leases.credentials(&lease_token, &[], caller()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_job_without_a_duration_gets_what_runs_of_its_name_have_taken() {
+    let world = World::new().await;
+    world.history.0.lock().expect("no panic").extend([HEARTBEAT * 4; 3]);
+    let lease = world.open(None).await.lease;
+    // 20 minutes and a tenth.
+    assert_eq!(lease.not_after, world.clock.now() + Duration::from_secs(22 * 60));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_operator_ends_every_lease_that_matches_and_their_credentials_are_forgotten() {
+    let world = World::new().await;
+    let mut opened = Vec::new();
+    for target in ["t", "t", "u"] {
+        opened.push(world.leases.open(opening("good", &[target], None)).await.expect("a lease"));
+    }
+    let other = world.another();
+    let filter = LeaseFilter { target: Some("t".to_owned()), ..LeaseFilter::default() };
+    assert_eq!(other.revoke(filter.clone(), "leaked".to_owned()).await.expect("revoked"), 2);
+    assert_eq!(other.revoke(filter, "leaked".to_owned()).await.expect("revoked"), 0);
+    assert_eq!(reason(world.leases.beat(&opened[0].lease_token).await), Reason::LeaseEnded);
+    assert!(world.leases.beat(&opened[2].lease_token).await.is_ok());
+    let again = world.leases.open(opening("good", &["t"], None)).await.expect("a lease");
+    assert!(again.credentials[0].cached, "the other replica's cache has not heard yet");
+    world.leases.heard_of_end(opened[0].lease.id);
+    let fresh = world.leases.open(opening("good", &["t"], None)).await.expect("a lease");
+    assert!(!fresh.credentials[0].cached);
+    let revoked: Vec<String> = world
+        .log
+        .records()
+        .iter()
+        .filter(|record| record.action == "lease.revoke")
+        .flat_map(|record| record.attributes.iter().map(|(name, value)| format!("{name}={value}")))
+        .collect();
+    assert_eq!(revoked, ["state=revoked", "end_reason=leaked", "state=revoked", "end_reason=leaked"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_end_that_could_not_be_recorded_is_recorded_later() {
+    let world = World::new().await;
+    let Opened { lease_token, .. } = world.open(None).await;
+    world.log.fails(true);
+    assert_eq!(reason(world.leases.close(&lease_token).await), Reason::StoreUnavailable);
+    world.log.fails(false);
+    world.pass(60 * SECOND).await;
+    assert_eq!(world.actions().iter().filter(|(action, _)| *action == "lease.close").count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_sends_at_once_and_every_replacement_before_the_last_one_expires_and_ends_with_the_lease() {
+    let world = World::new().await;
+    let Opened { lease, lease_token, .. } = world.open(Some(Duration::from_secs(3 * 3600))).await;
+    let mut watch = world.leases.watch(&lease_token, &[], caller()).await.expect("a watch");
+    let upkeep = tokio::spawn(world.leases.clone().keep(DAY));
+    let ticking = tokio::spawn(follow(world.clock.clone()));
+    let mut covered_until = world.clock.now();
+    let mut sent = 0;
+    let last = loop {
+        let update = watch.next().await.expect("an update").expect("no refusal");
+        if update.credentials.is_empty() {
+            break update.lease;
+        }
+        sent += 1;
+        assert!(world.clock.now() <= covered_until, "the last credential had expired");
+        covered_until = update.credentials[0].expires_at();
+    };
+    assert!(watch.next().await.is_none());
+    assert!(covered_until >= lease.not_after && covered_until <= lease.not_after + FLOOR);
+    assert_eq!(last.end.map(|end| (end.kind, end.at)), Some((EndKind::Expired, lease.not_after)));
+    assert!((8..20).contains(&sent), "{sent} replacements in three hours of half-hour tokens");
+    ticking.abort();
+    upkeep.abort();
+}
+
+/// The wall clock goes as tokio's does.
+async fn follow(clock: ManualClock) {
+    loop {
+        tokio::time::sleep(SECOND).await;
+        clock.advance(SECOND);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_outlives_an_outage_of_the_cloud_and_hears_a_revocation_at_another_replica_within_two_seconds() {
+    let world = World::new().await;
+    let Opened { lease, lease_token, .. } = world.open(None).await;
+    let mut watch = world.leases.watch(&lease_token, &[], caller()).await.expect("a watch");
+    let first = watch.next().await.expect("an update").expect("credentials");
+    let upkeep = tokio::spawn(world.leases.clone().keep(DAY));
+    let ticking = tokio::spawn(follow(world.clock.clone()));
+    world.provider.is_away(true);
+    let away = tokio::time::timeout(Duration::from_secs(25 * 60), watch.next()).await;
+    assert!(away.is_err(), "nothing is said while there is nothing new");
+    world.provider.is_away(false);
+    let next = watch.next().await.expect("an update").expect("credentials");
+    assert!(world.clock.now() < first.credentials[0].expires_at());
+    assert_ne!(next.credentials[0].token_sha256(), first.credentials[0].token_sha256());
+    let revoking = world.another();
+    let filter = LeaseFilter { ids: vec![lease.id], ..LeaseFilter::default() };
+    revoking.revoke(filter, "leaked".to_owned()).await.expect("revoked");
+    let heard = tokio::time::timeout(2 * SECOND, watch.next()).await.expect("within two seconds");
+    let ended = heard.expect("an update").expect("no refusal").lease.end.expect("an end");
+    assert_eq!((ended.kind, ended.reason.as_str()), (EndKind::Revoked, "leaked"));
+    ticking.abort();
+    upkeep.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_open_watch_is_a_heartbeat_and_a_watch_that_ends_is_none() {
+    let world = World::new().await;
+    let Opened { lease_token, .. } = world.open(None).await;
+    let upkeep = tokio::spawn(world.leases.clone().keep(DAY));
+    let ticking = tokio::spawn(follow(world.clock.clone()));
+    let mut watch = world.leases.watch(&lease_token, &[], caller()).await.expect("a watch");
+    let watching = tokio::spawn(async move { while watch.next().await.is_some() {} });
+    tokio::time::sleep(5 * HEARTBEAT).await;
+    assert!(world.leases.found(&lease_token).await.expect("a lease").lease.is_active(world.clock.now()));
+    watching.abort();
+    tokio::time::sleep(HEARTBEAT + 5 * SECOND).await;
+    assert_eq!(reason(world.leases.beat(&lease_token).await), Reason::LeaseEnded);
+    let expired = world.log.records().into_iter().find(|record| record.action == "lease.expire").expect("a record");
+    assert!(expired.attributes.contains(&("end_reason", "no heartbeat arrived in time".to_owned())));
+    ticking.abort();
+    upkeep.abort();
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Act {
+    Beat,
+    Credentials,
+    Extend(u64),
+    Close,
+    Revoke,
+    /// The rules allow leases of so many seconds; nothing at all at 0.
+    Rules(u64),
+    /// The broker is killed, and started so many seconds later.
+    Restart(u64),
+}
+
+/// When an act comes: so long after, before or at the next boundary.
+#[derive(Debug, Clone, Copy)]
+enum When {
+    Soon(u64),
+    Heartbeat(i64),
+    NotAfter(i64),
+}
+
+fn acts() -> impl Strategy<Value = Vec<(When, Act)>> {
+    let when = prop_oneof![
+        4 => (1u64..200).prop_map(When::Soon),
+        2 => (-1i64..=1).prop_map(When::Heartbeat),
+        1 => (-1i64..=1).prop_map(When::NotAfter),
+    ];
+    let act = prop_oneof![
+        6 => Just(Act::Beat),
+        6 => Just(Act::Credentials),
+        3 => (1u64..4000).prop_map(Act::Extend),
+        1 => Just(Act::Close),
+        1 => Just(Act::Revoke),
+        2 => prop_oneof![Just(0u64), Just(86_400), 400u64..2000].prop_map(Act::Rules),
+        2 => prop_oneof![1u64..10, 13u64..1000].prop_map(Act::Restart),
+    ];
+    proptest::collection::vec((when, act), 1..25)
+}
+
+/// What a lease should be, in as few words as possible.
+struct Model {
+    not_after: SystemTime,
+    proved_at: SystemTime,
+    heartbeat_before: SystemTime,
+    ended: bool,
+    /// Seconds; 0: no rule.
+    rules: u64,
+}
+
+impl Model {
+    fn active(&self, now: SystemTime) -> bool {
+        !self.ended && now < self.heartbeat_before && now < self.not_after
+    }
+
+    fn beat(&mut self, now: SystemTime) {
+        self.heartbeat_before = (now + HEARTBEAT).min(self.not_after);
+    }
+
+    /// Until when the rules of now allow the lease's credentials.
+    fn allowed_until(&self) -> SystemTime {
+        self.not_after.min(self.proved_at + Duration::from_secs(self.rules))
+    }
+}
+
+async fn play(duration: u64, acts: Vec<(When, Act)>) -> Result<(), TestCaseError> {
+    let mut world = World::new().await;
+    let opened = world.open(Some(Duration::from_secs(duration))).await;
+    let (token, start) = (opened.lease_token, world.clock.now());
+    let mut model = Model {
+        not_after: start + Duration::from_secs(duration),
+        proved_at: start,
+        heartbeat_before: start + HEARTBEAT.min(Duration::from_secs(duration)),
+        ended: false,
+        rules: 86_400,
+    };
+    for (when, act) in acts {
+        let until = |boundary: SystemTime, offset: i64| {
+            let at = boundary + Duration::from_secs(10) - Duration::from_secs(10u64.saturating_add_signed(-offset));
+            at.duration_since(world.clock.now()).unwrap_or_default()
+        };
+        world
+            .pass(match when {
+                When::Soon(seconds) => Duration::from_secs(seconds),
+                When::Heartbeat(offset) => until(model.heartbeat_before, offset),
+                When::NotAfter(offset) => until(model.not_after, offset),
+            })
+            .await;
+        let now = world.clock.now();
+        let active = model.active(now);
+        let permitted = model.rules > 0 && now < model.allowed_until();
+        match act {
+            Act::Beat => {
+                prop_assert_eq!(world.leases.beat(&token).await.is_ok(), active, "{:?} {:?}", when, act);
+                if active {
+                    model.beat(now);
+                }
+            }
+            Act::Credentials => {
+                let given = world.leases.credentials(&token, &[], caller()).await;
+                // Never past an end; never refused to a job that lives.
+                prop_assert_eq!(given.is_ok(), active && permitted, "{:?} {:?} {:?}", when, act, given);
+                for credential in given.iter().flat_map(|update| &update.credentials) {
+                    prop_assert!(credential.expires_at() > now);
+                    prop_assert!(credential.expires_at() <= model.allowed_until().max(now + FLOOR));
+                }
+            }
+            Act::Extend(seconds) => {
+                let length = Duration::from_secs(seconds);
+                let extended = world.leases.extend(token.clone(), proof("good"), Some(length), caller()).await;
+                prop_assert_eq!(extended.is_ok(), active && model.rules > 0, "{:?} {:?}", act, extended);
+                if extended.is_ok() {
+                    (model.proved_at, model.not_after) = (now, now + length.min(Duration::from_secs(model.rules)));
+                    model.beat(now);
+                }
+            }
+            Act::Close => {
+                let closed = world.leases.close(&token).await.expect("closing always works");
+                prop_assert!(closed.end.is_some());
+                model.ended = true;
+            }
+            Act::Revoke => {
+                let filter = LeaseFilter { ids: vec![opened.lease.id], ..LeaseFilter::default() };
+                let revoked = world.leases.revoke(filter, "test".to_owned()).await.expect("revoking always works");
+                prop_assert_eq!(revoked, usize::from(active));
+                model.ended = true;
+            }
+            Act::Rules(seconds) => {
+                model.rules = seconds;
+                let rules = if seconds == 0 { compile(json!([])) } else { policy(&format!("{seconds}s")) };
+                world.policy.store(Arc::new(rules));
+            }
+            Act::Restart(down) => {
+                let died = world.clock.now();
+                world.clock.advance(Duration::from_secs(down));
+                world.restart().await;
+                // Twelve seconds are no outage; after a longer one, whoever lived then has a whole heartbeat.
+                if down > 12 && model.active(died) {
+                    model.beat(died + Duration::from_secs(down));
+                }
+            }
+        }
+    }
+    let ends = world
+        .log
+        .records()
+        .iter()
+        .filter(|record| record.action != "lease.open" && record.outcome == Outcome::Done)
+        .filter(|record| record.action != "lease.extend")
+        .count();
+    world.pass(SECOND).await;
+    prop_assert!(ends <= 1, "{} ends of one lease", ends);
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
+
+    #[test]
+    fn i26_no_credential_past_an_end_none_longer_than_its_lease_and_no_live_job_starved(
+        duration in 1u64..5000, acts in acts(),
+    ) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build();
+        runtime.expect("a runtime").block_on(play(duration, acts))?;
+    }
+}

@@ -1,0 +1,120 @@
+//! For those who run the broker: who may look at leases and end them, and the record of what they did.
+
+use std::sync::Arc;
+
+use uuid::Uuid;
+
+use crate::audit::{Audit, AuditRecord, Outcome};
+use crate::clock::Clock;
+use crate::exchange::{Caller, ExchangeError};
+use crate::lease::{End, Failed, Lease, LeaseFilter, LeaseQuery, Leases};
+use crate::policy::{Denial, Operators, Permission, Refusal};
+use crate::secret::Secret;
+use crate::subject::{SubjectToken, VerifiedIdentity, Verifier};
+
+/// Every call shows an Entra token and needs a permission of the configuration's `operators`.
+#[derive(Debug)]
+pub struct Operator {
+    pub verifier: Arc<dyn Verifier>,
+    pub operators: Operators,
+    pub leases: Arc<Leases>,
+    pub audit: Audit,
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Operator {
+    /// Leases with their ends, newest first.
+    pub async fn list_leases(
+        &self,
+        token: Secret,
+        query: &LeaseQuery,
+        caller: &Caller,
+    ) -> Result<Vec<(Lease, Option<End>)>, Failed> {
+        self.authorized(token, Permission::LeasesRead, caller, Vec::new()).await?;
+        self.leases.list(query).await
+    }
+
+    /// Ends every lease that matches; an empty filter, which would match all, is refused.
+    pub async fn revoke_leases(
+        &self,
+        token: Secret,
+        filter: LeaseFilter,
+        reason: &str,
+        caller: &Caller,
+    ) -> Result<usize, Failed> {
+        let details = vec![("filter", format!("{filter:?}")), ("revoke_reason", reason.to_owned())];
+        let operator = self.authorized(token, Permission::LeasesRevoke, caller, details).await?;
+        if filter.is_empty() {
+            let message = "says nothing: name leases, a subject, a target or a job".to_owned();
+            return Err(Failed::new(ExchangeError::Request { field: "filter".to_owned(), message }));
+        }
+        let reason = format!("{} revoked it: {reason}", operator.subject());
+        self.leases.revoke(filter, reason).await
+    }
+
+    /// The decision is on record before anything is done.
+    async fn authorized(
+        &self,
+        token: Secret,
+        permission: Permission,
+        caller: &Caller,
+        details: Vec<(&'static str, String)>,
+    ) -> Result<Arc<VerifiedIdentity>, Failed> {
+        let exchange_id = Uuid::now_v7();
+        let verified = self.verified(token).await;
+        let mut record = self.record(exchange_id, permission, caller, details);
+        if let Ok(identity) = &verified {
+            record.subject = identity.subject();
+            record.client_id = identity.client().to_string();
+            record.entra_token_id = identity.token_id().unwrap_or_default().to_owned();
+        }
+        let allowed = verified.and_then(|identity| {
+            let permitted = self.operators.permit(&identity, permission);
+            permitted.then_some(identity).ok_or(ExchangeError::Policy(Refusal::Denied(Denial::NoRule)))
+        });
+        if let Err(error) = &allowed {
+            (record.outcome, record.reason) = (error.outcome(), Some(error.reason()));
+        }
+        let recorded = self.audit.record(vec![record]).await;
+        recorded.map_err(|error| Failed { exchange_id, error: ExchangeError::Audit(error) })?;
+        allowed.map_err(|error| Failed { exchange_id, error })
+    }
+
+    async fn verified(&self, token: Secret) -> Result<Arc<VerifiedIdentity>, ExchangeError> {
+        Ok(self.verifier.verify(&SubjectToken::new(token)?).await?)
+    }
+
+    fn record(
+        &self,
+        exchange_id: Uuid,
+        permission: Permission,
+        caller: &Caller,
+        details: Vec<(&'static str, String)>,
+    ) -> AuditRecord {
+        let mut attributes = vec![("peer", caller.address.clone()), ("user_agent", caller.user_agent.clone())];
+        attributes.extend(details);
+        AuditRecord {
+            exchange_id,
+            time: self.clock.now(),
+            action: match permission {
+                Permission::Explain => "operator.explain",
+                Permission::AuditRead => "operator.audit",
+                Permission::LeasesRead => "operator.leases.read",
+                Permission::LeasesRevoke => "operator.leases.revoke",
+            },
+            lease_id: None,
+            outcome: Outcome::Done,
+            reason: None,
+            subject: String::new(),
+            entra_token_id: String::new(),
+            client_id: String::new(),
+            target: String::new(),
+            rule: String::new(),
+            job: Arc::default(),
+            lifetime: None,
+            cached: false,
+            issued: None,
+            attributes,
+        }
+    }
+}
