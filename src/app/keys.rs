@@ -145,7 +145,7 @@ impl IssuerKeys {
                     issuer.kid = kid,
                     issuer.algorithm = algorithm,
                     issuer.signs_from = signs_from,
-                    "a new {algorithm} key is published and signs from {signs_from}: where the keys are uploaded instead \
+                    "a new {algorithm} key {kid} is published and signs from {signs_from}: where the keys are uploaded instead \
                      of fetched, upload what `carnet issuer jwks` prints before then"
                 );
             }
