@@ -1,13 +1,15 @@
 //! The composition root: a configuration in, running servers out; reload, readiness and drain.
 
+mod keys;
 mod listener;
 mod tls;
 
+pub use keys::{KeySource, KeysError, rfc3339};
 pub use tls::TlsError;
 
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -20,6 +22,7 @@ use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use self::keys::IssuerKeys;
 use self::listener::{Listener, Socket, Speaks};
 use self::tls::{Protocols, Tls};
 use crate::audit::Audit;
@@ -29,7 +32,7 @@ use crate::credential::{Clouds, Credentials};
 use crate::exchange::{Exchange, History, PLACES};
 use crate::grpc::{self, Doors, Health};
 use crate::http;
-use crate::issuer::{Algorithm, Issuer, KeyError, LoadError, SigningKey};
+use crate::issuer::{Issuer, KeyStore, Rotation};
 use crate::lease::{LeaseStoreError, Leases};
 use crate::oauth::{self, Http, Ready};
 use crate::operator::Operator;
@@ -45,6 +48,7 @@ pub struct App {
     grpc_address: Option<SocketAddr>,
     http_address: Option<SocketAddr>,
     reloading: Arc<Reloading>,
+    issuer_keys: Option<Arc<IssuerKeys>>,
     ready: Ready,
     health: Health,
     grpc: Drain,
@@ -66,13 +70,7 @@ pub enum StartError {
     #[error("store_key")]
     StoreKey(#[from] SealError),
     #[error("the issuer's keys")]
-    IssuerKeys(#[from] LoadError),
-    #[error("cannot read the key file {path}")]
-    KeyFile { path: PathBuf, source: io::Error },
-    #[error("the key file {path} cannot be used")]
-    Key { path: PathBuf, source: KeyError },
-    #[error("issuer.key_files has no {} key: Google is shown ES256, Entra RS256", .0.as_str())]
-    NoKey(Algorithm),
+    IssuerKeys(#[from] KeysError),
     #[error("cannot listen on {address:?} (server.{name})")]
     Listen { name: &'static str, address: ListenAddress, source: io::Error },
     #[error(transparent)]
@@ -87,18 +85,16 @@ impl App {
     /// # Errors
     /// [`StartError`] says what to change.
     pub async fn start(config: Config, path: Option<PathBuf>, clock: Arc<dyn Clock>) -> Result<Self, StartError> {
-        for setting in &config.without_effect {
-            tracing::warn!("{setting} of the configuration is not acted on by this version");
-        }
         // From the first call on, what the modules count is kept.
         telemetry::metrics();
         let outbound = http::Client::new(&config.outbound)?;
         let sealing = config.store_key.as_ref().map_or_else(SealingKey::random, SealingKey::from_base64)?;
-        let store = Arc::new(SqliteStore::open(&config.store, sealing, clock.clone())?);
-        let issuer = match &config.issuer {
-            Some(settings) => Some(Arc::new(issuer(settings, &store, clock.clone()).await?)),
+        let store = Arc::new(SqliteStore::open(&config.store, sealing)?);
+        let issuer_keys = match &config.issuer {
+            Some(settings) => Some(issuer_keys(settings, store.clone(), clock.clone()).await?),
             None => None,
         };
+        let issuer = issuer_keys.as_ref().map(|keys| keys.issuer().clone());
         let verifier = Arc::new(EntraVerifier::new(config.entra.clone(), outbound.clone(), clock.clone()));
         let keys = verifier.keys().clone();
         let clouds = Clouds::new(outbound, issuer.clone(), clock.clone());
@@ -130,7 +126,13 @@ impl App {
             clock: clock.clone(),
         };
         let services = grpc::services(doors).await?;
-        let http_router = oauth::router(Http { exchange, issuer, ready: ready.clone(), clock: clock.clone() });
+        let http_router = oauth::router(Http {
+            exchange,
+            issuer,
+            keys_max_age: config.issuer.as_ref().map(|issuer| issuer.schedule.publish_ahead / 4).unwrap_or_default(),
+            ready: ready.clone(),
+            clock: clock.clone(),
+        });
 
         let mut background = JoinSet::new();
         let mut servers = Servers { tls: config.server.tls.as_ref(), background: &mut background };
@@ -145,12 +147,16 @@ impl App {
         background.spawn(async move { keeping.keep_for(kept_for, clock).await });
         background.spawn(leases.keep(config.retention));
         background.spawn(telemetry::upkeep());
+        if let Some(keys) = issuer_keys.clone() {
+            background.spawn(async move { keys.keep_current().await });
+        }
         let (becoming, serving) = (ready.clone(), services.health.clone());
         background.spawn(async move { become_ready(keys, audit, becoming, serving).await });
         Ok(Self {
             grpc_address,
             http_address,
             reloading,
+            issuer_keys,
             ready,
             health: services.health,
             grpc,
@@ -184,6 +190,13 @@ impl App {
         self.reloading.reload()
     }
 
+    /// Reads the issuer's keys anew, as happens every few seconds, after making and removing those that are due.
+    pub async fn refresh_issuer_keys(&self) {
+        if let Some(keys) = &self.issuer_keys {
+            keys.refresh().await;
+        }
+    }
+
     /// Takes no new call, lets those under way end, and returns when they have or their time is up, within 20 s.
     /// Whatever was decided is recorded before it returns.
     pub async fn drain(mut self) {
@@ -200,30 +213,31 @@ impl App {
     }
 }
 
-async fn issuer(settings: &IssuerSettings, store: &SqliteStore, clock: Arc<dyn Clock>) -> Result<Issuer, StartError> {
-    let keys = if settings.key_files.is_empty() {
-        Issuer::stored_keys(store).await?
-    } else {
-        settings.key_files.iter().map(|path| key_file(path)).collect::<Result<_, _>>()?
+async fn issuer_keys(
+    settings: &IssuerSettings,
+    store: Arc<dyn KeyStore>,
+    clock: Arc<dyn Clock>,
+) -> Result<Arc<IssuerKeys>, KeysError> {
+    let source = match settings.key_files.as_slice() {
+        [] => KeySource::Store(Rotation::new(store, settings.schedule, clock.clone())),
+        files => KeySource::Files(files.to_vec()),
     };
-    Issuer::new(settings.url.clone(), keys, clock).map_err(StartError::NoKey)
+    let issuer = Arc::new(Issuer::new(settings.url.clone(), source.load().await?, clock.clone()));
+    Ok(Arc::new(IssuerKeys::new(source, issuer, clock)))
 }
 
-fn key_file(path: &Path) -> Result<SigningKey, StartError> {
-    let pem = std::fs::read(path).map_err(|source| StartError::KeyFile { path: path.to_owned(), source })?;
-    SigningKey::from_pem(&zeroize::Zeroizing::new(pem))
-        .map_err(|source| StartError::Key { path: path.to_owned(), source })
-}
-
-/// The issuer as `config` describes it, for those who want its public keys and nothing else.
+/// Where the keys of `config`'s issuer are, for those who want them and no broker.
 ///
 /// # Errors
 /// As [`App::start`]; `None` where the configuration has no issuer.
-pub async fn issuer_of(config: &Config, clock: Arc<dyn Clock>) -> Result<Option<Issuer>, StartError> {
+pub fn key_source(config: &Config, clock: Arc<dyn Clock>) -> Result<Option<KeySource>, StartError> {
     let Some(settings) = &config.issuer else { return Ok(None) };
+    if !settings.key_files.is_empty() {
+        return Ok(Some(KeySource::Files(settings.key_files.clone())));
+    }
     let sealing = config.store_key.as_ref().map_or_else(SealingKey::random, SealingKey::from_base64)?;
-    let store = SqliteStore::open(&config.store, sealing, clock.clone())?;
-    issuer(settings, &store, clock).await.map(Some)
+    let store = Arc::new(SqliteStore::open(&config.store, sealing)?);
+    Ok(Some(KeySource::Store(Rotation::new(store, settings.schedule, clock))))
 }
 
 /// How one listener ends.

@@ -84,9 +84,13 @@ pub fn run(cli: Cli) -> ExitCode {
     }
 }
 
-#[expect(clippy::print_stderr, reason = "the command line's own voice")]
 fn complain(error: &anyhow::Error) {
-    eprintln!("carnet: {error:#}");
+    remark(format_args!("{error:#}"));
+}
+
+#[expect(clippy::print_stderr, reason = "the command line's own voice")]
+fn remark(text: impl std::fmt::Display) {
+    eprintln!("carnet: {text}");
 }
 
 #[expect(clippy::print_stdout, reason = "results go to standard output")]

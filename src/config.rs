@@ -14,6 +14,7 @@ use std::time::Duration;
 use self::document::{Document, EntraDocument, IssuerDocument, ServerDocument, TlsDocument};
 use self::source::Source;
 use crate::http::{self, Endpoint};
+use crate::issuer::Schedule;
 use crate::policy::{Mistake, Operators, Policy};
 use crate::secret::{SealingKey, Secret, sha256};
 use crate::subject;
@@ -39,8 +40,6 @@ pub struct Config {
     pub fixed: [u8; 32],
     /// SHA-256 of the file.
     pub digest: [u8; 32],
-    /// Settings that this version accepts and does not act on yet.
-    pub without_effect: Vec<&'static str>,
 }
 
 #[derive(Debug, Clone)]
@@ -68,7 +67,9 @@ pub struct TlsSettings {
 #[derive(Debug, Clone)]
 pub struct IssuerSettings {
     pub url: String,
+    /// Empty: the keys are in the store.
     pub key_files: Vec<PathBuf>,
+    pub schedule: Schedule,
 }
 
 /// Everything that is wrong with a file.
@@ -124,7 +125,6 @@ impl Config {
         let secret = document.store_key.as_ref().map(Secret::sha256);
         let fixed =
             sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {t:?} {p:?} {} {secret:?}", document.store).as_bytes());
-        let without_effect = without_effect(&document);
         let server = server(&document.server, mistakes);
         let entra = entra(&document.entra, mistakes);
         let issuer = issuer(document.issuer.as_ref(), mistakes);
@@ -172,16 +172,8 @@ impl Config {
             telemetry: telemetry::Settings { otlp: document.telemetry.otlp, log: document.telemetry.log },
             fixed,
             digest,
-            without_effect,
         })
     }
-}
-
-/// Sections of the contract whose parts of the broker are still to come.
-fn without_effect(document: &Document) -> Vec<&'static str> {
-    let rotation = |issuer: &IssuerDocument| issuer.rotate_every.is_some() || issuer.publish_ahead.is_some();
-    let settings = [("issuer.rotate_every and publish_ahead", document.issuer.as_ref().is_some_and(rotation))];
-    settings.into_iter().filter(|(_name, given)| *given).map(|(name, _given)| name).collect()
 }
 
 fn server(document: &ServerDocument, mistakes: &mut Vec<Mistake>) -> Option<ServerSettings> {
@@ -266,10 +258,14 @@ fn issuer(document: Option<&IssuerDocument>, mistakes: &mut Vec<Mistake>) -> Opt
         }
         Ok(_) => {}
     }
-    if document.publish_ahead.is_some_and(|ahead| document.rotate_every.is_some_and(|every| ahead > every)) {
-        mistake("publish_ahead", "is longer than rotate_every".to_owned());
+    let schedule = Schedule { rotate_every: document.rotate_every.0, publish_ahead: document.publish_ahead.0 };
+    if schedule.publish_ahead > schedule.rotate_every {
+        mistake("publish_ahead", "is longer than rotate_every (their defaults are 24h and 30d)".to_owned());
     }
-    Some(IssuerSettings { url: document.url.clone(), key_files: document.key_files.clone() })
+    if schedule.publish_ahead < SHORTEST_PUBLISH_AHEAD {
+        mistake("publish_ahead", "is at least 1m: a key has to be known everywhere before it signs".to_owned());
+    }
+    Some(IssuerSettings { url: document.url.clone(), key_files: document.key_files.clone(), schedule })
 }
 
 fn store(text: &str, mistakes: &mut Vec<Mistake>) -> Option<PathBuf> {
@@ -284,6 +280,9 @@ fn store(text: &str, mistakes: &mut Vec<Mistake>) -> Option<PathBuf> {
 
 /// Longer than any credential that is handed out.
 const SHORTEST_RETENTION: Duration = Duration::from_secs(2 * 86_400);
+
+/// Replicas look at the store twice in this time.
+const SHORTEST_PUBLISH_AHEAD: Duration = Duration::from_secs(60);
 
 /// Microsoft's own library takes 5 minutes.
 const LARGEST_SKEW: Duration = Duration::from_secs(600);

@@ -1,12 +1,23 @@
 //! The broker as an OIDC issuer: assertions that Google and Entra exchange, and the keys that prove them.
 
 mod key;
+mod keyring;
+mod rotation;
+mod schedule;
+mod store;
 
 pub use key::{Algorithm, KeyError, SigningKey};
+pub use keyring::{KeyStatus, Keyring, KeyringError};
+pub use rotation::{Rotated, Rotation, RotationError};
+pub use schedule::{Phase, RETIRED_FOR, Schedule};
+#[cfg(any(test, feature = "testing"))]
+pub use store::FakeKeyStore;
+pub use store::{KeyStore, KeyStoreError, StoredKey};
 
 use std::fmt;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use aws_lc_rs::error::Unspecified;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -18,72 +29,25 @@ use crate::policy::{ASSERTION_LIFETIME, Grant};
 use crate::secret::{FieldDigest, Secret};
 use crate::target::{AzureSource, GoogleSubjectToken, Platform, Sharing};
 
-/// Where keys are kept that nobody brought from outside. Declared by the issuer, fulfilled by a store.
-#[async_trait::async_trait]
-pub trait KeyStore: fmt::Debug + Send + Sync {
-    /// PKCS#8 documents, oldest first.
-    async fn keys(&self) -> Result<Vec<StoredKey>, KeyStoreError>;
-
-    /// Keeps `key`, unless another replica was faster with one for the same algorithm.
-    async fn add_first(&self, key: &StoredKey) -> Result<(), KeyStoreError>;
-}
-
-/// A private key on its way to or from the store, which encrypts it.
-pub struct StoredKey {
-    pub kid: String,
-    pub algorithm: Algorithm,
-    pub pkcs8: zeroize::Zeroizing<Vec<u8>>,
-}
-
-impl fmt::Debug for StoredKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "StoredKey({}, {})", self.kid, self.algorithm.as_str())
-    }
-}
-
-#[derive(Debug, thiserror::Error)]
-#[error("the issuer's keys cannot be {action}")]
-pub struct KeyStoreError {
-    pub action: &'static str,
-    #[source]
-    pub source: Box<dyn std::error::Error + Send + Sync>,
-}
-
-/// Signs as `iss`. Key pairs are parsed once.
+/// Signs as `iss`. Its keys are replaced while it works.
 pub struct Issuer {
     url: String,
-    /// Signs for Google: ES256 costs an eighteenth of RS256.
-    es256: Arc<SigningKey>,
-    /// Signs for Entra, which accepts nothing else.
-    rs256: Arc<SigningKey>,
-    /// All that is published: the two above, and others that relying parties should know.
-    keys: Vec<Arc<SigningKey>>,
+    keys: ArcSwap<Keyring>,
     clock: Arc<dyn Clock>,
 }
 
 impl Issuer {
-    /// `keys`: the first of each algorithm signs, all are published.
-    ///
-    /// # Errors
-    /// The algorithm of which there is no key.
-    pub fn new(url: String, keys: Vec<SigningKey>, clock: Arc<dyn Clock>) -> Result<Self, Algorithm> {
-        let keys: Vec<Arc<SigningKey>> = keys.into_iter().map(Arc::new).collect();
-        let first = |algorithm| keys.iter().find(|key| key.algorithm() == algorithm).cloned().ok_or(algorithm);
-        Ok(Self { url, es256: first(Algorithm::Es256)?, rs256: first(Algorithm::Rs256)?, keys, clock })
+    pub fn new(url: String, keys: Keyring, clock: Arc<dyn Clock>) -> Self {
+        Self { url, keys: ArcSwap::from_pointee(keys), clock }
     }
 
-    /// The keys of the store; those that are missing are made and kept first.
-    pub async fn stored_keys(store: &dyn KeyStore) -> Result<Vec<SigningKey>, LoadError> {
-        let mut stored = store.keys().await?;
-        for algorithm in [Algorithm::Es256, Algorithm::Rs256] {
-            if !stored.iter().any(|key| key.algorithm == algorithm) {
-                // Half a second of one core for RSA, once in the life of a store.
-                let made = tokio::task::spawn_blocking(move || SigningKey::generate(algorithm)).await;
-                store.add_first(&made.map_err(|_panic| KeyError::Generate)??).await?;
-                stored = store.keys().await?;
-            }
-        }
-        Ok(stored.iter().map(|key| SigningKey::from_pkcs8(&key.pkcs8)).collect::<Result<_, _>>()?)
+    pub fn keys(&self) -> Arc<Keyring> {
+        self.keys.load_full()
+    }
+
+    /// The next signature is made with these.
+    pub fn replace_keys(&self, keys: Keyring) {
+        self.keys.store(Arc::new(keys));
     }
 
     /// The exact text that the clouds are told to trust.
@@ -93,7 +57,8 @@ impl Issuer {
 
     /// Signs `assertion` for `exchange_id`, valid from now for [`ASSERTION_LIFETIME`].
     pub fn sign(&self, assertion: &Assertion, exchange_id: Uuid) -> Result<Secret, Unspecified> {
-        let now = unix_seconds(self.clock.now());
+        let time = self.clock.now();
+        let now = unix_seconds(time);
         let mut claims = assertion.claims.clone();
         claims.extend([
             ("iss".to_owned(), json!(self.url)),
@@ -104,10 +69,8 @@ impl Issuer {
             ("nbf".to_owned(), json!(now)),
             ("exp".to_owned(), json!(now + ASSERTION_LIFETIME.as_secs())),
         ]);
-        let key = match assertion.algorithm {
-            Algorithm::Es256 => &self.es256,
-            Algorithm::Rs256 => &self.rs256,
-        };
+        let keys = self.keys.load();
+        let key = keys.signing(assertion.algorithm, time).ok_or(Unspecified)?;
         let header = json!({"typ": "JWT", "alg": key.algorithm().as_str(), "kid": key.kid()});
         let signed = format!("{}.{}", encode(&header), encode(&Value::Object(claims)));
         let signature = BASE64_URL_SAFE_NO_PAD.encode(key.sign(signed.as_bytes())?);
@@ -116,7 +79,7 @@ impl Issuer {
 
     /// RFC 7517, with the fields that Google takes in an uploaded set.
     pub fn jwks(&self) -> Value {
-        json!({"keys": self.keys.iter().map(|key| key.jwk()).collect::<Vec<_>>()})
+        json!({"keys": self.keys.load().jwks(self.clock.now())})
     }
 
     /// OpenID Connect Discovery 1.0 section 3, as far as Entra and Google read it.
@@ -153,21 +116,12 @@ impl Issuer {
 
 impl fmt::Debug for Issuer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Issuer({}, {} keys)", self.url, self.keys.len())
+        write!(f, "Issuer({}, {:?})", self.url, self.keys.load())
     }
 }
 
 fn encode(json: &Value) -> String {
     BASE64_URL_SAFE_NO_PAD.encode(json.to_string())
-}
-
-/// Why the store's keys cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub enum LoadError {
-    #[error(transparent)]
-    Store(#[from] KeyStoreError),
-    #[error(transparent)]
-    Key(#[from] KeyError),
 }
 
 /// Everything an assertion says but when and for which exchange. Two grants with equal assertions are the same to

@@ -32,6 +32,8 @@ pub struct Http {
     pub exchange: Arc<Exchange>,
     /// Absent where the configuration has none: there are no keys and no discovery then.
     pub issuer: Option<Arc<Issuer>>,
+    /// How long relying parties may keep the keys, if less than other documents.
+    pub keys_max_age: Duration,
     pub ready: Ready,
     pub clock: Arc<dyn Clock>,
 }
@@ -121,20 +123,21 @@ fn caller(peer: Option<Extension<Peer>>, headers: &HeaderMap) -> Caller {
 }
 
 async fn openid_configuration(State(http): State<Http>) -> Response {
-    document(http.issuer.map(|issuer| issuer.discovery()))
+    document(http.issuer.map(|issuer| issuer.discovery()), DOCUMENT_MAX_AGE)
 }
 
 async fn authorization_server(State(http): State<Http>) -> Response {
-    document(http.issuer.map(|issuer| issuer.authorization_server()))
+    document(http.issuer.map(|issuer| issuer.authorization_server()), DOCUMENT_MAX_AGE)
 }
 
 async fn keys(State(http): State<Http>) -> Response {
-    document(http.issuer.map(|issuer| issuer.jwks()))
+    document(http.issuer.map(|issuer| issuer.jwks()), http.keys_max_age.min(DOCUMENT_MAX_AGE))
 }
 
-fn document(document: Option<Value>) -> Response {
+fn document(document: Option<Value>, max_age: Duration) -> Response {
+    let caching = format!("public, max-age={}", max_age.as_secs());
     match document {
-        Some(document) => ([(CACHE_CONTROL, DOCUMENT_CACHING)], Json(document)).into_response(),
+        Some(document) => ([(CACHE_CONTROL, caching)], Json(document)).into_response(),
         None => (StatusCode::NOT_FOUND, Json(json!({"error": "the configuration has no `issuer`"}))).into_response(),
     }
 }
@@ -157,5 +160,5 @@ const BODY_MAX_BYTES: usize = 256 * 1024;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Relying parties may keep keys for five minutes: a new key is published long before it signs.
-const DOCUMENT_CACHING: &str = "public, max-age=300";
+/// Short, so that a key that had to be withdrawn at once is soon forgotten.
+const DOCUMENT_MAX_AGE: Duration = Duration::from_secs(300);

@@ -132,12 +132,13 @@ fn describe() {
 }
 
 /// Every counter, with its meaning. Labels are closed lists; no subject, tenant or target is one.
-pub const COUNTERS: [(&str, &str); 10] = [
+pub const COUNTERS: [(&str, &str); 11] = [
     ("carnet_exchanges_shed_total", "Exchanges that were turned away because too many were under way"),
     ("carnet_exchanges_total", "Exchanges by door, outcome and reason"),
     ("carnet_cache_lookups_total", "Look-ups by cache and outcome: hit, miss, joined a call under way, stale, failed"),
     ("carnet_upstream_requests_total", "HTTP calls to the clouds by hop and outcome"),
     ("carnet_entra_key_fetches_total", "Fetches of Entra's signing keys by outcome"),
+    ("carnet_issuer_key_reloads_total", "Reloads of the issuer's keys by outcome"),
     ("carnet_audit_records_total", "Audit records by outcome and reason"),
     ("carnet_audit_write_failures_total", "Groups of audit records that could not be written"),
     ("carnet_policy_reloads_total", "Reloads of the configuration file by outcome"),
@@ -145,8 +146,13 @@ pub const COUNTERS: [(&str, &str); 10] = [
     ("carnet_connections_refused_total", "Connections that were not served, by reason"),
 ];
 
-pub const GAUGES: [(&str, &str); 5] = [
+pub const GAUGES: [(&str, &str); 7] = [
     ("carnet_policy_stale", "1 while the configuration file cannot be loaded and old rules are in force"),
+    (
+        "carnet_issuer_key_age_seconds",
+        "How long the issuer's signing key has signed, by algorithm; keys of the store only",
+    ),
+    ("carnet_issuer_keys_stale", "1 while the issuer's keys cannot be read and the old ones sign"),
     ("carnet_cache_entries", "Entries by cache"),
     ("carnet_cache_bytes", "Weight in bytes by cache"),
     ("carnet_connections", "Open connections by listener"),

@@ -24,10 +24,6 @@ impl Config {
             Self::Check { file } => {
                 let config = config::Config::load(&file)?;
                 print(format!("{}: good ({} targets)", file.display(), config.policy.targets().count()));
-                config
-                    .without_effect
-                    .iter()
-                    .for_each(|setting| print(format!("  {setting}: not acted on by this version")));
             }
             Self::Schema => print(serde_json::to_string_pretty(&config::Config::schema())?),
         }

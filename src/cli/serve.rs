@@ -11,7 +11,7 @@ use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::telemetry;
 
-/// SIGHUP loads targets and rules anew, as a change of the file does. SIGTERM and SIGINT let the calls under way end,
+/// SIGHUP loads targets, rules and the issuer's keys anew, as happens by itself when they change. SIGTERM and SIGINT let the calls under way end,
 /// for less than 20 s.
 #[derive(Debug, Args)]
 pub(super) struct Serve {
@@ -34,6 +34,7 @@ impl Serve {
                 _ = hangup.recv() => {
                     // It has logged what is wrong, and keeps the old rules.
                     let _ = app.reload();
+                    app.refresh_issuer_keys().await;
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,

@@ -81,13 +81,16 @@ pub(super) struct EntraDocument {
 pub(super) struct IssuerDocument {
     /// Exactly what the clouds are told to trust.
     pub url: String,
-    /// PEM keys from outside; otherwise made on first start and kept in the store.
+    /// PEM keys from outside, read again when they change: the first of each algorithm signs, all are published.
+    /// Otherwise keys are made, rotated and kept in the store.
     #[serde(default)]
     pub key_files: Vec<PathBuf>,
-    /// Default: 30d.
-    pub rotate_every: Option<Span>,
-    /// A new key is published this long before it signs; default: 24h.
-    pub publish_ahead: Option<Span>,
+    /// How long a key of the store signs.
+    #[serde(default = "default_rotate_every")]
+    pub rotate_every: Span,
+    /// A new key of the store is published this long before it signs.
+    #[serde(default = "default_publish_ahead")]
+    pub publish_ahead: Span,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -215,6 +218,8 @@ defaults! {
     default_http: String = "127.0.0.1:7080".to_owned();
     default_authority: Endpoint = literal("https://login.microsoftonline.com");
     default_clock_skew: Span = seconds(300);
+    default_rotate_every: Span = seconds(30 * 86_400);
+    default_publish_ahead: Span = seconds(86_400);
     default_google_scopes: Vec<Scope> = vec![literal("https://www.googleapis.com/auth/cloud-platform")];
     default_google_lifetime: Span = seconds(3600);
     default_sts: Endpoint = literal("https://sts.googleapis.com");

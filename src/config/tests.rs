@@ -231,12 +231,6 @@ fn a_file_that_is_too_large_is_refused_rather_than_cut() {
 }
 
 #[test]
-fn what_has_no_effect_yet_is_said() {
-    let config = load(WHOLE).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(config.without_effect, ["issuer.rotate_every and publish_ahead"]);
-}
-
-#[test]
 fn i03_i04_without_tenants_or_audiences_nothing_starts() {
     for (good, bad) in [
         ("[11111111-1111-1111-1111-111111111111]", "[]"),
@@ -280,6 +274,25 @@ fn an_issuer_needs_a_place_for_its_keys_and_targets_that_need_it_need_an_issuer(
     assert!(
         faults(&WHOLE.replace("https://carnet.example.com", "https://carnet.example.com/"))[0].contains("issuer.url")
     );
+}
+
+#[test]
+fn keys_rotate_monthly_unless_told_otherwise_and_are_always_published_before_they_sign() {
+    let schedule =
+        |text: &str| load(text).unwrap_or_else(|error| panic!("{error}")).issuer.expect("an issuer").schedule;
+    let (hour, day) = (Duration::from_secs(3600), Duration::from_secs(86_400));
+    let default = Schedule { rotate_every: 30 * day, publish_ahead: day };
+    assert_eq!(schedule(&WHOLE.replace("  rotate_every: 30d\n  publish_ahead: 24h\n", "")), default);
+    assert_eq!(schedule(&WHOLE.replace("rotate_every: 30d", "rotate_every: 7d")).rotate_every, 7 * day);
+    assert_eq!(schedule(&WHOLE.replace("publish_ahead: 24h", "publish_ahead: 6h")).publish_ahead, 6 * hour);
+    for (good, bad, said) in [
+        ("rotate_every: 30d", "rotate_every: 23h", "is longer than rotate_every"),
+        ("rotate_every: 30d\n  publish_ahead: 24h", "rotate_every: 23h", "is longer than rotate_every"),
+        ("publish_ahead: 24h", "publish_ahead: 59s", "is at least 1m"),
+    ] {
+        let found = faults(&WHOLE.replace(good, bad));
+        assert!(found.len() == 1 && found[0].contains(said), "{bad}: {found:#?}");
+    }
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! A signing key: parsed once, named by its thumbprint.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use aws_lc_rs::encoding::{AsDer as _, Pkcs8V1Der};
 use aws_lc_rs::error::Unspecified;
@@ -24,6 +25,8 @@ pub enum Algorithm {
 }
 
 impl Algorithm {
+    pub const ALL: [Self; 2] = [Self::Es256, Self::Rs256];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Es256 => "ES256",
@@ -57,10 +60,18 @@ enum Pair {
 }
 
 impl SigningKey {
-    /// From PEM: PKCS#8, PKCS#1 (`RSA PRIVATE KEY`) or SEC1 (`EC PRIVATE KEY`).
-    pub fn from_pem(pem: &[u8]) -> Result<Self, KeyError> {
-        let der = PrivateKeyDer::from_pem_slice(pem).map_err(KeyError::Pem)?;
-        match &der {
+    /// Every key of a PEM text, in its order: PKCS#8, PKCS#1 (`RSA PRIVATE KEY`) or SEC1 (`EC PRIVATE KEY`).
+    ///
+    /// # Errors
+    /// One of them is unsuitable, or there is none.
+    pub fn all_from_pem(pem: &[u8]) -> Result<Vec<Self>, KeyError> {
+        let keys = PrivateKeyDer::pem_slice_iter(pem).map(|der| Self::from_der(&der.map_err(KeyError::Pem)?));
+        let keys: Vec<Self> = keys.collect::<Result<_, _>>()?;
+        if keys.is_empty() { Err(KeyError::Pem(rustls_pki_types::pem::Error::NoItemsFound)) } else { Ok(keys) }
+    }
+
+    fn from_der(der: &PrivateKeyDer<'_>) -> Result<Self, KeyError> {
+        match der {
             PrivateKeyDer::Pkcs8(der) => Self::from_pkcs8(der.secret_pkcs8_der()),
             PrivateKeyDer::Pkcs1(der) => {
                 let pair = RsaKeyPair::from_der(der.secret_pkcs1_der()).map_err(|_rejected| KeyError::Unsuitable)?;
@@ -81,8 +92,8 @@ impl SigningKey {
         Self::rsa(RsaKeyPair::from_pkcs8(der).map_err(|_rejected| KeyError::Unsuitable)?)
     }
 
-    /// A new key, in the form in which a store keeps it.
-    pub fn generate(algorithm: Algorithm) -> Result<StoredKey, KeyError> {
+    /// A new key that signs from `now` on, in the form in which a store keeps it.
+    pub fn generate(algorithm: Algorithm, now: SystemTime) -> Result<StoredKey, KeyError> {
         let unspecified = |_cause: Unspecified| KeyError::Generate;
         let (key, pkcs8) = match algorithm {
             Algorithm::Es256 => {
@@ -97,7 +108,7 @@ impl SigningKey {
                 (Self::rsa(pair)?, pkcs8)
             }
         };
-        Ok(StoredKey { kid: key.kid, algorithm, pkcs8: pkcs8.into() })
+        Ok(StoredKey { kid: key.kid, algorithm, pkcs8: pkcs8.into(), created_at: now, signs_from: now })
     }
 
     /// RFC 7638 thumbprint: the same key has the same name everywhere.

@@ -10,11 +10,10 @@ use crate::target::{Job, Scopes, Target, TokenType};
 
 fn issuer() -> Issuer {
     static KEYS: std::sync::LazyLock<[StoredKey; 2]> = std::sync::LazyLock::new(|| {
-        [Algorithm::Es256, Algorithm::Rs256].map(|algorithm| SigningKey::generate(algorithm).expect("a key"))
+        Algorithm::ALL.map(|algorithm| SigningKey::generate(algorithm, ManualClock::start().now()).expect("a key"))
     });
-    let keys = KEYS.each_ref().map(|stored| SigningKey::from_pkcs8(&stored.pkcs8).expect("the same key"));
-    Issuer::new("https://carnet.example.com".to_owned(), keys.into(), Arc::new(ManualClock::start()))
-        .expect("an issuer")
+    let keys = Keyring::stored(&*KEYS, None).expect("a key of each algorithm");
+    Issuer::new("https://carnet.example.com".to_owned(), keys, Arc::new(ManualClock::start()))
 }
 
 fn grant(target: Target) -> Grant {
@@ -149,58 +148,78 @@ fn the_thumbprint_is_that_of_rfc_7638() {
 }
 
 #[test]
-fn keys_come_in_every_usual_pem_and_others_are_refused() {
-    for algorithm in [Algorithm::Es256, Algorithm::Rs256] {
-        let stored = SigningKey::generate(algorithm).expect("a key");
-        let body = base64::prelude::BASE64_STANDARD.encode(stored.pkcs8.as_slice());
-        let pem = format!("-----BEGIN PRIVATE KEY-----\n{body}\n-----END PRIVATE KEY-----\n");
-        let key = SigningKey::from_pem(pem.as_bytes()).expect("the same key");
-        assert_eq!((key.kid(), key.algorithm()), (stored.kid.as_str(), algorithm));
-        assert!(!format!("{key:?} {stored:?}").contains(&body[..20]));
+fn keys_come_in_pem_one_or_several_a_file_and_others_are_refused() {
+    let [es256, rs256] = Algorithm::ALL.map(|algorithm| SigningKey::generate(algorithm, NOW).expect("a key"));
+    let body = |stored: &StoredKey| base64::prelude::BASE64_STANDARD.encode(stored.pkcs8.as_slice());
+    let pem = |stored| format!("-----BEGIN PRIVATE KEY-----\n{}\n-----END PRIVATE KEY-----\n", body(stored));
+    for (text, expected) in [
+        (pem(&es256), vec![&es256]),
+        (pem(&rs256), vec![&rs256]),
+        (format!("rsa\n{}\nec\n{}", pem(&rs256), pem(&es256)), vec![&rs256, &es256]),
+    ] {
+        let keys = SigningKey::all_from_pem(text.as_bytes()).expect("the same keys");
+        let found: Vec<_> = keys.iter().map(|key| (key.kid(), key.algorithm())).collect();
+        assert_eq!(found, expected.iter().map(|stored| (stored.kid.as_str(), stored.algorithm)).collect::<Vec<_>>());
+        assert!(!format!("{keys:?} {es256:?}").contains(&body(&es256)[..20]));
     }
-    assert!(SigningKey::from_pem(b"no key").is_err());
-    assert!(SigningKey::from_pem(b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n").is_err());
-}
-
-#[derive(Debug, Default)]
-struct FakeKeyStore(std::sync::Mutex<Vec<(String, Algorithm, Vec<u8>)>>);
-
-#[async_trait::async_trait]
-impl KeyStore for FakeKeyStore {
-    async fn keys(&self) -> Result<Vec<StoredKey>, KeyStoreError> {
-        let keys = self.0.lock().expect("no panic");
-        let copy = |(kid, algorithm, pkcs8): &(String, Algorithm, Vec<u8>)| StoredKey {
-            kid: kid.clone(),
-            algorithm: *algorithm,
-            pkcs8: pkcs8.clone().into(),
-        };
-        Ok(keys.iter().map(copy).collect())
-    }
-
-    async fn add_first(&self, key: &StoredKey) -> Result<(), KeyStoreError> {
-        self.0.lock().expect("no panic").push((key.kid.clone(), key.algorithm, key.pkcs8.to_vec()));
-        Ok(())
+    let bad = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    for text in ["no key", bad, &format!("{}{bad}", pem(&es256))] {
+        assert!(SigningKey::all_from_pem(text.as_bytes()).is_err(), "{text}");
     }
 }
 
-#[tokio::test]
-async fn keys_are_made_once_and_come_back_from_the_store() {
-    let store = FakeKeyStore::default();
-    let kids = async || {
-        let keys = Issuer::stored_keys(&store).await.expect("keys");
-        keys.iter().map(|key| (key.kid().to_owned(), key.algorithm())).collect::<Vec<_>>()
-    };
-    let first = kids().await;
-    assert_eq!(
-        first.iter().map(|(_kid, algorithm)| *algorithm).collect::<Vec<_>>(),
-        [Algorithm::Es256, Algorithm::Rs256]
-    );
-    assert_eq!(kids().await, first);
+fn parsed(stored: &StoredKey) -> SigningKey {
+    SigningKey::from_pkcs8(&stored.pkcs8).expect("the same key")
+}
+
+#[test]
+fn of_the_keys_that_were_brought_the_first_of_each_algorithm_signs_and_each_is_published_once() {
+    let [old, next] = [(); 2].map(|()| SigningKey::generate(Algorithm::Es256, NOW).expect("a key"));
+    let rsa = SigningKey::generate(Algorithm::Rs256, NOW).expect("a key");
+    let ring = Keyring::brought([&next, &rsa, &old, &next].map(parsed).into()).expect("a ring");
+    assert_eq!(ring.signing(Algorithm::Es256, NOW).map(SigningKey::kid), Some(next.kid.as_str()));
+    assert_eq!(ring.signing(Algorithm::Rs256, NOW).map(SigningKey::kid), Some(rsa.kid.as_str()));
+    let mut published: Vec<_> = ring.published(NOW).map(SigningKey::kid).collect();
+    let mut all = [&old, &next, &rsa].map(|key| key.kid.as_str());
+    published.sort_unstable();
+    all.sort_unstable();
+    assert_eq!(published, all);
 }
 
 #[test]
 fn an_issuer_needs_a_key_of_each_algorithm() {
-    let only = SigningKey::from_pkcs8(&SigningKey::generate(Algorithm::Es256).expect("a key").pkcs8).expect("a key");
-    let clock = Arc::new(ManualClock::at(SystemTime::UNIX_EPOCH));
-    assert_eq!(Issuer::new("https://x".to_owned(), vec![only], clock).unwrap_err(), Algorithm::Rs256);
+    let only = SigningKey::generate(Algorithm::Es256, NOW).expect("a key");
+    let missing = "there is no RS256 key: Google is shown ES256, Entra RS256";
+    assert_eq!(Keyring::brought(vec![parsed(&only)]).expect_err("one is missing").to_string(), missing);
+    assert_eq!(Keyring::stored(&[only], None).expect_err("one is missing").to_string(), missing);
 }
+
+#[test]
+fn keys_are_replaced_between_two_signatures_and_withdrawn_ones_leave_the_jwks() {
+    let clock = ManualClock::at(NOW);
+    let [old, next] = [NOW, NOW + DAY].map(|at| SigningKey::generate(Algorithm::Es256, at).expect("a key"));
+    let rsa = SigningKey::generate(Algorithm::Rs256, NOW).expect("a key");
+    let (old_kid, next_kid) = (old.kid.clone(), next.kid.clone());
+    let mut keys = vec![old, rsa];
+    let first = Keyring::stored(&keys, None).expect("a ring");
+    let issuer = Issuer::new("https://x".to_owned(), first, Arc::new(clock.clone()));
+    let assertion = Assertion::for_grant(&grant(Target::google_for_test("t"))).expect("an assertion");
+    let signer = || {
+        let token = issuer.sign(&assertion, Uuid::nil()).expect("signed");
+        jsonwebtoken::decode_header(token.expose()).expect("a header").kid.expect("a kid")
+    };
+    let published = |kid: &str| issuer.jwks().to_string().contains(kid);
+    assert!(!published(&next_kid));
+    keys.push(next);
+    issuer.replace_keys(Keyring::stored(&keys, Some(&issuer.keys())).expect("a ring"));
+    assert_eq!((signer(), published(&old_kid), published(&next_kid)), (old_kid.clone(), true, true));
+    clock.advance(DAY);
+    assert_eq!((signer(), published(&old_kid)), (next_kid.clone(), true));
+    clock.advance(RETIRED_FOR - Duration::from_secs(1));
+    assert!(published(&old_kid));
+    clock.advance(Duration::from_secs(1));
+    assert_eq!((signer(), published(&old_kid), published(&next_kid)), (next_kid.clone(), false, true));
+}
+
+const NOW: SystemTime = SystemTime::UNIX_EPOCH;
+const DAY: Duration = Duration::from_secs(86_400);

@@ -27,8 +27,8 @@ pub trait LeaseStore: fmt::Debug + Send + Sync {
     /// Leases whose end was written down within this time, by any replica.
     async fn ended_within(&self, window: Duration) -> Result<Vec<Uuid>, LeaseStoreError>;
 
-    /// Leases whose end was written down before `before` and is not in the audit log, at most `most`.
-    async fn unrecorded(&self, before: SystemTime, most: usize) -> Result<Vec<Lease>, LeaseStoreError>;
+    /// Leases whose end was written down longer ago than `age` and is not in the audit log, at most `most`.
+    async fn unrecorded(&self, age: Duration, most: usize) -> Result<Vec<Lease>, LeaseStoreError>;
 
     /// Says that a replica lives. Where none did for longer than `outage`, every lease that was active when the last one
     /// did gets a whole heartbeat from `now`; returns whether that was so.
@@ -242,9 +242,9 @@ impl LeaseStore for FakeLeaseStore {
         Ok(kept.leases.values().filter(ended).map(|row| row.lease.id).collect())
     }
 
-    async fn unrecorded(&self, before: SystemTime, most: usize) -> Result<Vec<Lease>, LeaseStoreError> {
+    async fn unrecorded(&self, age: Duration, most: usize) -> Result<Vec<Lease>, LeaseStoreError> {
         let kept = self.kept()?;
-        let due = |row: &&Row| !row.recorded && row.lease.end.as_ref().is_some_and(|end| end.at < before);
+        let due = |row: &&Row| !row.recorded && row.ended.is_some_and(|at| at.elapsed() > age);
         Ok(kept.leases.values().filter(due).take(most).map(|row| row.lease.clone()).collect())
     }
 

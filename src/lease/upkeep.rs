@@ -58,7 +58,7 @@ impl Leases {
             }
         }
         // Whoever wrote these down has had time to record them, and did not.
-        let unrecorded = self.store.unrecorded(self.clock.now() - RECORDED_WITHIN, PIECE).await?;
+        let unrecorded = self.store.unrecorded(RECORDED_WITHIN, PIECE).await?;
         self.record_ends(&unrecorded).await
     }
 

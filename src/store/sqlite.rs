@@ -16,7 +16,6 @@ use tokio::sync::{mpsc, oneshot};
 use super::lease::RowError;
 use super::{OpenError, record};
 use crate::audit::{AuditError, AuditLog, AuditRecord, HandOut};
-use crate::clock::Clock;
 use crate::issuer::{Algorithm, KeyStore, KeyStoreError, StoredKey};
 use crate::secret::{SealError, SealingKey};
 
@@ -24,7 +23,6 @@ use crate::secret::{SealError, SealingKey};
 pub struct SqliteStore {
     jobs: mpsc::Sender<Job>,
     key: SealingKey,
-    clock: Arc<dyn Clock>,
 }
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
@@ -50,12 +48,12 @@ enum JobError {
 
 impl SqliteStore {
     /// Opens or makes the file and brings its schema up to date. `key` encrypts what must stay secret.
-    pub fn open(path: &Path, key: SealingKey, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+    pub fn open(path: &Path, key: SealingKey) -> Result<Self, OpenError> {
         let connection = connect(path)?;
         let (jobs, queue) = mpsc::channel(64);
         let failed = |source| OpenError::Open { path: path.to_owned(), source: Box::new(source) };
         thread::Builder::new().name("store".to_owned()).spawn(move || work(connection, queue)).map_err(failed)?;
-        Ok(Self { jobs, key, clock })
+        Ok(Self { jobs, key })
     }
 
     async fn run<T: Send + 'static>(
@@ -110,7 +108,7 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<i64> {
 }
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 2] = [
+const MIGRATIONS: [&str; 3] = [
     "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
@@ -131,6 +129,11 @@ const MIGRATIONS: [&str; 2] = [
         created_ms INTEGER NOT NULL,
         sealed BLOB NOT NULL
     ) STRICT;
+",
+    "
+    -- Keys of before signed from the moment they were made.
+    ALTER TABLE issuer_key ADD COLUMN signs_from_ms INTEGER NOT NULL DEFAULT 0;
+    UPDATE issuer_key SET signs_from_ms = created_ms;
 ",
     leases::TABLES,
 ];
@@ -240,38 +243,66 @@ impl AuditLog for SqliteStore {
 impl KeyStore for SqliteStore {
     async fn keys(&self) -> Result<Vec<StoredKey>, KeyStoreError> {
         let read = |connection: &mut Connection| {
-            let mut select =
-                connection.prepare("SELECT kid, algorithm, sealed FROM issuer_key ORDER BY created_ms, kid")?;
-            let rows = select.query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))?;
-            Ok(rows.collect::<Result<Vec<(String, String, Vec<u8>)>, _>>()?)
+            let sql = "SELECT kid, algorithm, created_ms, signs_from_ms, sealed FROM issuer_key
+                       ORDER BY signs_from_ms, created_ms, kid";
+            let mut select = connection.prepare_cached(sql)?;
+            let rows = select.query_map([], |row| {
+                let (kid, algorithm, sealed) = (row.get(0)?, row.get(1)?, row.get(4)?);
+                Ok(KeyRow { kid, algorithm, created_ms: row.get(2)?, signs_from_ms: row.get(3)?, sealed })
+            })?;
+            Ok(rows.collect::<Result<Vec<KeyRow>, _>>()?)
         };
         let failed = |error: JobError| KeyStoreError { action: "read", source: Box::new(error) };
         let rows = self.run(read).await.map_err(failed)?;
-        rows.into_iter().map(|(kid, algorithm, sealed)| self.unseal(kid, &algorithm, &sealed).map_err(failed)).collect()
+        rows.into_iter().map(|row| self.unseal(row).map_err(failed)).collect()
     }
 
-    async fn add_first(&self, key: &StoredKey) -> Result<(), KeyStoreError> {
+    async fn add(&self, key: &StoredKey, after: Option<&str>) -> Result<(), KeyStoreError> {
         let failed = |error: JobError| KeyStoreError { action: "kept", source: Box::new(error) };
         let sealed = self.key.seal(&key.pkcs8, &row(&key.kid));
         let sealed = sealed.map_err(|source| failed(JobError::Seal { kid: key.kid.clone(), source }))?;
-        let (kid, algorithm, created) =
-            (key.kid.clone(), key.algorithm.as_str(), record::milliseconds(self.clock.now()));
+        let (kid, algorithm, after) = (key.kid.clone(), key.algorithm.as_str(), after.map(str::to_owned));
+        let (created, signs_from) = (record::milliseconds(key.created_at), record::milliseconds(key.signs_from));
         let add = move |connection: &mut Connection| {
-            let sql = "INSERT INTO issuer_key (kid, algorithm, created_ms, sealed)
-                       SELECT ?1, ?2, ?3, ?4 WHERE NOT EXISTS (SELECT 1 FROM issuer_key WHERE algorithm = ?2)";
-            connection.execute(sql, params![kid, algorithm, created, sealed])?;
+            // One statement: nobody writes between the look at the last key and the new one. IS compares NULL too.
+            let sql = "INSERT INTO issuer_key (kid, algorithm, created_ms, signs_from_ms, sealed)
+                       SELECT ?1, ?2, ?3, ?4, ?5 WHERE ?6 IS (SELECT kid FROM issuer_key WHERE algorithm = ?2
+                       ORDER BY signs_from_ms DESC, created_ms DESC, kid DESC LIMIT 1)";
+            connection.execute(sql, params![kid, algorithm, created, signs_from, sealed, after])?;
             Ok(())
         };
         self.run(add).await.map_err(failed)
     }
+
+    async fn remove(&self, kid: &str) -> Result<(), KeyStoreError> {
+        let kid = kid.to_owned();
+        let remove = move |connection: &mut Connection| {
+            connection.execute("DELETE FROM issuer_key WHERE kid = ?1", [kid])?;
+            Ok(())
+        };
+        self.run(remove).await.map_err(|error| KeyStoreError { action: "removed", source: Box::new(error) })
+    }
+}
+
+struct KeyRow {
+    kid: String,
+    algorithm: String,
+    created_ms: i64,
+    signs_from_ms: i64,
+    sealed: Vec<u8>,
 }
 
 impl SqliteStore {
-    fn unseal(&self, kid: String, algorithm: &str, sealed: &[u8]) -> Result<StoredKey, JobError> {
-        let known = [Algorithm::Es256, Algorithm::Rs256].into_iter().find(|known| known.as_str() == algorithm);
+    fn unseal(
+        &self,
+        KeyRow { kid, algorithm, created_ms, signs_from_ms, sealed }: KeyRow,
+    ) -> Result<StoredKey, JobError> {
+        let known = Algorithm::ALL.into_iter().find(|known| known.as_str() == algorithm);
         let algorithm = known.ok_or_else(|| JobError::Algorithm(kid.clone()))?;
-        let pkcs8 = self.key.open(sealed, &row(&kid)).map_err(|source| JobError::Seal { kid: kid.clone(), source })?;
-        Ok(StoredKey { kid, algorithm, pkcs8 })
+        let pkcs8 = self.key.open(&sealed, &row(&kid)).map_err(|source| JobError::Seal { kid: kid.clone(), source })?;
+        let (created_at, signs_from) =
+            (record::from_milliseconds(created_ms), record::from_milliseconds(signs_from_ms));
+        Ok(StoredKey { kid, algorithm, pkcs8, created_at, signs_from })
     }
 }
 
@@ -292,16 +323,17 @@ const RECORD_BYTES: usize = 700;
 mod tests {
     use super::*;
     use crate::audit::{Issued, Outcome};
-    use crate::clock::ManualClock;
     use crate::issuer::SigningKey;
 
     fn open(path: &Path) -> SqliteStore {
-        open_with(path, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
+        open_with(path, STORE_KEY)
     }
+
+    const STORE_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
 
     fn open_with(path: &Path, key: &str) -> SqliteStore {
         let key = SealingKey::from_base64(&crate::secret::Secret::new(key)).expect("a key");
-        SqliteStore::open(path, key, Arc::new(ManualClock::start())).expect("a store")
+        SqliteStore::open(path, key).expect("a store")
     }
 
     fn issued(first: bool) -> AuditRecord {
@@ -353,10 +385,11 @@ mod tests {
     async fn keys_come_back_whole_but_only_with_the_store_key() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("carnet.db");
-        let key = SigningKey::generate(Algorithm::Es256).expect("a key");
-        open(&path).add_first(&key).await.expect("kept");
+        let key = key(0, 3_600);
+        open(&path).add(&key, None).await.expect("kept");
         let back = open(&path).keys().await.expect("read");
         assert_eq!((back.len(), &back[0].kid, &back[0].pkcs8), (1, &key.kid, &key.pkcs8));
+        assert_eq!((back[0].created_at, back[0].signs_from), (key.created_at, key.signs_from));
         let bytes = std::fs::read(&path).expect("the file");
         assert!(!bytes.windows(32).any(|window| window == &key.pkcs8[..32]), "the key lies in the file in clear");
         let other = open_with(&path, "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
@@ -364,14 +397,57 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_key_of_an_algorithm_stays_the_only_one_made_at_start() {
+    async fn a_key_is_kept_only_as_the_successor_of_the_last_one() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("carnet.db");
         let (one, other) = (open(&path), open(&path));
-        let keys = [(); 2].map(|()| SigningKey::generate(Algorithm::Es256).expect("a key"));
-        one.add_first(&keys[0]).await.expect("kept");
-        other.add_first(&keys[1]).await.expect("no error");
-        assert_eq!(other.keys().await.expect("read").len(), 1);
+        let [first, rival, second, late, leaked] = [0, 0, 100, 100, 50].map(|signs_from| key(0, signs_from));
+        let kids = async || {
+            let keys = one.keys().await.expect("read");
+            keys.into_iter().map(|key| key.kid).collect::<Vec<_>>()
+        };
+        one.add(&first, None).await.expect("kept");
+        other.add(&rival, None).await.expect("no error");
+        assert_eq!(kids().await, [first.kid.as_str()]);
+        other.add(&second, Some(&first.kid)).await.expect("kept");
+        one.add(&late, Some(&first.kid)).await.expect("no error");
+        one.add(&late, None).await.expect("no error");
+        assert_eq!(kids().await, [first.kid.as_str(), &second.kid]);
+        // A key that signs at once stands before the one that waits.
+        one.add(&leaked, Some(&second.kid)).await.expect("kept");
+        assert_eq!(kids().await, [first.kid.as_str(), &leaked.kid, &second.kid]);
+        other.remove(&second.kid).await.expect("removed");
+        other.remove(&second.kid).await.expect("removed already");
+        assert_eq!(kids().await, [first.kid.as_str(), &leaked.kid]);
+        let rsa = StoredKey { algorithm: Algorithm::Rs256, ..key(0, 0) };
+        one.add(&rsa, None).await.expect("the first of another algorithm");
+        assert_eq!(kids().await.len(), 3);
+    }
+
+    #[tokio::test]
+    async fn keys_of_the_first_schema_have_signed_since_they_were_made() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("carnet.db");
+        let key = key(7, 7);
+        let connection = Connection::open(&path).expect("open");
+        connection.execute_batch(MIGRATIONS[0]).expect("the first schema");
+        connection.pragma_update(None, "user_version", 1).expect("its version");
+        let sealing = SealingKey::from_base64(&crate::secret::Secret::new(STORE_KEY)).expect("a key");
+        let sealed = sealing.seal(&key.pkcs8, &row(&key.kid)).expect("sealed");
+        let sql = "INSERT INTO issuer_key VALUES (?1, 'ES256', 7000, ?2)";
+        connection.execute(sql, params![key.kid, sealed]).expect("a row");
+        drop(connection);
+        let back = open(&path).keys().await.expect("read");
+        assert_eq!(
+            (&back[0].pkcs8, back[0].created_at, back[0].signs_from),
+            (&key.pkcs8, key.created_at, key.created_at)
+        );
+    }
+
+    fn key(created: u64, signs_from: u64) -> StoredKey {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let key = SigningKey::generate(Algorithm::Es256, at(created)).expect("a key");
+        StoredKey { signs_from: at(signs_from), ..key }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use carnet::clock::{Clock, ManualClock};
 use carnet::credential::{Call, Clouds, Credential, CredentialProvider as _, Credentials, IssueError};
 use carnet::http::{Client, Settings};
-use carnet::issuer::{Algorithm, Issuer, SigningKey, StoredKey};
+use carnet::issuer::{Algorithm, Issuer, Keyring, SigningKey, StoredKey};
 use carnet::policy::{Ask, ExcessScopes, Inquiry, Policy, RuleDocument};
 use carnet::reason::Reason;
 use carnet::sandbox::{
@@ -86,8 +86,8 @@ impl World {
         let google = Google::start(shared.clone()).await.unwrap();
         let machine = ManagedIdentity::start(&entra, TENANT).await.unwrap();
         let published = OidcIssuer::start().await.unwrap();
-        let keys = KEYS.iter().map(|key| SigningKey::from_pkcs8(&key.pkcs8).unwrap()).collect();
-        let issuer = Arc::new(Issuer::new(published.issuer().to_owned(), keys, shared.clone()).unwrap());
+        let keys = Keyring::stored(&KEYS, None).unwrap();
+        let issuer = Arc::new(Issuer::new(published.issuer().to_owned(), keys, shared.clone()));
         machine.assign(AssignedIdentity {
             client_id: IDENTITY.to_owned(),
             object_id: PRINCIPAL_ID.to_owned(),
@@ -393,5 +393,5 @@ impl Drop for Hurry {
 
 /// One set for all tests: an RSA key takes a moment to make.
 static KEYS: LazyLock<Vec<StoredKey>> = LazyLock::new(|| {
-    [Algorithm::Es256, Algorithm::Rs256].map(|algorithm| SigningKey::generate(algorithm).unwrap()).into()
+    Algorithm::ALL.map(|algorithm| SigningKey::generate(algorithm, ManualClock::start().now()).unwrap()).into()
 });

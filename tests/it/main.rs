@@ -8,6 +8,7 @@ mod command_line;
 mod doors;
 mod exchange;
 mod grpc;
+mod issuer_keys;
 mod lifecycle;
 mod oauth;
 mod subject;

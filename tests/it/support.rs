@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use carnet::app::App;
-use carnet::clock::SystemClock;
+use carnet::clock::{Clock, ManualClock, SystemClock};
 use carnet::config::Config;
 use carnet::grpc::{Address, token_exchange};
 use carnet::proto::token_exchange_client::TokenExchangeClient;
@@ -57,6 +57,10 @@ pub struct Setup {
     /// Appended to the file as it is.
     pub more: String,
     pub server: Option<String>,
+    /// More fields of `issuer`, each with a comma before it.
+    pub issuer: String,
+    /// The machine's, unless the test moves it by hand.
+    pub clock: Option<ManualClock>,
     /// Entra answers nobody, and the broker is not waited for.
     pub entra_is_away: bool,
 }
@@ -78,7 +82,10 @@ pub async fn with_setup(setup: Setup, test: impl AsyncFnOnce(&Broker)) {
 impl Broker {
     async fn start(setup: Setup) -> Self {
         captured_logs();
-        let clock = Arc::new(SystemClock);
+        let clock: Arc<dyn Clock> = match setup.clock {
+            Some(clock) => Arc::new(clock),
+            None => Arc::new(SystemClock),
+        };
         let entra = Entra::start(clock.clone(), [TENANT]).await.expect("Entra");
         entra.set_default_audience(AUDIENCE);
         if setup.entra_is_away {
@@ -93,7 +100,8 @@ impl Broker {
         let path = folder.path().join("carnet.yaml");
         let issuer = format!("http://127.0.0.1:{port}");
         let rules = setup.rules.unwrap_or(RULES);
-        std::fs::write(&path, configuration(&server, &entra, &google, &issuer, folder.path(), rules, &setup.more))
+        let section = format!("url: '{issuer}'{}", setup.issuer);
+        std::fs::write(&path, configuration(&server, &entra, &google, &section, folder.path(), rules, &setup.more))
             .expect("written");
         let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
         let app = App::start(config, Some(path), clock).await.unwrap_or_else(|error| panic!("{error:?}"));
@@ -258,7 +266,7 @@ fn configuration(
         "
 server: {server}
 entra: {{ authority: '{authority}', tenants: [{TENANT}], audiences: ['{AUDIENCE}'] }}
-issuer: {{ url: '{issuer}' }}
+issuer: {{ {issuer} }}
 targets:
   vertex: {{ google: {vertex} }}
   direct: {{ google: {direct} }}

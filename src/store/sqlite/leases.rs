@@ -83,7 +83,7 @@ enum Sealed {
 }
 
 impl Sealed {
-    fn make(self, transaction: &Transaction<'_>, now: SystemTime) -> Result<Applied, JobError> {
+    fn make(self, transaction: &Transaction<'_>) -> Result<Applied, JobError> {
         match self {
             Self::Open { lease, identity } => {
                 insert(transaction, &LeaseRow::of(&lease), &lease, &identity)?;
@@ -99,11 +99,12 @@ impl Sealed {
                 Ok(applied)
             }
             Self::End { id, end } => {
-                let sql = "UPDATE lease SET end_kind = ?2, ended_ms = ?3, end_reason = ?4, written_ms = ?5
-                           WHERE id = ?1 AND end_kind IS NULL";
-                let (ended, written) = (unix_milliseconds(end.at), unix_milliseconds(now));
-                let values = params![id.as_bytes(), end.kind.as_str(), ended, end.reason, written];
-                let changed = transaction.prepare_cached(sql)?.execute(values)? > 0;
+                let sql = format!(
+                    "UPDATE lease SET end_kind = ?2, ended_ms = ?3, end_reason = ?4, written_ms = {NOW_MS}
+                     WHERE id = ?1 AND end_kind IS NULL"
+                );
+                let values = params![id.as_bytes(), end.kind.as_str(), unix_milliseconds(end.at), end.reason];
+                let changed = transaction.prepare_cached(&sql)?.execute(values)? > 0;
                 if changed {
                     let sql = "UPDATE lease_detail SET identity = NULL WHERE id = ?1";
                     transaction.prepare_cached(sql)?.execute([id.as_bytes()])?;
@@ -180,10 +181,10 @@ impl SqliteStore {
 impl LeaseStore for SqliteStore {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, LeaseStoreError> {
         let sealed = changes.into_iter().map(|change| self.sealed(change)).collect::<Result<Vec<_>, _>>();
-        let (sealed, now) = (sealed.map_err(LeaseStoreError::written)?, self.clock.now());
+        let sealed = sealed.map_err(LeaseStoreError::written)?;
         let apply = move |connection: &mut Connection| {
             let transaction = connection.transaction()?;
-            let applied = sealed.into_iter().map(|change| change.make(&transaction, now));
+            let applied = sealed.into_iter().map(|change| change.make(&transaction));
             let applied = applied.collect::<Result<Vec<_>, _>>()?;
             transaction.commit()?;
             Ok(applied)
@@ -251,24 +252,23 @@ impl LeaseStore for SqliteStore {
     }
 
     async fn ended_within(&self, window: Duration) -> Result<Vec<Uuid>, LeaseStoreError> {
-        let since = unix_milliseconds(self.clock.now() - window);
         let ended = move |connection: &mut Connection| {
-            let sql = "SELECT id FROM lease WHERE end_kind IS NOT NULL AND written_ms >= ?1";
-            let mut select = connection.prepare_cached(sql)?;
-            let ids = select.query_map([since], |row| Ok(Uuid::from_bytes(row.get(0)?)))?;
+            let sql = format!("SELECT id FROM lease WHERE end_kind IS NOT NULL AND written_ms >= {NOW_MS} - ?1");
+            let mut select = connection.prepare_cached(&sql)?;
+            let ids = select.query_map([milliseconds(window)], |row| Ok(Uuid::from_bytes(row.get(0)?)))?;
             Ok(ids.collect::<Result<_, _>>()?)
         };
         self.run(ended).await.map_err(LeaseStoreError::read)
     }
 
-    async fn unrecorded(&self, before: SystemTime, most: usize) -> Result<Vec<Lease>, LeaseStoreError> {
+    async fn unrecorded(&self, age: Duration, most: usize) -> Result<Vec<Lease>, LeaseStoreError> {
         self.leases(move |connection| {
             let sql = format!(
                 "SELECT {COLUMNS} FROM lease JOIN lease_detail USING (id)
-                 WHERE end_kind IS NOT NULL AND recorded = 0 AND written_ms < ?1 LIMIT ?2"
+                 WHERE end_kind IS NOT NULL AND recorded = 0 AND written_ms < {NOW_MS} - ?1 LIMIT ?2"
             );
             let mut select = connection.prepare_cached(&sql)?;
-            let rows = select.query_map(params![unix_milliseconds(before), limit(most)], lease_row)?;
+            let rows = select.query_map(params![milliseconds(age), limit(most)], lease_row)?;
             Ok(rows.collect::<Result<_, _>>()?)
         })
         .await
@@ -301,8 +301,8 @@ impl LeaseStore for SqliteStore {
             // In pieces, so that exchanges are not held up.
             let piece = move |connection: &mut Connection| {
                 let transaction = connection.transaction()?;
-                let old = "SELECT id FROM lease WHERE end_kind IS NOT NULL AND recorded = 1 AND written_ms < ?1
-                           AND ended_ms < ?1 ORDER BY written_ms LIMIT 500";
+                let old = "SELECT id FROM lease WHERE end_kind IS NOT NULL AND recorded = 1 AND ended_ms < ?1
+                           ORDER BY written_ms LIMIT 500";
                 transaction.execute(&format!("DELETE FROM lease_detail WHERE id IN ({old})"), [before])?;
                 let dropped = transaction.execute(&format!("DELETE FROM lease WHERE id IN ({old})"), [before])?;
                 transaction.commit()?;
@@ -330,6 +330,13 @@ impl RunHistory for SqliteStore {
         let runs = self.run(runs).await.map_err(|error| HistoryError(Box::new(error)))?;
         Ok(runs.into_iter().map(|milliseconds| Duration::from_millis(milliseconds.unsigned_abs())).collect())
     }
+}
+
+/// The store's own clock: one for all who look for what was written lately.
+const NOW_MS: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
+
+fn milliseconds(span: Duration) -> i64 {
+    i64::try_from(span.as_millis()).unwrap_or(i64::MAX)
 }
 
 fn limit(most: usize) -> i64 {
