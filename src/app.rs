@@ -29,11 +29,11 @@ use crate::credential::{Clouds, Credentials};
 use crate::exchange::{Exchange, PLACES};
 use crate::grpc::{self, Health};
 use crate::http;
-use crate::issuer::{Algorithm, Issuer, KeyError, LoadError, SigningKey};
+use crate::issuer::{Algorithm, Issuer, KeyError, KeyStore, LoadError, SigningKey};
 use crate::oauth::{self, Http, Ready};
 use crate::policy::Policy;
-use crate::secret::{SealError, SealingKey, sha256};
-use crate::store::{OpenError, SqliteStore};
+use crate::secret::{SealError, SealingKeys, sha256};
+use crate::store::{self, OpenError, Stores};
 use crate::subject::{EntraVerifier, KeyCache};
 use crate::telemetry;
 
@@ -89,16 +89,15 @@ impl App {
         // From the first call on, what the modules count is kept.
         telemetry::metrics();
         let outbound = http::Client::new(&config.outbound)?;
-        let sealing = config.store_key.as_ref().map_or_else(SealingKey::random, SealingKey::from_base64)?;
-        let store = Arc::new(SqliteStore::open(&config.store, sealing, clock.clone())?);
+        let stores = stores(&config, clock.clone()).await?;
         let issuer = match &config.issuer {
-            Some(settings) => Some(Arc::new(issuer(settings, &store, clock.clone()).await?)),
+            Some(settings) => Some(Arc::new(issuer(settings, &*stores.keys, clock.clone()).await?)),
             None => None,
         };
         let verifier = Arc::new(EntraVerifier::new(config.entra.clone(), outbound.clone(), clock.clone()));
         let keys = verifier.keys().clone();
         let clouds = Clouds::new(outbound, issuer.clone(), clock.clone());
-        let (audit, audit_writer) = Audit::start(store);
+        let (audit, audit_writer) = Audit::start(stores.audit);
         let policy = Arc::new(ArcSwap::from_pointee(config.policy));
         let exchange = Arc::new(Exchange {
             verifier,
@@ -179,7 +178,15 @@ impl App {
     }
 }
 
-async fn issuer(settings: &IssuerSettings, store: &SqliteStore, clock: Arc<dyn Clock>) -> Result<Issuer, StartError> {
+async fn stores(config: &Config, clock: Arc<dyn Clock>) -> Result<Stores, StartError> {
+    let sealing = match &config.store_key[..] {
+        [] => SealingKeys::random()?,
+        keys => SealingKeys::from_base64(keys)?,
+    };
+    Ok(store::open(&config.store, Arc::new(sealing), clock).await?)
+}
+
+async fn issuer(settings: &IssuerSettings, store: &dyn KeyStore, clock: Arc<dyn Clock>) -> Result<Issuer, StartError> {
     let keys = if settings.key_files.is_empty() {
         Issuer::stored_keys(store).await?
     } else {
@@ -200,9 +207,8 @@ fn key_file(path: &Path) -> Result<SigningKey, StartError> {
 /// As [`App::start`]; `None` where the configuration has no issuer.
 pub async fn issuer_of(config: &Config, clock: Arc<dyn Clock>) -> Result<Option<Issuer>, StartError> {
     let Some(settings) = &config.issuer else { return Ok(None) };
-    let sealing = config.store_key.as_ref().map_or_else(SealingKey::random, SealingKey::from_base64)?;
-    let store = SqliteStore::open(&config.store, sealing, clock.clone())?;
-    issuer(settings, &store, clock).await.map(Some)
+    let stores = stores(config, clock.clone()).await?;
+    issuer(settings, &*stores.keys, clock).await.map(Some)
 }
 
 /// How one listener ends.

@@ -1,9 +1,10 @@
 //! The default store: one SQLite file, one thread that owns it.
 
+use std::error::Error;
 use std::fmt;
 use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -11,16 +12,18 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
-use super::{OpenError, record};
+use super::OpenError;
+use super::issuer_key::{self, RowError};
+use super::record::{self, Group};
 use crate::audit::{AuditError, AuditLog, AuditRecord, HandOut};
 use crate::clock::Clock;
-use crate::issuer::{Algorithm, KeyStore, KeyStoreError, StoredKey};
-use crate::secret::{SealError, SealingKey};
+use crate::issuer::{KeyStore, KeyStoreError, StoredKey};
+use crate::secret::SealingKeys;
 
 /// Audit records and issuer keys in one file, which only its owner can read.
 pub struct SqliteStore {
     jobs: mpsc::Sender<Job>,
-    key: SealingKey,
+    sealing: Arc<SealingKeys>,
     clock: Arc<dyn Clock>,
 }
 
@@ -33,22 +36,23 @@ enum JobError {
     Sqlite(#[from] rusqlite::Error),
     #[error(transparent)]
     Encode(#[from] prost::EncodeError),
-    #[error("issuer key {kid}")]
-    Seal { kid: String, source: SealError },
-    #[error("issuer key {0} is for an unknown algorithm")]
-    Algorithm(String),
+    #[error(transparent)]
+    Key(#[from] RowError),
     #[error("the store is closed")]
     Closed,
 }
 
 impl SqliteStore {
-    /// Opens or makes the file and brings its schema up to date. `key` encrypts what must stay secret.
-    pub fn open(path: &Path, key: SealingKey, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
-        let connection = connect(path)?;
+    /// Opens or makes the file and brings its schema up to date. `sealing` encrypts what must stay secret.
+    pub fn open(path: &Path, sealing: Arc<SealingKeys>, clock: Arc<dyn Clock>) -> Result<Self, OpenError> {
+        let mut connection = connect(path)?;
+        let failed =
+            |source: Box<dyn Error + Send + Sync>| OpenError::Open { store: path.display().to_string(), source };
+        renew_keys(&mut connection, &sealing).map_err(|error| failed(error.into()))?;
         let (jobs, queue) = mpsc::channel(64);
-        let failed = |source| OpenError::Open { path: path.to_owned(), source: Box::new(source) };
-        thread::Builder::new().name("store".to_owned()).spawn(move || work(connection, queue)).map_err(failed)?;
-        Ok(Self { jobs, key, clock })
+        let thread = thread::Builder::new().name("store".to_owned()).spawn(move || work(connection, queue));
+        thread.map_err(|error| failed(error.into()))?;
+        Ok(Self { jobs, sealing, clock })
     }
 
     async fn run<T: Send + 'static>(
@@ -72,14 +76,14 @@ impl fmt::Debug for SqliteStore {
 }
 
 fn connect(path: &Path) -> Result<Connection, OpenError> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| OpenError::Open { path: path.to_owned(), source };
+    let failed = |source: Box<dyn Error + Send + Sync>| OpenError::Open { store: path.display().to_string(), source };
     // SQLite gives its journal the same permissions as the file.
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|error| failed(error.into()))?;
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| failed(error.into()))?;
     let mut connection = Connection::open(path).map_err(|error| failed(error.into()))?;
     let version = prepare(&mut connection).map_err(|error| failed(error.into()))?;
     if version > SCHEMA_VERSION {
-        return Err(OpenError::Newer { path: PathBuf::from(path), found: version, known: SCHEMA_VERSION });
+        return Err(OpenError::Newer { store: path.display().to_string(), found: version, known: SCHEMA_VERSION });
     }
     Ok(connection)
 }
@@ -100,6 +104,21 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<i64> {
     }
     transaction.commit()?;
     Ok(version)
+}
+
+/// Seals the issuer's keys anew that an older key had sealed.
+fn renew_keys(connection: &mut Connection, sealing: &SealingKeys) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let rows = transaction
+        .prepare("SELECT kid, sealed FROM issuer_key")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<Vec<(String, Vec<u8>)>, _>>()?;
+    for (kid, sealed) in rows {
+        if let Some(renewed) = issuer_key::renewed(sealing, &kid, &sealed) {
+            transaction.execute("UPDATE issuer_key SET sealed = ?2 WHERE kid = ?1", params![kid, renewed])?;
+        }
+    }
+    transaction.commit()
 }
 
 /// Added to, never edited.
@@ -139,24 +158,12 @@ fn work(mut connection: Connection, mut queue: mpsc::Receiver<Job>) {
 impl AuditLog for SqliteStore {
     async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
         let append = move |connection: &mut Connection| {
-            let (records, mut bytes, mut tokens) = (
-                i64::try_from(group.len()).unwrap_or(i64::MAX),
-                Vec::with_capacity(group.len() * RECORD_BYTES),
-                Vec::new(),
-            );
-            let newest = group.iter().map(|record| record::milliseconds(record.time)).max().unwrap_or_default();
-            for record in group {
-                let first = record.issued.as_ref().filter(|issued| issued.first);
-                tokens.extend(first.map(|issued| issued.token_sha256));
-                record::encode(record, &mut bytes)?;
-            }
+            let Group { records, newest_ms, bytes, tokens } = Group::encode(group)?;
             let transaction = connection.transaction()?;
             let sql = "INSERT INTO audit (sequence, records, newest_ms, bytes)
                        SELECT coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1), ?1, ?2, ?3";
-            transaction.prepare_cached(sql)?.execute(params![records, newest, bytes])?;
+            transaction.prepare_cached(sql)?.execute(params![records, newest_ms, bytes])?;
             let sequence = transaction.last_insert_rowid();
-            tokens.sort_unstable();
-            tokens.dedup();
             for token in tokens {
                 let sql = "INSERT INTO audit_token (token_sha256, sequence) VALUES (?1, ?2)";
                 transaction.prepare_cached(sql)?.execute(params![token.as_slice(), sequence])?;
@@ -206,13 +213,13 @@ impl AuditLog for SqliteStore {
             // In pieces, so that exchanges are not held up; the primary key is in the order of time.
             let piece = move |connection: &mut Connection| {
                 let transaction = connection.transaction()?;
-                let sql = "SELECT max(sequence), sum(records) FROM
-                           (SELECT * FROM audit ORDER BY sequence LIMIT ?2) WHERE newest_ms < ?1";
-                let oldest =
-                    |row: &rusqlite::Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?));
-                let (last, records) = transaction.query_row(sql, params![before, PRUNE_PIECE], oldest)?;
-                for sql in ["DELETE FROM audit_token WHERE sequence <= ?1", "DELETE FROM audit WHERE sequence <= ?1"] {
-                    transaction.execute(sql, [last.unwrap_or(0)])?;
+                let old = "SELECT * FROM (SELECT * FROM audit ORDER BY sequence LIMIT ?2) WHERE newest_ms < ?1";
+                let sum = format!("SELECT sum(records) FROM ({old})");
+                let records: Option<i64> =
+                    transaction.query_row(&sum, params![before, PRUNE_PIECE], |row| row.get(0))?;
+                for table in ["audit_token", "audit"] {
+                    let delete = format!("DELETE FROM {table} WHERE sequence IN (SELECT sequence FROM ({old}))");
+                    transaction.execute(&delete, params![before, PRUNE_PIECE])?;
                 }
                 transaction.commit()?;
                 Ok(usize::try_from(records.unwrap_or(0)).unwrap_or(0))
@@ -237,13 +244,15 @@ impl KeyStore for SqliteStore {
         };
         let failed = |error: JobError| KeyStoreError { action: "read", source: Box::new(error) };
         let rows = self.run(read).await.map_err(failed)?;
-        rows.into_iter().map(|(kid, algorithm, sealed)| self.unseal(kid, &algorithm, &sealed).map_err(failed)).collect()
+        let unseal = |(kid, algorithm, sealed): (_, String, Vec<u8>)| {
+            issuer_key::unseal(&self.sealing, kid, &algorithm, &sealed).map_err(|error| failed(error.into()))
+        };
+        rows.into_iter().map(unseal).collect()
     }
 
     async fn add_first(&self, key: &StoredKey) -> Result<(), KeyStoreError> {
         let failed = |error: JobError| KeyStoreError { action: "kept", source: Box::new(error) };
-        let sealed = self.key.seal(&key.pkcs8, &row(&key.kid));
-        let sealed = sealed.map_err(|source| failed(JobError::Seal { kid: key.kid.clone(), source }))?;
+        let sealed = issuer_key::seal(&self.sealing, key).map_err(|error| failed(error.into()))?;
         let (kid, algorithm, created) =
             (key.kid.clone(), key.algorithm.as_str(), record::milliseconds(self.clock.now()));
         let add = move |connection: &mut Connection| {
@@ -256,113 +265,14 @@ impl KeyStore for SqliteStore {
     }
 }
 
-impl SqliteStore {
-    fn unseal(&self, kid: String, algorithm: &str, sealed: &[u8]) -> Result<StoredKey, JobError> {
-        let known = [Algorithm::Es256, Algorithm::Rs256].into_iter().find(|known| known.as_str() == algorithm);
-        let algorithm = known.ok_or_else(|| JobError::Algorithm(kid.clone()))?;
-        let pkcs8 = self.key.open(sealed, &row(&kid)).map_err(|source| JobError::Seal { kid: kid.clone(), source })?;
-        Ok(StoredKey { kid, algorithm, pkcs8 })
-    }
-}
-
-/// The identity of a key's row, which its ciphertext is bound to.
-fn row(kid: &str) -> String {
-    format!("issuer_key/{kid}")
-}
-
 /// Another process that backs the file up holds it for moments only.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 const PRUNE_PIECE: i64 = 500;
 
-/// An ordinary record, so that a group's buffer does not grow record by record.
-const RECORD_BYTES: usize = 700;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::{Issued, Outcome};
-    use crate::clock::ManualClock;
-    use crate::issuer::SigningKey;
-
-    fn open(path: &Path) -> SqliteStore {
-        open_with(path, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=")
-    }
-
-    fn open_with(path: &Path, key: &str) -> SqliteStore {
-        let key = SealingKey::from_base64(&crate::secret::Secret::new(key)).expect("a key");
-        SqliteStore::open(path, key, Arc::new(ManualClock::start())).expect("a store")
-    }
-
-    fn issued(first: bool) -> AuditRecord {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let issued = Issued {
-            token_sha256: [7; 32],
-            first,
-            scopes: "a b".to_owned(),
-            acts_as: "sa@p.iam.gserviceaccount.com".to_owned(),
-            issued_at: at(1_000),
-            expires_at: at(4_600),
-        };
-        AuditRecord { outcome: Outcome::Issued, issued: Some(issued), ..AuditRecord::for_test(9) }
-    }
-
-    #[tokio::test]
-    async fn records_survive_the_process_and_the_first_hand_out_of_a_token_is_found() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("carnet.db");
-        let store = open(&path);
-        store.append(vec![AuditRecord::for_test(1), issued(true), issued(false)]).await.expect("written");
-        drop(store);
-        let found = open(&path).find_issued(&[7; 32]).await.expect("read").expect("a hand-out");
-        assert_eq!((found.exchange_id, found.target.as_str()), (uuid::Uuid::from_u128(9), "t"));
-        assert_eq!(Some(found.issued), issued(true).issued);
-        assert_eq!(open(&path).find_issued(&[8; 32]).await.expect("read"), None);
-    }
-
-    #[tokio::test]
-    async fn records_past_their_retention_are_dropped_and_no_others() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = open(&folder.path().join("carnet.db"));
-        let at = |seconds| AuditRecord {
-            time: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
-            ..AuditRecord::for_test(1)
-        };
-        for seconds in 0..50 {
-            store.append(vec![at(seconds * 2), at(seconds * 2 + 1)]).await.expect("written");
-        }
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
-        assert_eq!(store.prune(now, Duration::from_secs(60)).await.expect("pruned"), 38);
-        assert_eq!(store.prune(now, Duration::from_secs(60)).await.expect("pruned"), 0);
-        // A clock that has jumped a year ahead.
-        let jumped = now + Duration::from_secs(365 * 86_400);
-        assert_eq!(store.prune(jumped, Duration::from_secs(60)).await.expect("pruned"), 0);
-    }
-
-    #[tokio::test]
-    async fn keys_come_back_whole_but_only_with_the_store_key() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("carnet.db");
-        let key = SigningKey::generate(Algorithm::Es256).expect("a key");
-        open(&path).add_first(&key).await.expect("kept");
-        let back = open(&path).keys().await.expect("read");
-        assert_eq!((back.len(), &back[0].kid, &back[0].pkcs8), (1, &key.kid, &key.pkcs8));
-        let bytes = std::fs::read(&path).expect("the file");
-        assert!(!bytes.windows(32).any(|window| window == &key.pkcs8[..32]), "the key lies in the file in clear");
-        let other = open_with(&path, "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
-        assert!(other.keys().await.is_err());
-    }
-
-    #[tokio::test]
-    async fn the_first_key_of_an_algorithm_stays_the_only_one_made_at_start() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("carnet.db");
-        let (one, other) = (open(&path), open(&path));
-        let keys = [(); 2].map(|()| SigningKey::generate(Algorithm::Es256).expect("a key"));
-        one.add_first(&keys[0]).await.expect("kept");
-        other.add_first(&keys[1]).await.expect("no error");
-        assert_eq!(other.keys().await.expect("read").len(), 1);
-    }
 
     #[test]
     fn a_file_is_for_its_owner_only_and_one_of_a_newer_version_is_left_alone() {

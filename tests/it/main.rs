@@ -1,6 +1,7 @@
 //! One binary for everything that needs the real application or the real stand-ins.
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod postgres;
 mod support;
 
 mod clouds;
@@ -10,5 +11,6 @@ mod exchange;
 mod grpc;
 mod lifecycle;
 mod oauth;
+mod store;
 mod subject;
 mod tls;
