@@ -25,7 +25,7 @@ use self::tls::{Protocols, Tls};
 use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, ListenAddress, TlsSettings};
-use crate::credential::{Clouds, Credentials};
+use crate::credential::{Clouds, Credentials, keep_swept};
 use crate::exchange::{Exchange, PLACES};
 use crate::grpc::{self, Health};
 use crate::http;
@@ -33,7 +33,7 @@ use crate::issuer::{Algorithm, Issuer, KeyError, KeyStore, LoadError, SigningKey
 use crate::oauth::{self, Http, Ready};
 use crate::policy::Policy;
 use crate::secret::{SealError, SealingKeys, sha256};
-use crate::store::{self, OpenError, Stores};
+use crate::store::{self, OpenError};
 use crate::subject::{EntraVerifier, KeyCache};
 use crate::telemetry;
 
@@ -89,7 +89,8 @@ impl App {
         // From the first call on, what the modules count is kept.
         telemetry::metrics();
         let outbound = http::Client::new(&config.outbound)?;
-        let stores = stores(&config, clock.clone()).await?;
+        let sealing = sealing(&config)?;
+        let stores = store::open(&config.store, sealing.clone(), clock.clone()).await?;
         let issuer = match &config.issuer {
             Some(settings) => Some(Arc::new(issuer(settings, &*stores.keys, clock.clone()).await?)),
             None => None,
@@ -97,12 +98,18 @@ impl App {
         let verifier = Arc::new(EntraVerifier::new(config.entra.clone(), outbound.clone(), clock.clone()));
         let keys = verifier.keys().clone();
         let clouds = Clouds::new(outbound, issuer.clone(), clock.clone());
+        let mut credentials = Credentials::new(Arc::new(clouds), clock.clone());
+        let mut background = JoinSet::new();
+        if let Some(shared) = stores.shared {
+            credentials = credentials.shared_through(shared.clone(), sealing);
+            background.spawn(keep_swept(shared));
+        }
         let (audit, audit_writer) = Audit::start(stores.audit);
         let policy = Arc::new(ArcSwap::from_pointee(config.policy));
         let exchange = Arc::new(Exchange {
             verifier,
             policy: policy.clone(),
-            credentials: Credentials::new(Arc::new(clouds), clock.clone()),
+            credentials,
             audit: audit.clone(),
             clock: clock.clone(),
             places: Arc::new(Semaphore::new(PLACES)),
@@ -111,7 +118,6 @@ impl App {
         let services = grpc::services(exchange.clone()).await?;
         let http_router = oauth::router(Http { exchange, issuer, ready: ready.clone(), clock: clock.clone() });
 
-        let mut background = JoinSet::new();
         let mut servers = Servers { tls: config.server.tls.as_ref(), background: &mut background };
         let (grpc_address, grpc) = servers.add("grpc", &config.server.grpc, services.routes, Speaks::Grpc).await?;
         let (http_address, http) = servers.add("http", &config.server.http, http_router, Speaks::Http).await?;
@@ -178,12 +184,11 @@ impl App {
     }
 }
 
-async fn stores(config: &Config, clock: Arc<dyn Clock>) -> Result<Stores, StartError> {
-    let sealing = match &config.store_key[..] {
+fn sealing(config: &Config) -> Result<Arc<SealingKeys>, SealError> {
+    Ok(Arc::new(match &config.store_key[..] {
         [] => SealingKeys::random()?,
         keys => SealingKeys::from_base64(keys)?,
-    };
-    Ok(store::open(&config.store, Arc::new(sealing), clock).await?)
+    }))
 }
 
 async fn issuer(settings: &IssuerSettings, store: &dyn KeyStore, clock: Arc<dyn Clock>) -> Result<Issuer, StartError> {
@@ -207,7 +212,7 @@ fn key_file(path: &Path) -> Result<SigningKey, StartError> {
 /// As [`App::start`]; `None` where the configuration has no issuer.
 pub async fn issuer_of(config: &Config, clock: Arc<dyn Clock>) -> Result<Option<Issuer>, StartError> {
     let Some(settings) = &config.issuer else { return Ok(None) };
-    let stores = stores(config, clock.clone()).await?;
+    let stores = store::open(&config.store, sealing(config)?, clock.clone()).await?;
     issuer(settings, &*stores.keys, clock).await.map(Some)
 }
 

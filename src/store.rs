@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use crate::audit::AuditLog;
 use crate::clock::Clock;
+use crate::credential::SharedCredentials;
 use crate::http;
 use crate::issuer::KeyStore;
 use crate::secret::{SealingKeys, Secret};
@@ -54,6 +55,8 @@ impl StoreSettings {
 pub struct Stores {
     pub audit: Arc<dyn AuditLog>,
     pub keys: Arc<dyn KeyStore>,
+    /// Where replicas leave credentials for each other; a broker on a file has none.
+    pub shared: Option<Arc<dyn SharedCredentials>>,
 }
 
 /// Opens the store, brings its schema up to date and seals anew what an older one of `sealing` had sealed.
@@ -68,11 +71,11 @@ pub async fn open(
     match settings {
         StoreSettings::Sqlite(path) => {
             let store = Arc::new(SqliteStore::open(path, sealing, clock)?);
-            Ok(Stores { audit: store.clone(), keys: store })
+            Ok(Stores { audit: store.clone(), keys: store, shared: None })
         }
         StoreSettings::Postgres(settings) => {
             let store = Arc::new(PostgresStore::open(settings, sealing, clock).await?);
-            Ok(Stores { audit: store.clone(), keys: store })
+            Ok(Stores { audit: store.clone(), keys: store.clone(), shared: Some(store) })
         }
     }
 }

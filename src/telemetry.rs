@@ -132,10 +132,11 @@ fn describe() {
 }
 
 /// Every counter, with its meaning. Labels are closed lists; no subject, tenant or target is one.
-pub const COUNTERS: [(&str, &str); 10] = [
+pub const COUNTERS: [(&str, &str); 11] = [
     ("carnet_exchanges_shed_total", "Exchanges that were turned away because too many were under way"),
     ("carnet_exchanges_total", "Exchanges by door, outcome and reason"),
     ("carnet_cache_lookups_total", "Look-ups by cache and outcome: hit, miss, joined a call under way, stale, failed"),
+    ("carnet_shared_credentials_total", "Mints by what the replicas' store said: found, minted here, away"),
     ("carnet_upstream_requests_total", "HTTP calls to the clouds by hop and outcome"),
     ("carnet_entra_key_fetches_total", "Fetches of Entra's signing keys by outcome"),
     ("carnet_audit_records_total", "Audit records by outcome and reason"),

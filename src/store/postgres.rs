@@ -3,6 +3,7 @@
 mod pool;
 mod schema;
 mod settings;
+mod shared;
 mod tls;
 
 pub use settings::{InvalidUrl, PostgresSettings};
@@ -23,10 +24,12 @@ use crate::http::ClientError;
 use crate::issuer::{KeyStore, KeyStoreError, StoredKey};
 use crate::secret::SealingKeys;
 
-/// Audit records and issuer keys in one database.
+/// Audit records, issuer keys and shared credentials in one database.
 #[derive(Debug)]
 pub struct PostgresStore {
     pool: Pool,
+    /// Connections of their own: a rush of new credentials does not hold the audit log up.
+    shared: Pool,
     sealing: Arc<SealingKeys>,
     clock: Arc<dyn Clock>,
 }
@@ -55,7 +58,8 @@ impl PostgresStore {
     ) -> Result<Self, OpenError> {
         let failed = |source: PostgresError| OpenError::Open { store: settings.to_string(), source: Box::new(source) };
         let pool = Pool::new(settings, CONNECTIONS).map_err(|error| failed(error.into()))?;
-        let store = Self { pool, sealing, clock };
+        let shared = pool.beside(SHARING_CONNECTIONS);
+        let store = Self { pool, shared, sealing, clock };
         let version = store.prepare().await.map_err(failed)?;
         if version > SCHEMA_VERSION {
             return Err(OpenError::Newer { store: settings.to_string(), found: version, known: SCHEMA_VERSION });
@@ -205,6 +209,7 @@ impl PostgresStore {
 
 /// For the audit log, which writes one group at a time, and whatever is read beside it.
 const CONNECTIONS: usize = 4;
+const SHARING_CONNECTIONS: usize = 8;
 
 /// Long enough to wait for another replica that is making the tables.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(70);

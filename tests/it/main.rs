@@ -11,6 +11,7 @@ mod exchange;
 mod grpc;
 mod lifecycle;
 mod oauth;
+mod replicas;
 mod store;
 mod subject;
 mod tls;

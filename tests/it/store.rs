@@ -229,6 +229,51 @@ async fn replicas_that_start_together_on_an_empty_database_make_its_tables_once(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn one_replica_at_a_time_has_the_lock_of_a_key_until_it_leaves_a_credential_or_its_time_is_up() {
+    with_database(async |database| {
+        let place = Place(database.url());
+        let shared = async || place.open().await.shared.expect("PostgreSQL shares");
+        let (one, other, key) = (shared().await, shared().await, [1; 32]);
+        let minute = Duration::from_secs(60);
+        let mut owners = Vec::new();
+        let locking = (1..=20).map(|owner| {
+            let (store, owner) = (if owner % 2 == 0 { &one } else { &other }, Uuid::from_u128(owner));
+            async move { (owner, store.lock(&key, owner, minute).await.expect("an answer")) }
+        });
+        owners.extend(futures_util::future::join_all(locking).await.into_iter().filter(|(_owner, has)| *has));
+        assert_eq!(owners.len(), 1, "{owners:?}");
+        let owner = owners[0].0;
+        one.unlock(&key, Uuid::nil()).await.expect("an answer");
+        assert!(!one.lock(&key, Uuid::nil(), minute).await.expect("an answer"), "it was a stranger's to end");
+
+        let now = SystemTime::now();
+        assert_eq!(other.find(&key).await.expect("an answer"), None);
+        one.put(&key, owner, vec![1, 2], now + minute).await.expect("kept");
+        assert_eq!(other.find(&key).await.expect("an answer"), Some(vec![1, 2]));
+        assert!(other.lock(&key, owner, Duration::ZERO).await.expect("an answer"), "the lock ended with the mint");
+        assert!(one.lock(&key, Uuid::nil(), minute).await.expect("an answer"), "its time is up");
+        one.put(&key, owner, vec![3], now + minute).await.expect("kept");
+        assert_eq!(other.find(&key).await.expect("an answer"), Some(vec![3]));
+        other.forget(&key).await.expect("forgotten");
+        assert_eq!(one.find(&key).await.expect("an answer"), None);
+
+        one.put(&key, owner, vec![4], now - minute).await.expect("kept");
+        one.put(&[2; 32], owner, vec![5], now + minute).await.expect("kept");
+        assert_eq!(one.find(&key).await.expect("an answer"), None, "it has expired");
+        one.sweep().await.expect("swept");
+        let left: i64 = database
+            .client()
+            .await
+            .query_one("SELECT count(*) FROM shared_credential", &[])
+            .await
+            .expect("a row")
+            .get(0);
+        assert_eq!(left, 1);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_store_whose_connections_are_cut_connects_anew() {
     with_database(async |database| {
         let store = Place(database.url()).open().await;

@@ -61,6 +61,12 @@ impl Pool {
         Ok(Self { config, tls, idle: Mutex::default(), places })
     }
 
+    /// Another pool to the same database.
+    pub fn beside(&self, connections: usize) -> Self {
+        let (config, tls, places) = (self.config.clone(), self.tls.clone(), Arc::new(Semaphore::new(connections)));
+        Self { config, tls, idle: Mutex::default(), places }
+    }
+
     /// Runs one statement, which is a transaction of its own, in one round trip.
     pub async fn query(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, StatementError> {
         in_time(DEADLINE, async {

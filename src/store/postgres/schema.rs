@@ -33,7 +33,8 @@ async fn version(transaction: &Transaction<'_>) -> Result<i64, Error> {
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7163952288194873)";
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 1] = ["
+const MIGRATIONS: [&str; 2] = [
+    "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
         sequence bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -55,6 +56,21 @@ const MIGRATIONS: [&str; 1] = ["
         created_ms bigint NOT NULL,
         sealed bytea NOT NULL
     );
-"];
+",
+    "
+    -- What replicas share can be minted anew: nothing of it is written ahead, and a crash of the server empties it.
+    CREATE UNLOGGED TABLE shared_credential (
+        key bytea PRIMARY KEY,
+        sealed bytea NOT NULL,
+        expires timestamptz NOT NULL
+    );
+    CREATE INDEX shared_credential_expires ON shared_credential (expires);
+    CREATE UNLOGGED TABLE mint_lock (
+        key bytea PRIMARY KEY,
+        owner bytea NOT NULL,
+        until timestamptz NOT NULL
+    );
+",
+];
 
 pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
