@@ -28,7 +28,7 @@ use self::tls::{Protocols, Tls};
 use crate::audit::Audit;
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, ListenAddress, TlsSettings};
-use crate::credential::{Clouds, Credentials};
+use crate::credential::{Clouds, Credentials, keep_swept};
 use crate::exchange::{Exchange, History, PLACES};
 use crate::grpc::{self, Doors, Health};
 use crate::http;
@@ -37,8 +37,8 @@ use crate::lease::{LeaseStoreError, Leases};
 use crate::oauth::{self, Http, Ready};
 use crate::operator::Operator;
 use crate::policy::Policy;
-use crate::secret::{SealError, SealingKey, sha256};
-use crate::store::{OpenError, SqliteStore};
+use crate::secret::{SealError, SealingKeys, sha256};
+use crate::store::{self, OpenError};
 use crate::subject::{EntraVerifier, KeyCache};
 use crate::telemetry;
 
@@ -88,29 +88,35 @@ impl App {
         // From the first call on, what the modules count is kept.
         telemetry::metrics();
         let outbound = http::Client::new(&config.outbound)?;
-        let sealing = config.store_key.as_ref().map_or_else(SealingKey::random, SealingKey::from_base64)?;
-        let store = Arc::new(SqliteStore::open(&config.store, sealing)?);
+        let sealing = sealing(&config)?;
+        let stores = store::open(&config.store, sealing.clone()).await?;
         let issuer_keys = match &config.issuer {
-            Some(settings) => Some(issuer_keys(settings, store.clone(), clock.clone()).await?),
+            Some(settings) => Some(issuer_keys(settings, stores.keys, clock.clone()).await?),
             None => None,
         };
         let issuer = issuer_keys.as_ref().map(|keys| keys.issuer().clone());
         let verifier = Arc::new(EntraVerifier::new(config.entra.clone(), outbound.clone(), clock.clone()));
         let keys = verifier.keys().clone();
         let clouds = Clouds::new(outbound, issuer.clone(), clock.clone());
-        let (audit, audit_writer) = Audit::start(store.clone());
+        let mut credentials = Credentials::new(Arc::new(clouds), clock.clone());
+        let mut background = JoinSet::new();
+        if let Some(shared) = stores.shared {
+            credentials = credentials.shared_through(shared.clone(), sealing);
+            background.spawn(keep_swept(shared));
+        }
+        let (audit, audit_writer) = Audit::start(stores.audit);
         let policy = Arc::new(ArcSwap::from_pointee(config.policy));
         let exchange = Arc::new(Exchange {
             verifier: verifier.clone(),
             policy: policy.clone(),
-            credentials: Credentials::new(Arc::new(clouds), clock.clone()),
-            history: History::new(store.clone()),
+            credentials,
+            history: History::new(stores.history),
             audit: audit.clone(),
             clock: clock.clone(),
             places: Arc::new(Semaphore::new(PLACES)),
         });
         let ready = Ready::default();
-        let leases = Leases::start(exchange.clone(), store, REFRESHES_PER_SECOND);
+        let leases = Leases::start(exchange.clone(), stores.leases, REFRESHES_PER_SECOND);
         leases.begin().await?;
         let operator = Operator {
             verifier,
@@ -134,7 +140,6 @@ impl App {
             clock: clock.clone(),
         });
 
-        let mut background = JoinSet::new();
         let mut servers = Servers { tls: config.server.tls.as_ref(), background: &mut background };
         let (grpc_address, grpc) = servers.add("grpc", &config.server.grpc, services.routes, Speaks::Grpc).await?;
         let (http_address, http) = servers.add("http", &config.server.http, http_router, Speaks::Http).await?;
@@ -213,6 +218,13 @@ impl App {
     }
 }
 
+fn sealing(config: &Config) -> Result<Arc<SealingKeys>, SealError> {
+    Ok(Arc::new(match &config.store_key[..] {
+        [] => SealingKeys::random()?,
+        keys => SealingKeys::from_base64(keys)?,
+    }))
+}
+
 async fn issuer_keys(
     settings: &IssuerSettings,
     store: Arc<dyn KeyStore>,
@@ -230,14 +242,10 @@ async fn issuer_keys(
 ///
 /// # Errors
 /// As [`App::start`]; `None` where the configuration has no issuer.
-pub fn key_source(config: &Config, clock: Arc<dyn Clock>) -> Result<Option<KeySource>, StartError> {
+pub async fn key_source(config: &Config, clock: Arc<dyn Clock>) -> Result<Option<KeySource>, StartError> {
     let Some(settings) = &config.issuer else { return Ok(None) };
-    if !settings.key_files.is_empty() {
-        return Ok(Some(KeySource::Files(settings.key_files.clone())));
-    }
-    let sealing = config.store_key.as_ref().map_or_else(SealingKey::random, SealingKey::from_base64)?;
-    let store = Arc::new(SqliteStore::open(&config.store, sealing)?);
-    Ok(Some(KeySource::Store(Rotation::new(store, settings.schedule, clock))))
+    let store = store::open(&config.store, sealing(config)?).await?;
+    Ok(Some(KeySource::Store(Rotation::new(store.keys, settings.schedule, clock))))
 }
 
 /// How one listener ends.

@@ -16,7 +16,8 @@ use self::source::Source;
 use crate::http::{self, Endpoint};
 use crate::issuer::Schedule;
 use crate::policy::{Mistake, Operators, Policy};
-use crate::secret::{SealingKey, Secret, sha256};
+use crate::secret::{SealingKeys, Secret, sha256};
+use crate::store::StoreSettings;
 use crate::subject;
 use crate::telemetry;
 
@@ -30,9 +31,9 @@ pub struct Config {
     pub policy: Policy,
     pub operators: Operators,
     pub outbound: http::Settings,
-    /// The SQLite file.
-    pub store: PathBuf,
-    pub store_key: Option<Secret>,
+    pub store: StoreSettings,
+    /// The first seals, all of them open; none: the store keeps no secrets.
+    pub store_key: Vec<Secret>,
     /// How long audit records are kept.
     pub retention: Duration,
     pub telemetry: telemetry::Settings,
@@ -122,9 +123,9 @@ impl Config {
     ) -> Option<Self> {
         let Document { server: s, entra: e, issuer: i, outbound: o, audit: a, telemetry: t, operators: p, .. } =
             &document;
-        let secret = document.store_key.as_ref().map(Secret::sha256);
-        let fixed =
-            sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {t:?} {p:?} {} {secret:?}", document.store).as_bytes());
+        let secrets: Vec<_> =
+            std::iter::once(&document.store).chain(&document.store_key.0).map(Secret::sha256).collect();
+        let fixed = sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {t:?} {p:?} {secrets:?}").as_bytes());
         let server = server(&document.server, mistakes);
         let entra = entra(&document.entra, mistakes);
         let issuer = issuer(document.issuer.as_ref(), mistakes);
@@ -134,22 +135,18 @@ impl Config {
             let message = format!("is missing: target {} is reached with the broker's own assertions", target.name);
             mistakes.push(Mistake { at: "issuer".to_owned(), message });
         }
-        if issuer.as_ref().is_some_and(|issuer| issuer.key_files.is_empty()) && document.store_key.is_none() {
-            let message =
-                "is missing: the issuer's keys are kept in the store. Make one with `openssl rand -base64 32`"
-                    .to_owned();
-            mistakes.push(Mistake { at: "store_key".to_owned(), message });
-        }
-        if let Some(Err(error)) = document.store_key.as_ref().map(SealingKey::from_base64) {
-            mistakes.push(Mistake { at: "store_key".to_owned(), message: error.to_string() });
-        }
+        let outbound = http::Settings { ca_file: document.outbound.ca_file };
+        let store = StoreSettings::parse(&document.store, &outbound);
+        let store =
+            store.map_err(|error| mistakes.push(Mistake { at: "store".to_owned(), message: error.to_string() }));
+        let keeps_keys = issuer.as_ref().is_some_and(|issuer| issuer.key_files.is_empty());
+        mistakes.extend(store_key(&document.store_key.0, keeps_keys, store.as_ref().ok()));
         let operators = Operators::compile(&document.operators, mistakes);
         if document.audit.retention.0 < SHORTEST_RETENTION {
             let message =
                 "is at least 2d: introspection and every question about yesterday need the records".to_owned();
             mistakes.push(Mistake { at: "audit.retention".to_owned(), message });
         }
-        let store = store(&document.store, mistakes);
         let policy = match targets {
             Some(targets) => Policy::compile(&document.rules, targets).map_err(|found| mistakes.extend(found)).ok(),
             None => {
@@ -165,9 +162,9 @@ impl Config {
             issuer,
             policy: policy?,
             operators,
-            outbound: http::Settings { ca_file: document.outbound.ca_file },
-            store: store?,
-            store_key: document.store_key,
+            outbound,
+            store: store.ok()?,
+            store_key: document.store_key.0,
             retention: document.audit.retention.0,
             telemetry: telemetry::Settings { otlp: document.telemetry.otlp, log: document.telemetry.log },
             fixed,
@@ -268,14 +265,23 @@ fn issuer(document: Option<&IssuerDocument>, mistakes: &mut Vec<Mistake>) -> Opt
     Some(IssuerSettings { url: document.url.clone(), key_files: document.key_files.clone(), schedule })
 }
 
-fn store(text: &str, mistakes: &mut Vec<Mistake>) -> Option<PathBuf> {
-    let message = match (text.strip_prefix("sqlite:"), text.starts_with("postgres")) {
-        (Some(path), _) if !path.is_empty() && !path.starts_with(':') => return Some(PathBuf::from(path)),
-        (_, true) => "this version keeps its store in one SQLite file: sqlite:PATH",
-        _ => "expected sqlite:PATH",
+fn store_key(keys: &[Secret], keeps_issuer_keys: bool, store: Option<&StoreSettings>) -> Vec<Mistake> {
+    let missing = match store {
+        _ if !keys.is_empty() => None,
+        _ if keeps_issuer_keys => Some("the issuer's keys are kept in the store"),
+        Some(StoreSettings::Postgres(_)) => Some("replicas share credentials through PostgreSQL, sealed with it"),
+        Some(StoreSettings::Sqlite(_)) | None => None,
     };
-    mistakes.push(Mistake { at: "store".to_owned(), message: message.to_owned() });
-    None
+    let missing = missing.map(|why| Mistake {
+        at: "store_key".to_owned(),
+        message: format!("is missing: {why}. Make one with `openssl rand -base64 32`"),
+    });
+    let wrong = keys.iter().enumerate().filter_map(|(index, key)| {
+        let error = SealingKeys::from_base64(std::slice::from_ref(key)).err()?;
+        let at = if keys.len() == 1 { "store_key".to_owned() } else { format!("store_key[{index}]") };
+        Some(Mistake { at, message: error.to_string() })
+    });
+    missing.into_iter().chain(wrong).collect()
 }
 
 /// Longer than any credential that is handed out.

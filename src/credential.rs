@@ -4,9 +4,13 @@ mod answer;
 mod azure;
 mod cache;
 mod google;
+mod shared;
 mod upstream;
 
 pub use cache::{Cache, Hit, Key};
+#[cfg(any(test, feature = "testing"))]
+pub use shared::FakeSharedCredentials;
+pub use shared::{SharedCredentials, SharedError, keep_swept};
 
 use std::fmt;
 use std::future::Future;
@@ -14,14 +18,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use self::shared::Shared;
 use crate::clock::Clock;
 use crate::http::Client;
 use crate::issuer::{Assertion, Issuer};
 use crate::policy::{Given, Grant};
 use crate::reason::Reason;
-use crate::secret::{FieldDigest, Secret};
+use crate::secret::{FieldDigest, SealingKeys, Secret};
 use crate::subject::SubjectToken;
 use crate::target::{Platform, Sharing, TokenType};
 
@@ -53,11 +59,19 @@ pub struct Credential {
     pub given: Given,
     /// Correlation ids that the cloud returned, for the audit record.
     pub upstream: Vec<(&'static str, String)>,
+    origin: Origin,
     handed_out: AtomicBool,
 }
 
+/// Who got a credential from its cloud.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    Here,
+    Replica,
+}
+
 /// As whom a credential acts.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum CloudIdentity {
     Google { principal: String, service_account: Option<String> },
     Azure { tenant: Uuid, client_id: Uuid },
@@ -83,8 +97,18 @@ impl Credential {
             identity,
             given,
             upstream: Vec::new(),
+            origin: Origin::Here,
             handed_out: AtomicBool::new(false),
         }
+    }
+
+    /// Where the cloud gave less than was asked for, asking again gives no more: half of its life is then enough.
+    fn covers(&self, least: Duration, now: SystemTime) -> bool {
+        let needed = match self.given {
+            Given::AsAsked => least,
+            Given::Less => least.min(self.expires_at.duration_since(self.issued_at).unwrap_or_default() / 2),
+        };
+        self.expires_at.duration_since(now).is_ok_and(|left| left >= needed && !left.is_zero())
     }
 
     /// Whether a hand-out of this token is on record: the first one is what introspection finds.
@@ -201,32 +225,55 @@ impl IssueError {
     }
 }
 
-/// The stage: asks the cache, and the cloud where the cache has nothing that will do.
+/// The stage: asks the cache, the other replicas where there are any, and the cloud where nobody has what will do.
 #[derive(Debug)]
 pub struct Credentials {
     cache: Arc<Cache>,
+    shared: Option<Arc<Shared>>,
     provider: Arc<dyn CredentialProvider>,
+    clock: Arc<dyn Clock>,
 }
 
 impl Credentials {
     pub fn new(provider: Arc<dyn CredentialProvider>, clock: Arc<dyn Clock>) -> Self {
-        Self { cache: Arc::new(Cache::new("credentials", clock)), provider }
+        Self { cache: Arc::new(Cache::new("credentials", clock.clone())), shared: None, provider, clock }
+    }
+
+    /// Mints once per cluster: what a cloud issues is left in `store`, sealed, for the other replicas.
+    pub fn shared_through(self, store: Arc<dyn SharedCredentials>, sealing: Arc<SealingKeys>) -> Self {
+        let shared = Shared::new(store, sealing, self.clock.clone());
+        Self { shared: Some(Arc::new(shared)), ..self }
     }
 
     /// A credential for `call.grant` with at least the life that its plan wants, as far as the cloud gives it.
     pub async fn credential(&self, call: Call) -> Result<Hit, IssueError> {
         let (key, least) = (key(&call), call.grant.plan().least);
-        self.cache.get(key, least, || self.mint(call)).await
+        let hit = self.cache.get(key, least, || self.mint(key, least, call)).await?;
+        let cached = hit.cached || hit.credential.origin == Origin::Replica;
+        Ok(Hit { cached, ..hit })
     }
 
-    /// Drops what is kept under `key`.
-    pub fn forget(&self, key: &Key) {
+    /// Drops what is kept under `key`, here and for the other replicas.
+    pub async fn forget(&self, key: &Key) {
         self.cache.forget(key);
+        if let Some(shared) = &self.shared {
+            shared.forget(key).await;
+        }
     }
 
-    fn mint(&self, call: Call) -> impl Future<Output = Result<Credential, IssueError>> + Send + use<> {
-        let provider = self.provider.clone();
-        async move { provider.issue(&call).await }
+    fn mint(
+        &self,
+        key: Key,
+        least: Duration,
+        call: Call,
+    ) -> impl Future<Output = Result<Credential, IssueError>> + Send + use<> {
+        let (provider, shared) = (self.provider.clone(), self.shared.clone());
+        async move {
+            match shared {
+                Some(shared) => shared.credential(&key, least, provider.issue(&call)).await,
+                None => provider.issue(&call).await,
+            }
+        }
     }
 }
 

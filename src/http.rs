@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::net::Ipv4Addr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -283,17 +283,24 @@ fn failure(error: reqwest::Error) -> HttpError {
 pub fn roots(settings: &Settings) -> Result<rustls::RootCertStore, ClientError> {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    let Some(path) = &settings.ca_file else { return Ok(roots) };
-    let unreadable = |source| ClientError::CaFile { path: path.clone(), source };
-    let extra =
-        CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
-    if extra.is_empty() {
-        return Err(ClientError::NoCertificate { path: path.clone() });
-    }
-    for certificate in extra {
-        roots.add(certificate).map_err(|source| ClientError::Certificate { path: path.clone(), source })?;
+    if let Some(path) = &settings.ca_file {
+        add_authorities(&mut roots, path)?;
     }
     Ok(roots)
+}
+
+/// Trusts the authorities of a PEM file, which holds one at least.
+pub fn add_authorities(roots: &mut rustls::RootCertStore, path: &Path) -> Result<(), ClientError> {
+    let unreadable = |source| ClientError::CaFile { path: path.to_owned(), source };
+    let found =
+        CertificateDer::pem_file_iter(path).map_err(unreadable)?.collect::<Result<Vec<_>, _>>().map_err(unreadable)?;
+    if found.is_empty() {
+        return Err(ClientError::NoCertificate { path: path.to_owned() });
+    }
+    for certificate in found {
+        roots.add(certificate).map_err(|source| ClientError::Certificate { path: path.to_owned(), source })?;
+    }
+    Ok(())
 }
 
 /// What the clouds' logs show as the caller.

@@ -309,7 +309,7 @@ impl Leases {
         let ended: Vec<Lease> =
             applied.into_iter().filter(|applied| applied.changed).filter_map(|applied| applied.lease).collect();
         for lease in &ended {
-            self.heard_of_end(lease.id);
+            self.heard_of_end(lease.id).await;
             if let (Some(name), Some(EndKind::Closed)) = (&lease.job.name, lease.end.as_ref().map(|end| end.kind)) {
                 self.exchange.history.changed(&lease.subject, name);
             }
@@ -346,9 +346,9 @@ impl Leases {
         Some(record)
     }
 
-    fn heard_of_end(&self, id: Uuid) {
+    async fn heard_of_end(&self, id: Uuid) {
         for key in self.ends.ended(id) {
-            self.exchange.credentials.forget(&key);
+            self.exchange.credentials.forget(&key).await;
         }
     }
 

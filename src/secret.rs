@@ -97,9 +97,12 @@ impl fmt::Debug for FieldDigest {
     }
 }
 
-/// Encrypts what the store keeps secret: AES-256-GCM, with the row's identity as associated data, so that a sealed
-/// value cannot be moved to another row.
-pub struct SealingKey(LessSafeKey);
+/// Encrypt what the store keeps secret: AES-256-GCM, with the row's identity as associated data, so that a sealed value
+/// cannot be moved to another row. The first key seals, all of them open: a key is replaced by putting a new one in front.
+pub struct SealingKeys {
+    first: LessSafeKey,
+    older: Vec<LessSafeKey>,
+}
 
 /// Why a sealed value cannot be made or opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -112,20 +115,22 @@ pub enum SealError {
     Random,
 }
 
-impl SealingKey {
-    /// `text`: 32 bytes in base64; blanks around it are ignored.
-    pub fn from_base64(text: &Secret) -> Result<Self, SealError> {
-        let bytes = Zeroizing::new(BASE64_STANDARD.decode(text.expose().trim()).map_err(|_not_base64| SealError::Key)?);
-        let key = UnboundKey::new(&AES_256_GCM, &bytes).map_err(|_wrong_length| SealError::Key)?;
-        Ok(Self(LessSafeKey::new(key)))
+impl SealingKeys {
+    /// Each text: 32 bytes in base64; blanks around it are ignored.
+    pub fn from_base64(texts: &[Secret]) -> Result<Self, SealError> {
+        let mut keys = texts.iter().map(|text| {
+            let bytes = BASE64_STANDARD.decode(text.expose().trim()).map_err(|_not_base64| SealError::Key)?;
+            sealing_key(&Zeroizing::new(bytes))
+        });
+        let first = keys.next().ok_or(SealError::Key)??;
+        Ok(Self { first, older: keys.collect::<Result<_, _>>()? })
     }
 
     /// A key of its own, for a store that ends with the process.
     pub fn random() -> Result<Self, SealError> {
         let mut bytes = Zeroizing::new([0; 32]);
         rand::fill(&mut bytes[..]).map_err(|_no_random| SealError::Random)?;
-        let key = UnboundKey::new(&AES_256_GCM, &bytes[..]).map_err(|_wrong_length| SealError::Key)?;
-        Ok(Self(LessSafeKey::new(key)))
+        Ok(Self { first: sealing_key(&bytes[..])?, older: Vec::new() })
     }
 
     /// The nonce, then the ciphertext with its tag.
@@ -133,24 +138,41 @@ impl SealingKey {
         let mut nonce = [0; NONCE_LEN];
         rand::fill(&mut nonce).map_err(|_no_random| SealError::Random)?;
         let mut sealed = plain.to_vec();
-        self.0
+        self.first
             .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(row.as_bytes()), &mut sealed)
             .map_err(|_too_long| SealError::Open)?;
         Ok([nonce.as_slice(), &sealed].concat())
     }
 
     pub fn open(&self, sealed: &[u8], row: &str) -> Result<Zeroizing<Vec<u8>>, SealError> {
-        let (nonce, rest) = sealed.split_at_checked(NONCE_LEN).ok_or(SealError::Open)?;
-        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_wrong_length| SealError::Open)?;
-        let mut rest = Zeroizing::new(rest.to_vec());
-        let opened = self.0.open_in_place(nonce, Aad::from(row.as_bytes()), &mut rest);
-        let length = opened.map_err(|_forged| SealError::Open)?.len();
-        rest.truncate(length);
-        Ok(rest)
+        let mut keys = std::iter::once(&self.first).chain(&self.older);
+        keys.find_map(|key| open_with(key, sealed, row).ok()).ok_or(SealError::Open)
+    }
+
+    /// The same value sealed with the first key, where an older one had sealed it.
+    pub fn renewed(&self, sealed: &[u8], row: &str) -> Result<Option<Vec<u8>>, SealError> {
+        match open_with(&self.first, sealed, row) {
+            Ok(_current) => Ok(None),
+            Err(_sealed_with_another) => self.seal(&self.open(sealed, row)?, row).map(Some),
+        }
     }
 }
 
-impl fmt::Debug for SealingKey {
+fn sealing_key(bytes: &[u8]) -> Result<LessSafeKey, SealError> {
+    UnboundKey::new(&AES_256_GCM, bytes).map(LessSafeKey::new).map_err(|_wrong_length| SealError::Key)
+}
+
+fn open_with(key: &LessSafeKey, sealed: &[u8], row: &str) -> Result<Zeroizing<Vec<u8>>, SealError> {
+    let (nonce, rest) = sealed.split_at_checked(NONCE_LEN).ok_or(SealError::Open)?;
+    let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_wrong_length| SealError::Open)?;
+    let mut rest = Zeroizing::new(rest.to_vec());
+    let opened = key.open_in_place(nonce, Aad::from(row.as_bytes()), &mut rest);
+    let length = opened.map_err(|_forged| SealError::Open)?.len();
+    rest.truncate(length);
+    Ok(rest)
+}
+
+impl fmt::Debug for SealingKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("[redacted]")
     }
@@ -162,7 +184,7 @@ mod tests {
 
     #[test]
     fn a_sealed_value_opens_only_with_its_key_on_its_row() {
-        let (key, other) = (SealingKey::random().expect("a key"), SealingKey::random().expect("a key"));
+        let (key, other) = (SealingKeys::random().expect("a key"), SealingKeys::random().expect("a key"));
         let sealed = key.seal(b"private", "row-1").expect("sealed");
         assert_eq!(key.open(&sealed, "row-1").expect("opened").as_slice(), b"private");
         assert_eq!(key.open(&sealed, "row-2").unwrap_err(), SealError::Open);
@@ -175,11 +197,31 @@ mod tests {
 
     #[test]
     fn a_store_key_has_32_bytes() {
-        let key = |text: &str| SealingKey::from_base64(&Secret::new(text)).map(|_key| ());
-        assert_eq!(key("AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n"), Ok(()));
+        const GOOD: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=\n";
+        let keys = |texts: &[&str]| {
+            SealingKeys::from_base64(&texts.iter().map(|text| Secret::new(*text)).collect::<Vec<_>>()).map(|_keys| ())
+        };
+        assert_eq!(keys(&[GOOD]), Ok(()));
+        assert_eq!(keys(&[]), Err(SealError::Key));
         for broken in ["", "short", "AAAA", "not base64!"] {
-            assert_eq!(key(broken), Err(SealError::Key), "{broken}");
+            assert_eq!(keys(&[broken]), Err(SealError::Key), "{broken}");
+            assert_eq!(keys(&[GOOD, broken]), Err(SealError::Key), "{broken}");
         }
+    }
+
+    #[test]
+    fn a_new_key_in_front_seals_and_the_older_one_still_opens() {
+        let texts = ["AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA="]
+            .map(Secret::new);
+        let keys = |texts: &[Secret]| SealingKeys::from_base64(texts).expect("keys");
+        let (new, old, both) = (keys(&texts[..1]), keys(&texts[1..]), keys(&texts));
+        let sealed = old.seal(b"private", "row").expect("sealed");
+        assert_eq!(both.open(&sealed, "row").expect("opened").as_slice(), b"private");
+        assert_eq!(old.renewed(&sealed, "row"), Ok(None));
+        let renewed = both.renewed(&sealed, "row").expect("opened").expect("sealed anew");
+        assert_eq!(new.open(&renewed, "row").expect("opened").as_slice(), b"private");
+        assert_eq!(both.renewed(&renewed, "row"), Ok(None));
+        assert_eq!(new.renewed(&sealed, "row"), Err(SealError::Open));
     }
 
     #[test]

@@ -1,18 +1,93 @@
-//! What outlives the process: audit records, leases and the issuer's keys.
+//! What outlives the process: audit records, leases and the issuer's keys, in one SQLite file or, for replicas, in
+//! PostgreSQL.
 
+mod issuer_key;
 mod lease;
+mod postgres;
 mod record;
 mod sqlite;
 
+pub use postgres::{InvalidUrl, PostgresSettings, PostgresStore};
 pub use sqlite::SqliteStore;
 
 use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::audit::AuditLog;
+use crate::credential::SharedCredentials;
+use crate::exchange::RunHistory;
+use crate::http;
+use crate::issuer::KeyStore;
+use crate::lease::LeaseStore;
+use crate::secret::{SealingKeys, Secret};
+
+/// Where the store is.
+#[derive(Debug, Clone)]
+pub enum StoreSettings {
+    /// One file, of one broker.
+    Sqlite(PathBuf),
+    /// One database, of any number of replicas.
+    Postgres(Box<PostgresSettings>),
+}
+
+/// Why a text is no store.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidStore {
+    #[error("expected sqlite:PATH or postgres://USER@HOST/DATABASE")]
+    Kind,
+    #[error(transparent)]
+    Postgres(#[from] InvalidUrl),
+}
+
+impl StoreSettings {
+    /// `outbound`: authorities that a server's certificate may be signed by.
+    pub fn parse(text: &Secret, outbound: &http::Settings) -> Result<Self, InvalidStore> {
+        let path = text.expose().strip_prefix("sqlite:").filter(|path| !path.is_empty() && !path.starts_with(':'));
+        if let Some(path) = path {
+            return Ok(Self::Sqlite(PathBuf::from(path)));
+        }
+        if ["postgres://", "postgresql://"].iter().any(|scheme| text.expose().starts_with(scheme)) {
+            return Ok(Self::Postgres(Box::new(PostgresSettings::parse(text, outbound)?)));
+        }
+        Err(InvalidStore::Kind)
+    }
+}
+
+/// One store as the ports that it fulfils.
+#[derive(Debug, Clone)]
+pub struct Stores {
+    pub audit: Arc<dyn AuditLog>,
+    pub keys: Arc<dyn KeyStore>,
+    pub leases: Arc<dyn LeaseStore>,
+    pub history: Arc<dyn RunHistory>,
+    /// Where replicas leave credentials for each other; a broker on a file has none.
+    pub shared: Option<Arc<dyn SharedCredentials>>,
+}
+
+/// Opens the store, brings its schema up to date and seals anew what an older one of `sealing` had sealed.
+///
+/// # Errors
+/// [`OpenError`] names the store, without its password.
+pub async fn open(settings: &StoreSettings, sealing: Arc<SealingKeys>) -> Result<Stores, OpenError> {
+    match settings {
+        StoreSettings::Sqlite(path) => {
+            let store = Arc::new(SqliteStore::open(path, sealing)?);
+            let (audit, keys, leases) = (store.clone(), store.clone(), store.clone());
+            Ok(Stores { audit, keys, leases, history: store, shared: None })
+        }
+        StoreSettings::Postgres(settings) => {
+            let store = Arc::new(PostgresStore::open(settings, sealing).await?);
+            let (audit, keys, leases, history) = (store.clone(), store.clone(), store.clone(), store.clone());
+            Ok(Stores { audit, keys, leases, history, shared: Some(store) })
+        }
+    }
+}
 
 /// Why a store cannot be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    #[error("cannot open the store {path}")]
-    Open { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
-    #[error("the store {path} has schema version {found}, this program knows {known}: use a newer carnet")]
-    Newer { path: PathBuf, found: i64, known: i64 },
+    #[error("cannot open the store {store}")]
+    Open { store: String, source: Box<dyn std::error::Error + Send + Sync> },
+    #[error("the store {store} has schema version {found}, this program knows {known}: use a newer carnet")]
+    Newer { store: String, found: i64, known: i64 },
 }

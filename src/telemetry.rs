@@ -132,10 +132,11 @@ fn describe() {
 }
 
 /// Every counter, with its meaning. Labels are closed lists; no subject, tenant or target is one.
-pub const COUNTERS: [(&str, &str); 11] = [
+pub const COUNTERS: [(&str, &str); 13] = [
     ("carnet_exchanges_shed_total", "Exchanges that were turned away because too many were under way"),
     ("carnet_exchanges_total", "Exchanges by door, outcome and reason"),
     ("carnet_cache_lookups_total", "Look-ups by cache and outcome: hit, miss, joined a call under way, stale, failed"),
+    ("carnet_shared_credentials_total", "Mints by what the replicas' store said: found, minted here, away"),
     ("carnet_upstream_requests_total", "HTTP calls to the clouds by hop and outcome"),
     ("carnet_entra_key_fetches_total", "Fetches of Entra's signing keys by outcome"),
     ("carnet_issuer_key_reloads_total", "Reloads of the issuer's keys by outcome"),
@@ -143,10 +144,14 @@ pub const COUNTERS: [(&str, &str); 11] = [
     ("carnet_audit_write_failures_total", "Groups of audit records that could not be written"),
     ("carnet_policy_reloads_total", "Reloads of the configuration file by outcome"),
     ("carnet_tls_reloads_total", "Reloads of the server certificate by outcome"),
+    (
+        "carnet_lease_calls_total",
+        "What was done with leases, by action: open, beat, extend, credentials, watch, close, expire, revoke",
+    ),
     ("carnet_connections_refused_total", "Connections that were not served, by reason"),
 ];
 
-pub const GAUGES: [(&str, &str); 7] = [
+pub const GAUGES: [(&str, &str); 8] = [
     ("carnet_policy_stale", "1 while the configuration file cannot be loaded and old rules are in force"),
     (
         "carnet_issuer_key_age_seconds",
@@ -156,6 +161,7 @@ pub const GAUGES: [(&str, &str); 7] = [
     ("carnet_cache_entries", "Entries by cache"),
     ("carnet_cache_bytes", "Weight in bytes by cache"),
     ("carnet_connections", "Open connections by listener"),
+    ("carnet_watches", "Watches of leases that are open at this replica"),
     ("carnet_ready", "1 while the broker is ready"),
 ];
 

@@ -68,12 +68,12 @@ impl Issuer {
         let clock = Arc::new(SystemClock);
         match self {
             Self::Jwks { file } => {
-                let (settings, source) = file.open(clock.clone())?;
+                let (settings, source) = file.open(clock.clone()).await?;
                 let issuer = OidcIssuer::new(settings.url, source.load().await?, clock);
                 print(serde_json::to_string_pretty(&issuer.jwks())?);
             }
             Self::Keys { file, output } => {
-                let (_settings, source) = file.open(clock.clone())?;
+                let (_settings, source) = file.open(clock.clone()).await?;
                 let keys = source.status(&*clock).await?;
                 match output {
                     Output::Table => print(table(&keys)),
@@ -84,7 +84,7 @@ impl Issuer {
                 }
             }
             Self::Rotate { file, algorithm, now } => {
-                let (_settings, source) = file.open(clock)?;
+                let (_settings, source) = file.open(clock).await?;
                 let KeySource::Store(rotation) = source else { bail!(ROTATED_BY_FILES) };
                 let algorithms = match algorithm {
                     Some(AlgorithmName::Es256) => vec![Algorithm::Es256],
@@ -99,9 +99,9 @@ impl Issuer {
 }
 
 impl File {
-    fn open(&self, clock: Arc<dyn Clock>) -> anyhow::Result<(IssuerSettings, KeySource)> {
+    async fn open(&self, clock: Arc<dyn Clock>) -> anyhow::Result<(IssuerSettings, KeySource)> {
         let config = Config::load(&self.config)?;
-        let source = app::key_source(&config, clock)?;
+        let source = app::key_source(&config, clock).await?;
         config.issuer.zip(source).context("the configuration has no `issuer`")
     }
 }

@@ -1,10 +1,12 @@
 //! The configuration file's form: sections as they are written, before anything is checked against anything else.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
+use serde::de::{Deserializer, SeqAccess, Visitor};
 
 use crate::http::Endpoint;
 use crate::policy::{OperatorDocument, RuleDocument};
@@ -29,16 +31,59 @@ pub(super) struct Document {
     pub operators: Vec<OperatorDocument>,
     #[serde(default)]
     pub outbound: OutboundDocument,
-    /// `sqlite:PATH`
+    /// `sqlite:PATH`, or `postgres://USER@HOST/DATABASE` for several replicas
     #[serde(default = "default_store")]
-    pub store: String,
-    /// 32 bytes in base64: encrypts what the store keeps secret.
-    #[schemars(with = "Option<String>")]
-    pub store_key: Option<Secret>,
+    #[schemars(with = "String")]
+    pub store: Secret,
+    /// 32 bytes in base64: encrypts what the store keeps secret. Of a list, the first seals and all of them open.
+    #[serde(default)]
+    #[schemars(with = "OneOrMany")]
+    pub store_key: StoreKeys,
     #[serde(default)]
     pub audit: AuditDocument,
     #[serde(default)]
     pub telemetry: TelemetryDocument,
+}
+
+/// One text or a list of them.
+#[derive(Debug, Default)]
+pub(super) struct StoreKeys(pub Vec<Secret>);
+
+/// The same for the schema.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "describes; is never made")]
+enum OneOrMany {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl<'de> Deserialize<'de> for StoreKeys {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Keys;
+
+        impl<'de> Visitor<'de> for Keys {
+            type Value = StoreKeys;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a key or a list of keys")
+            }
+
+            fn visit_str<E>(self, text: &str) -> Result<StoreKeys, E> {
+                Ok(StoreKeys(vec![Secret::new(text)]))
+            }
+
+            fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<StoreKeys, A::Error> {
+                let mut keys = Vec::new();
+                while let Some(key) = list.next_element()? {
+                    keys.push(key);
+                }
+                Ok(StoreKeys(keys))
+            }
+        }
+
+        deserializer.deserialize_any(Keys)
+    }
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -224,6 +269,6 @@ defaults! {
     default_google_lifetime: Span = seconds(3600);
     default_sts: Endpoint = literal("https://sts.googleapis.com");
     default_iam_credentials: Endpoint = literal("https://iamcredentials.googleapis.com");
-    default_store: String = "sqlite:carnet.db".to_owned();
+    default_store: Secret = Secret::new("sqlite:carnet.db");
     default_retention: Span = seconds(90 * 86_400);
 }

@@ -263,23 +263,46 @@ impl Reading<'_> {
     fn text(&mut self, text: String, at: &str, line: u64) -> String {
         let whole =
             text.strip_prefix("${").and_then(|rest| rest.strip_suffix('}')).filter(|inner| !inner.contains("${"));
-        let found = match whole.map(|reference| reference.split_once(':')) {
+        let found = match whole {
             None if !text.contains("${") => return text,
+            None if DATABASE_URLS.iter().any(|scheme| text.starts_with(scheme)) => self.within_url(&text),
             None => Err("a reference such as ${env:NAME} stands alone: it is no part of a longer text".to_owned()),
-            Some(Some(("env", name))) => {
-                (self.environment)(name).ok_or_else(|| format!("the environment has no {name}"))
-            }
-            Some(Some(("file", path))) => match read(Path::new(path)) {
-                Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
-                Err(message) => Err(format!("{path} {message}")),
-            },
-            Some(_) => Err("a value from outside is ${env:NAME} or ${file:PATH}".to_owned()),
+            Some(reference) => self.outside(reference),
         };
         self.outside.insert(at.to_owned());
         found.unwrap_or_else(|message| {
             self.faults.push(Fault { line: Some(line), at: at.to_owned(), message });
             String::new()
         })
+    }
+
+    /// What `env:NAME` or `file:PATH` stands for.
+    fn outside(&self, reference: &str) -> Result<String, String> {
+        match reference.split_once(':') {
+            Some(("env", name)) => (self.environment)(name).ok_or_else(|| format!("the environment has no {name}")),
+            Some(("file", path)) => match read(Path::new(path)) {
+                Ok(text) => Ok(text.trim_end_matches(['\r', '\n']).to_owned()),
+                Err(message) => Err(format!("{path} {message}")),
+            },
+            _ => Err("a value from outside is ${env:NAME} or ${file:PATH}".to_owned()),
+        }
+    }
+
+    /// The URL with its references replaced, escaped: a password may hold what would end it in a URL.
+    fn within_url(&self, text: &str) -> Result<String, String> {
+        let mut parts = text.split("${");
+        let mut url = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let (reference, rest) = part.split_once('}').ok_or("a reference ends with `}`")?;
+            for byte in self.outside(reference)?.bytes() {
+                match byte {
+                    b'0'..=b'9' | b'A'..=b'Z' | b'a'..=b'z' | b'-' | b'.' | b'_' | b'~' => url.push(char::from(byte)),
+                    _ => url.push_str(&format!("%{byte:02X}")),
+                }
+            }
+            url.push_str(rest);
+        }
+        Ok(url)
     }
 }
 
@@ -355,6 +378,9 @@ impl<'de> Deserialize<'de> for Node {
         deserializer.deserialize_any(Any)
     }
 }
+
+/// The one kind of text that a reference may be a part of: a database's URL has a place for its password.
+const DATABASE_URLS: [&str; 2] = ["postgres://", "postgresql://"];
 
 /// A hundred times any real configuration.
 const MAX_BYTES: u64 = 4 * 1024 * 1024;

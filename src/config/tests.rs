@@ -163,14 +163,14 @@ fn mistakes_between_sections_are_reported_together_with_their_lines() {
             .replace("targets: [vertex-training, azure-ml]", "targets: [vertex-trainin, azure-ml]")
             .replace("max_lifetime: 1h\n      sts", "max_lifetime: 13h\n      sts")
             .replace("https://ml.azure.com/.default", "https://ml.azure.com/")
-            .replace("store: sqlite:carnet.db", "store: postgres://db"),
+            .replace("store: sqlite:carnet.db", "store: postgres://db.example.com/carnet?sslmode=disable"),
     );
     assert_eq!(found.len(), 4, "{found:#?}");
     assert!(found[0].starts_with("line 3: server.grpc: is not loopback"), "{found:#?}");
     assert!(found.iter().any(|fault| fault.contains("targets.vertex-training.google.max_lifetime")), "{found:#?}");
     assert!(found.iter().any(|fault| fault.contains("targets.azure-ml.azure.scopes")), "{found:#?}");
     assert!(
-        found.iter().any(|fault| fault.contains("store: this version keeps its store in one SQLite file")),
+        found.iter().any(|fault| fault.contains("store: sslmode is disable, but the host is not loopback")),
         "{found:#?}"
     );
 }
@@ -222,6 +222,48 @@ store_key: ${env:ABSENT}
 fn a_reference_inside_a_longer_text_is_refused_rather_than_taken_literally() {
     let found = faults(&format!("{MINIMAL}store: sqlite:/data/${{env:NAME}}.db\n"));
     assert!(found[0].contains("stands alone"), "{found:#?}");
+}
+
+#[test]
+fn a_password_from_outside_stands_inside_the_url_of_a_database_escaped_and_unseen() {
+    let environment = |name: &str| match name {
+        "PASSWORD" => Some("p@ss/w?rd:100%".to_owned()),
+        _ => environment(name),
+    };
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("carnet.yaml");
+    let load = |store: &str| {
+        std::fs::write(&path, format!("{MINIMAL}store: {store}\nstore_key: ${{env:STORE_KEY}}\n")).expect("written");
+        Config::load_with(&path, &environment).map(|config| config.store)
+    };
+    let store =
+        load("postgres://carnet:${env:PASSWORD}@db.example.com/carnet").unwrap_or_else(|error| panic!("{error}"));
+    let StoreSettings::Postgres(settings) = &store else { panic!("{store:?}") };
+    assert_eq!(settings.to_string(), "postgres://carnet@db.example.com:5432/carnet");
+    assert!(!format!("{store:?}").contains("100%"));
+    let faults = load("postgresql://carnet:${env:ABSENT}@db/carnet").expect_err("absent").faults;
+    assert_eq!(faults[0].to_string(), "line 5: store: the environment has no ABSENT");
+    let faults = load("postgresql://carnet:${env:PASSWORD@db/carnet").expect_err("no end").faults;
+    assert_eq!(faults[0].to_string(), "line 5: store: a reference ends with `}`");
+    let faults = load("postgresql://carnet:${env:PASSWORD}@db/carnet?sslmode=disable").expect_err("in clear").faults;
+    assert!(faults[0].message.starts_with("sslmode") && !faults[0].message.contains("ss%2F"), "{faults:#?}");
+}
+
+#[test]
+fn a_store_key_is_one_text_or_a_list_and_each_is_checked() {
+    let keys = |text: &str| load(&format!("{MINIMAL}store_key: {text}\n")).map(|config| config.store_key.len());
+    assert_eq!(keys("${env:STORE_KEY}").expect("one"), 1);
+    assert_eq!(keys("['${env:STORE_KEY}', AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=]").expect("two"), 2);
+    let wrong = |text: &str| faults(&format!("{MINIMAL}store_key: {text}\n"));
+    assert!(wrong("['${env:STORE_KEY}', AAAA]")[0].starts_with("line 5: store_key[1]: a store key is 32 bytes"));
+    assert!(wrong("AAAA")[0].starts_with("line 5: store_key: a store key is 32 bytes"));
+    assert!(wrong("7")[0].contains("a key or a list of keys"), "{:?}", wrong("7"));
+}
+
+#[test]
+fn replicas_need_a_store_key() {
+    let found = faults(&format!("{MINIMAL}store: postgres://carnet@db.example.com/carnet\n"));
+    assert!(found[0].contains("store_key: is missing: replicas share credentials"), "{found:#?}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use tracing::Instrument as _;
 
 use super::{Credential, Hop, IssueError};
 use crate::clock::Clock;
-use crate::policy::{FLOOR, Given, refresh_in};
+use crate::policy::{FLOOR, refresh_in};
 
 /// A digest of everything that tells two credentials apart.
 pub type Key = [u8; 32];
@@ -77,7 +77,7 @@ impl Cache {
         let now = self.clock.now();
         let entry = self.entries.get(&key);
         if let Some(entry) = &entry
-            && entry.covers(least, now)
+            && entry.credential.covers(least, now)
         {
             if now >= entry.refresh_at && self.failure(&key, now).is_none() {
                 // Runs by itself; nobody waits for it.
@@ -188,19 +188,6 @@ impl fmt::Debug for Cache {
 }
 
 impl Entry {
-    /// Where the cloud gave less than was asked for, asking again gives no more: half of its life is then enough.
-    fn covers(&self, least: Duration, now: SystemTime) -> bool {
-        let credential = &self.credential;
-        let needed = match credential.given {
-            Given::AsAsked => least,
-            Given::Less => {
-                let life = credential.expires_at.duration_since(credential.issued_at).unwrap_or_default();
-                least.min(life / 2)
-            }
-        };
-        credential.expires_at.duration_since(now).is_ok_and(|left| left >= needed && !left.is_zero())
-    }
-
     fn is_live(&self, now: SystemTime) -> bool {
         self.credential.expires_at.duration_since(now).is_ok_and(|left| left > LEAST_STALE)
     }

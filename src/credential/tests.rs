@@ -11,7 +11,7 @@ use crate::target::{GoogleSubjectToken, Job, Target};
 
 /// Everything that a call's key must tell apart, each field with a value that can be changed.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Shape {
+pub(super) struct Shape {
     target: String,
     revision: u8,
     rule: String,
@@ -26,7 +26,7 @@ struct Shape {
     attribute: String,
 }
 
-fn shape() -> Shape {
+pub(super) fn shape() -> Shape {
     Shape {
         target: "t".to_owned(),
         revision: 1,
@@ -43,7 +43,7 @@ fn shape() -> Shape {
     }
 }
 
-fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims: &[(&str, serde_json::Value)]) -> Call {
+pub(super) fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims: &[(&str, serde_json::Value)]) -> Call {
     let clock = ManualClock::start();
     let limit = format!("{}m", 60 + u32::from(shape.rule_limit));
     let rules: Vec<RuleDocument> = serde_json::from_value(json!([{
@@ -85,6 +85,10 @@ fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims: &[(&str, s
         subject_token: Some(SubjectToken::new(Secret::new("x.y.z")).expect("a token")),
         exchange_id: Uuid::now_v7(),
     }
+}
+
+pub(super) fn call_of_another_object() -> Call {
+    call(&Shape { object: 9, ..shape() }, |target| target, &[])
 }
 
 fn key_of(shape: &Shape) -> Key {

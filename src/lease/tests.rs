@@ -231,7 +231,7 @@ async fn an_operator_ends_every_lease_that_matches_and_their_credentials_are_for
     assert!(world.leases.beat(&opened[2].lease_token).await.is_ok());
     let again = world.leases.open(opening("good", &["t"], None)).await.expect("a lease");
     assert!(again.credentials[0].cached, "the other replica's cache has not heard yet");
-    world.leases.heard_of_end(opened[0].lease.id);
+    world.leases.heard_of_end(opened[0].lease.id).await;
     let fresh = world.leases.open(opening("good", &["t"], None)).await.expect("a lease");
     assert!(!fresh.credentials[0].cached);
     let revoked: Vec<String> = world

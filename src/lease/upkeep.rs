@@ -76,7 +76,9 @@ impl Leases {
             // Ends become visible a moment after their time.
             if let Ok(ended) = self.store.ended_within(heard.elapsed() + OVERLAP).await {
                 heard = asked;
-                ended.into_iter().for_each(|lease| self.heard_of_end(lease));
+                for lease in ended {
+                    self.heard_of_end(lease).await;
+                }
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::clock::{from_unix_milliseconds, unix_milliseconds};
 use crate::exchange::TargetRequest;
 use crate::lease::{End, EndKind, Lease};
 use crate::proto;
-use crate::secret::{SealError, SealingKey};
+use crate::secret::{SealError, SealingKeys};
 use crate::target::Job;
 
 /// The narrow row, which every heartbeat writes anew. Times are milliseconds since 1970.
@@ -33,7 +33,7 @@ pub(super) struct LeaseRow {
 
 /// Why a row is no lease.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum RowError {
+pub(super) enum LeaseRowError {
     #[error("the lease's targets and job cannot be read")]
     Details(#[from] prost::DecodeError),
     #[error("the digest of a lease token has 32 bytes")]
@@ -63,7 +63,7 @@ impl LeaseRow {
         }
     }
 
-    pub fn lease(self) -> Result<Lease, RowError> {
+    pub fn lease(self) -> Result<Lease, LeaseRowError> {
         let details = proto::OpenLeaseRequest::decode(self.details.as_slice())?;
         let job = details.job.unwrap_or_default();
         let some = |text: String| (!text.is_empty()).then_some(text);
@@ -76,14 +76,15 @@ impl LeaseRow {
         };
         let end = match (self.end_kind, self.ended_ms) {
             (Some(kind), Some(ended)) => {
-                let kind = EndKind::ALL.into_iter().find(|known| known.as_str() == kind).ok_or(RowError::EndKind)?;
+                let kind =
+                    EndKind::ALL.into_iter().find(|known| known.as_str() == kind).ok_or(LeaseRowError::EndKind)?;
                 Some(End { kind, at: from_unix_milliseconds(ended), reason: self.end_reason.unwrap_or_default() })
             }
             _ => None,
         };
         Ok(Lease {
             id: self.id,
-            token_sha256: self.token_sha256.try_into().map_err(|_other_length| RowError::Digest)?,
+            token_sha256: self.token_sha256.try_into().map_err(|_other_length| LeaseRowError::Digest)?,
             subject: self.subject,
             job: Arc::new(job),
             targets: details.targets.into_iter().map(target).collect(),
@@ -132,12 +133,12 @@ fn target(message: proto::TargetRequest) -> TargetRequest {
 }
 
 /// Who opened the lease, sealed for its row.
-pub(super) fn seal(key: &SealingKey, id: Uuid, identity: &[u8]) -> Result<Vec<u8>, SealError> {
-    key.seal(identity, &row(id))
+pub(super) fn seal(key: &SealingKeys, id: Uuid, identity: &[u8]) -> Result<Vec<u8>, LeaseRowError> {
+    key.seal(identity, &row(id)).map_err(|source| LeaseRowError::Identity { id, source })
 }
 
-pub(super) fn unseal(key: &SealingKey, id: Uuid, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, RowError> {
-    key.open(sealed, &row(id)).map_err(|source| RowError::Identity { id, source })
+pub(super) fn unseal(key: &SealingKeys, id: Uuid, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, LeaseRowError> {
+    key.open(sealed, &row(id)).map_err(|source| LeaseRowError::Identity { id, source })
 }
 
 fn row(id: Uuid) -> String {

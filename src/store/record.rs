@@ -14,8 +14,37 @@ use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::proto;
 use crate::reason::Reason;
 
+/// The records that are committed together, as one row.
+pub(super) struct Group {
+    pub records: i64,
+    pub newest_ms: i64,
+    /// Each record with its length before it.
+    pub bytes: Vec<u8>,
+    /// Tokens that leave for the first time, each once.
+    pub tokens: Vec<[u8; 32]>,
+}
+
+impl Group {
+    pub fn encode(records: Vec<AuditRecord>) -> Result<Self, prost::EncodeError> {
+        let mut group = Self {
+            records: i64::try_from(records.len()).unwrap_or(i64::MAX),
+            newest_ms: records.iter().map(|record| milliseconds(record.time)).max().unwrap_or_default(),
+            bytes: Vec::with_capacity(records.len() * RECORD_BYTES),
+            tokens: Vec::new(),
+        };
+        for record in records {
+            let first = record.issued.as_ref().filter(|issued| issued.first);
+            group.tokens.extend(first.map(|issued| issued.token_sha256));
+            encode(record, &mut group.bytes)?;
+        }
+        group.tokens.sort_unstable();
+        group.tokens.dedup();
+        Ok(group)
+    }
+}
+
 /// Appends `record` to a group, its length before it.
-pub(super) fn encode(record: AuditRecord, group: &mut Vec<u8>) -> Result<(), prost::EncodeError> {
+fn encode(record: AuditRecord, group: &mut Vec<u8>) -> Result<(), prost::EncodeError> {
     let mut attributes: BTreeMap<String, String> =
         record.attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let mut token_sha256 = String::new();
@@ -45,7 +74,7 @@ pub(super) fn encode(record: AuditRecord, group: &mut Vec<u8>) -> Result<(), pro
             labels: job.labels,
             datasets: job.datasets,
         }),
-        lease_id: record.lease_id.map(|id| id.to_string()).unwrap_or_default(),
+        lease_id: String::new(),
         lifetime: record.lifetime.and_then(|lifetime| lifetime.try_into().ok()),
         cached: record.cached,
         token_sha256,
@@ -99,7 +128,5 @@ pub(super) fn milliseconds(time: SystemTime) -> i64 {
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// The time of [`milliseconds`]; 1970 for what is before it.
-pub(super) fn from_milliseconds(milliseconds: i64) -> SystemTime {
-    SystemTime::UNIX_EPOCH + Duration::from_millis(u64::try_from(milliseconds).unwrap_or_default())
-}
+/// An ordinary record, so that a group's buffer does not grow record by record.
+const RECORD_BYTES: usize = 700;

@@ -2,10 +2,11 @@
 
 mod leases;
 
+use std::error::Error;
 use std::fmt;
 use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -13,16 +14,18 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, OptionalExtension as _, params};
 use tokio::sync::{mpsc, oneshot};
 
-use super::lease::RowError;
-use super::{OpenError, record};
+use super::OpenError;
+use super::issuer_key::{self, KeyRow, KeyRowError};
+use super::lease::LeaseRowError;
+use super::record::{self, Group};
 use crate::audit::{AuditError, AuditLog, AuditRecord, HandOut};
-use crate::issuer::{Algorithm, KeyStore, KeyStoreError, StoredKey};
-use crate::secret::{SealError, SealingKey};
+use crate::issuer::{KeyStore, KeyStoreError, StoredKey};
+use crate::secret::SealingKeys;
 
-/// Audit records and issuer keys in one file, which only its owner can read.
+/// Audit records, leases and issuer keys in one file, which only its owner can read.
 pub struct SqliteStore {
     jobs: mpsc::Sender<Job>,
-    key: SealingKey,
+    sealing: Arc<SealingKeys>,
 }
 
 type Job = Box<dyn FnOnce(&mut Connection) + Send>;
@@ -34,26 +37,25 @@ enum JobError {
     Sqlite(#[from] rusqlite::Error),
     #[error(transparent)]
     Encode(#[from] prost::EncodeError),
-    #[error("issuer key {kid}")]
-    Seal { kid: String, source: SealError },
-    #[error("cannot seal")]
-    Sealing(#[source] SealError),
     #[error(transparent)]
-    Lease(#[from] RowError),
-    #[error("issuer key {0} is for an unknown algorithm")]
-    Algorithm(String),
+    Key(#[from] KeyRowError),
+    #[error(transparent)]
+    Lease(#[from] LeaseRowError),
     #[error("the store is closed")]
     Closed,
 }
 
 impl SqliteStore {
-    /// Opens or makes the file and brings its schema up to date. `key` encrypts what must stay secret.
-    pub fn open(path: &Path, key: SealingKey) -> Result<Self, OpenError> {
-        let connection = connect(path)?;
+    /// Opens or makes the file and brings its schema up to date. `sealing` encrypts what must stay secret.
+    pub fn open(path: &Path, sealing: Arc<SealingKeys>) -> Result<Self, OpenError> {
+        let mut connection = connect(path)?;
+        let failed =
+            |source: Box<dyn Error + Send + Sync>| OpenError::Open { store: path.display().to_string(), source };
+        renew_keys(&mut connection, &sealing).map_err(|error| failed(error.into()))?;
         let (jobs, queue) = mpsc::channel(64);
-        let failed = |source| OpenError::Open { path: path.to_owned(), source: Box::new(source) };
-        thread::Builder::new().name("store".to_owned()).spawn(move || work(connection, queue)).map_err(failed)?;
-        Ok(Self { jobs, key })
+        let thread = thread::Builder::new().name("store".to_owned()).spawn(move || work(connection, queue));
+        thread.map_err(|error| failed(error.into()))?;
+        Ok(Self { jobs, sealing })
     }
 
     async fn run<T: Send + 'static>(
@@ -77,14 +79,14 @@ impl fmt::Debug for SqliteStore {
 }
 
 fn connect(path: &Path) -> Result<Connection, OpenError> {
-    let failed = |source: Box<dyn std::error::Error + Send + Sync>| OpenError::Open { path: path.to_owned(), source };
+    let failed = |source: Box<dyn Error + Send + Sync>| OpenError::Open { store: path.display().to_string(), source };
     // SQLite gives its journal the same permissions as the file.
     OpenOptions::new().create(true).append(true).mode(0o600).open(path).map_err(|error| failed(error.into()))?;
     std::fs::set_permissions(path, Permissions::from_mode(0o600)).map_err(|error| failed(error.into()))?;
     let mut connection = Connection::open(path).map_err(|error| failed(error.into()))?;
     let version = prepare(&mut connection).map_err(|error| failed(error.into()))?;
     if version > SCHEMA_VERSION {
-        return Err(OpenError::Newer { path: PathBuf::from(path), found: version, known: SCHEMA_VERSION });
+        return Err(OpenError::Newer { store: path.display().to_string(), found: version, known: SCHEMA_VERSION });
     }
     Ok(connection)
 }
@@ -105,6 +107,21 @@ fn prepare(connection: &mut Connection) -> rusqlite::Result<i64> {
     }
     transaction.commit()?;
     Ok(version)
+}
+
+/// Seals the issuer's keys anew that an older key had sealed.
+fn renew_keys(connection: &mut Connection, sealing: &SealingKeys) -> rusqlite::Result<()> {
+    let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+    let rows = transaction
+        .prepare("SELECT kid, sealed FROM issuer_key")?
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<Vec<(String, Vec<u8>)>, _>>()?;
+    for (kid, sealed) in rows {
+        if let Some(renewed) = issuer_key::renewed(sealing, &kid, &sealed) {
+            transaction.execute("UPDATE issuer_key SET sealed = ?2 WHERE kid = ?1", params![kid, renewed])?;
+        }
+    }
+    transaction.commit()
 }
 
 /// Added to, never edited.
@@ -152,24 +169,12 @@ fn work(mut connection: Connection, mut queue: mpsc::Receiver<Job>) {
 impl AuditLog for SqliteStore {
     async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
         let append = move |connection: &mut Connection| {
-            let (records, mut bytes, mut tokens) = (
-                i64::try_from(group.len()).unwrap_or(i64::MAX),
-                Vec::with_capacity(group.len() * RECORD_BYTES),
-                Vec::new(),
-            );
-            let newest = group.iter().map(|record| record::milliseconds(record.time)).max().unwrap_or_default();
-            for record in group {
-                let first = record.issued.as_ref().filter(|issued| issued.first);
-                tokens.extend(first.map(|issued| issued.token_sha256));
-                record::encode(record, &mut bytes)?;
-            }
+            let Group { records, newest_ms, bytes, tokens } = Group::encode(group)?;
             let transaction = connection.transaction()?;
             let sql = "INSERT INTO audit (sequence, records, newest_ms, bytes)
                        SELECT coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1), ?1, ?2, ?3";
-            transaction.prepare_cached(sql)?.execute(params![records, newest, bytes])?;
+            transaction.prepare_cached(sql)?.execute(params![records, newest_ms, bytes])?;
             let sequence = transaction.last_insert_rowid();
-            tokens.sort_unstable();
-            tokens.dedup();
             for token in tokens {
                 let sql = "INSERT INTO audit_token (token_sha256, sequence) VALUES (?1, ?2)";
                 transaction.prepare_cached(sql)?.execute(params![token.as_slice(), sequence])?;
@@ -219,13 +224,13 @@ impl AuditLog for SqliteStore {
             // In pieces, so that exchanges are not held up; the primary key is in the order of time.
             let piece = move |connection: &mut Connection| {
                 let transaction = connection.transaction()?;
-                let sql = "SELECT max(sequence), sum(records) FROM
-                           (SELECT * FROM audit ORDER BY sequence LIMIT ?2) WHERE newest_ms < ?1";
-                let oldest =
-                    |row: &rusqlite::Row<'_>| Ok((row.get::<_, Option<i64>>(0)?, row.get::<_, Option<i64>>(1)?));
-                let (last, records) = transaction.query_row(sql, params![before, PRUNE_PIECE], oldest)?;
-                for sql in ["DELETE FROM audit_token WHERE sequence <= ?1", "DELETE FROM audit WHERE sequence <= ?1"] {
-                    transaction.execute(sql, [last.unwrap_or(0)])?;
+                let old = "SELECT * FROM (SELECT * FROM audit ORDER BY sequence LIMIT ?2) WHERE newest_ms < ?1";
+                let sum = format!("SELECT sum(records) FROM ({old})");
+                let records: Option<i64> =
+                    transaction.query_row(&sum, params![before, PRUNE_PIECE], |row| row.get(0))?;
+                for table in ["audit_token", "audit"] {
+                    let delete = format!("DELETE FROM {table} WHERE sequence IN (SELECT sequence FROM ({old}))");
+                    transaction.execute(&delete, params![before, PRUNE_PIECE])?;
                 }
                 transaction.commit()?;
                 Ok(usize::try_from(records.unwrap_or(0)).unwrap_or(0))
@@ -254,21 +259,20 @@ impl KeyStore for SqliteStore {
         };
         let failed = |error: JobError| KeyStoreError { action: "read", source: Box::new(error) };
         let rows = self.run(read).await.map_err(failed)?;
-        rows.into_iter().map(|row| self.unseal(row).map_err(failed)).collect()
+        rows.into_iter().map(|row| row.unseal(&self.sealing).map_err(|error| failed(error.into()))).collect()
     }
 
     async fn add(&self, key: &StoredKey, after: Option<&str>) -> Result<(), KeyStoreError> {
         let failed = |error: JobError| KeyStoreError { action: "kept", source: Box::new(error) };
-        let sealed = self.key.seal(&key.pkcs8, &row(&key.kid));
-        let sealed = sealed.map_err(|source| failed(JobError::Seal { kid: key.kid.clone(), source }))?;
-        let (kid, algorithm, after) = (key.kid.clone(), key.algorithm.as_str(), after.map(str::to_owned));
-        let (created, signs_from) = (record::milliseconds(key.created_at), record::milliseconds(key.signs_from));
+        let row = KeyRow::seal(&self.sealing, key).map_err(|error| failed(error.into()))?;
+        let after = after.map(str::to_owned);
         let add = move |connection: &mut Connection| {
             // One statement: nobody writes between the look at the last key and the new one. IS compares NULL too.
             let sql = "INSERT INTO issuer_key (kid, algorithm, created_ms, signs_from_ms, sealed)
                        SELECT ?1, ?2, ?3, ?4, ?5 WHERE ?6 IS (SELECT kid FROM issuer_key WHERE algorithm = ?2
                        ORDER BY signs_from_ms DESC, created_ms DESC, kid DESC LIMIT 1)";
-            connection.execute(sql, params![kid, algorithm, created, signs_from, sealed, after])?;
+            let KeyRow { kid, algorithm, created_ms, signs_from_ms, sealed } = row;
+            connection.execute(sql, params![kid, algorithm, created_ms, signs_from_ms, sealed, after])?;
             Ok(())
         };
         self.run(add).await.map_err(failed)
@@ -284,171 +288,15 @@ impl KeyStore for SqliteStore {
     }
 }
 
-struct KeyRow {
-    kid: String,
-    algorithm: String,
-    created_ms: i64,
-    signs_from_ms: i64,
-    sealed: Vec<u8>,
-}
-
-impl SqliteStore {
-    fn unseal(
-        &self,
-        KeyRow { kid, algorithm, created_ms, signs_from_ms, sealed }: KeyRow,
-    ) -> Result<StoredKey, JobError> {
-        let known = Algorithm::ALL.into_iter().find(|known| known.as_str() == algorithm);
-        let algorithm = known.ok_or_else(|| JobError::Algorithm(kid.clone()))?;
-        let pkcs8 = self.key.open(&sealed, &row(&kid)).map_err(|source| JobError::Seal { kid: kid.clone(), source })?;
-        let (created_at, signs_from) =
-            (record::from_milliseconds(created_ms), record::from_milliseconds(signs_from_ms));
-        Ok(StoredKey { kid, algorithm, pkcs8, created_at, signs_from })
-    }
-}
-
-/// The identity of a key's row, which its ciphertext is bound to.
-fn row(kid: &str) -> String {
-    format!("issuer_key/{kid}")
-}
-
 /// Another process that backs the file up holds it for moments only.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 const PRUNE_PIECE: i64 = 500;
 
-/// An ordinary record, so that a group's buffer does not grow record by record.
-const RECORD_BYTES: usize = 700;
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::{Issued, Outcome};
-    use crate::issuer::SigningKey;
-
-    fn open(path: &Path) -> SqliteStore {
-        open_with(path, STORE_KEY)
-    }
-
-    const STORE_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
-
-    fn open_with(path: &Path, key: &str) -> SqliteStore {
-        let key = SealingKey::from_base64(&crate::secret::Secret::new(key)).expect("a key");
-        SqliteStore::open(path, key).expect("a store")
-    }
-
-    fn issued(first: bool) -> AuditRecord {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let issued = Issued {
-            token_sha256: [7; 32],
-            first,
-            scopes: "a b".to_owned(),
-            acts_as: "sa@p.iam.gserviceaccount.com".to_owned(),
-            issued_at: at(1_000),
-            expires_at: at(4_600),
-        };
-        AuditRecord { outcome: Outcome::Issued, issued: Some(issued), ..AuditRecord::for_test(9) }
-    }
-
-    #[tokio::test]
-    async fn records_survive_the_process_and_the_first_hand_out_of_a_token_is_found() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("carnet.db");
-        let store = open(&path);
-        store.append(vec![AuditRecord::for_test(1), issued(true), issued(false)]).await.expect("written");
-        drop(store);
-        let found = open(&path).find_issued(&[7; 32]).await.expect("read").expect("a hand-out");
-        assert_eq!((found.exchange_id, found.target.as_str()), (uuid::Uuid::from_u128(9), "t"));
-        assert_eq!(Some(found.issued), issued(true).issued);
-        assert_eq!(open(&path).find_issued(&[8; 32]).await.expect("read"), None);
-    }
-
-    #[tokio::test]
-    async fn records_past_their_retention_are_dropped_and_no_others() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let store = open(&folder.path().join("carnet.db"));
-        let at = |seconds| AuditRecord {
-            time: SystemTime::UNIX_EPOCH + Duration::from_secs(seconds),
-            ..AuditRecord::for_test(1)
-        };
-        for seconds in 0..50 {
-            store.append(vec![at(seconds * 2), at(seconds * 2 + 1)]).await.expect("written");
-        }
-        let now = SystemTime::UNIX_EPOCH + Duration::from_secs(100);
-        assert_eq!(store.prune(now, Duration::from_secs(60)).await.expect("pruned"), 38);
-        assert_eq!(store.prune(now, Duration::from_secs(60)).await.expect("pruned"), 0);
-        // A clock that has jumped a year ahead.
-        let jumped = now + Duration::from_secs(365 * 86_400);
-        assert_eq!(store.prune(jumped, Duration::from_secs(60)).await.expect("pruned"), 0);
-    }
-
-    #[tokio::test]
-    async fn keys_come_back_whole_but_only_with_the_store_key() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("carnet.db");
-        let key = key(0, 3_600);
-        open(&path).add(&key, None).await.expect("kept");
-        let back = open(&path).keys().await.expect("read");
-        assert_eq!((back.len(), &back[0].kid, &back[0].pkcs8), (1, &key.kid, &key.pkcs8));
-        assert_eq!((back[0].created_at, back[0].signs_from), (key.created_at, key.signs_from));
-        let bytes = std::fs::read(&path).expect("the file");
-        assert!(!bytes.windows(32).any(|window| window == &key.pkcs8[..32]), "the key lies in the file in clear");
-        let other = open_with(&path, "AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=");
-        assert!(other.keys().await.is_err());
-    }
-
-    #[tokio::test]
-    async fn a_key_is_kept_only_as_the_successor_of_the_last_one() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("carnet.db");
-        let (one, other) = (open(&path), open(&path));
-        let [first, rival, second, late, leaked] = [0, 0, 100, 100, 50].map(|signs_from| key(0, signs_from));
-        let kids = async || {
-            let keys = one.keys().await.expect("read");
-            keys.into_iter().map(|key| key.kid).collect::<Vec<_>>()
-        };
-        one.add(&first, None).await.expect("kept");
-        other.add(&rival, None).await.expect("no error");
-        assert_eq!(kids().await, [first.kid.as_str()]);
-        other.add(&second, Some(&first.kid)).await.expect("kept");
-        one.add(&late, Some(&first.kid)).await.expect("no error");
-        one.add(&late, None).await.expect("no error");
-        assert_eq!(kids().await, [first.kid.as_str(), &second.kid]);
-        // A key that signs at once stands before the one that waits.
-        one.add(&leaked, Some(&second.kid)).await.expect("kept");
-        assert_eq!(kids().await, [first.kid.as_str(), &leaked.kid, &second.kid]);
-        other.remove(&second.kid).await.expect("removed");
-        other.remove(&second.kid).await.expect("removed already");
-        assert_eq!(kids().await, [first.kid.as_str(), &leaked.kid]);
-        let rsa = StoredKey { algorithm: Algorithm::Rs256, ..key(0, 0) };
-        one.add(&rsa, None).await.expect("the first of another algorithm");
-        assert_eq!(kids().await.len(), 3);
-    }
-
-    #[tokio::test]
-    async fn keys_of_the_first_schema_have_signed_since_they_were_made() {
-        let folder = tempfile::tempdir().expect("a folder");
-        let path = folder.path().join("carnet.db");
-        let key = key(7, 7);
-        let connection = Connection::open(&path).expect("open");
-        connection.execute_batch(MIGRATIONS[0]).expect("the first schema");
-        connection.pragma_update(None, "user_version", 1).expect("its version");
-        let sealing = SealingKey::from_base64(&crate::secret::Secret::new(STORE_KEY)).expect("a key");
-        let sealed = sealing.seal(&key.pkcs8, &row(&key.kid)).expect("sealed");
-        let sql = "INSERT INTO issuer_key VALUES (?1, 'ES256', 7000, ?2)";
-        connection.execute(sql, params![key.kid, sealed]).expect("a row");
-        drop(connection);
-        let back = open(&path).keys().await.expect("read");
-        assert_eq!(
-            (&back[0].pkcs8, back[0].created_at, back[0].signs_from),
-            (&key.pkcs8, key.created_at, key.created_at)
-        );
-    }
-
-    fn key(created: u64, signs_from: u64) -> StoredKey {
-        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
-        let key = SigningKey::generate(Algorithm::Es256, at(created)).expect("a key");
-        StoredKey { signs_from: at(signs_from), ..key }
-    }
+    use crate::issuer::{Algorithm, SigningKey};
 
     #[test]
     fn a_file_is_for_its_owner_only_and_one_of_a_newer_version_is_left_alone() {
@@ -458,6 +306,24 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).expect("a file").permissions().mode() & 0o777, 0o600);
         Connection::open(&path).expect("open").pragma_update(None, "user_version", 99).expect("changed");
         assert!(matches!(connect(&path), Err(OpenError::Newer { found: 99, .. })));
+    }
+
+    #[tokio::test]
+    async fn keys_of_the_first_schema_have_signed_since_they_were_made() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("carnet.db");
+        let created_at = SystemTime::UNIX_EPOCH + Duration::from_secs(7);
+        let key = SigningKey::generate(Algorithm::Es256, created_at).expect("a key");
+        let sealing = Arc::new(SealingKeys::random().expect("a key"));
+        let connection = Connection::open(&path).expect("open");
+        connection.execute_batch(MIGRATIONS[0]).expect("the first schema");
+        connection.pragma_update(None, "user_version", 1).expect("its version");
+        let sealed = sealing.seal(&key.pkcs8, &issuer_key::row(&key.kid)).expect("sealed");
+        let sql = "INSERT INTO issuer_key VALUES (?1, 'ES256', 7000, ?2)";
+        connection.execute(sql, params![key.kid, sealed]).expect("a row");
+        drop(connection);
+        let back = SqliteStore::open(&path, sealing).expect("a store").keys().await.expect("read");
+        assert_eq!((&back[0].pkcs8, back[0].created_at, back[0].signs_from), (&key.pkcs8, created_at, created_at));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! One binary for everything that needs the real application or the real stand-ins.
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod postgres;
 mod support;
 
 mod clouds;
@@ -11,5 +12,7 @@ mod grpc;
 mod issuer_keys;
 mod lifecycle;
 mod oauth;
+mod replicas;
+mod store;
 mod subject;
 mod tls;

@@ -1,7 +1,7 @@
 //! The real application on port 0 beside the stand-ins, and a watch for secrets in everything it leaves behind.
 
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -41,8 +41,8 @@ rules:
 
 /// A running broker with its clouds.
 pub struct Broker {
-    pub entra: Entra,
-    pub google: Google,
+    pub entra: Arc<Entra>,
+    pub google: Arc<Google>,
     pub folder: TempDir,
     app: Option<App>,
     grpc: String,
@@ -61,8 +61,18 @@ pub struct Setup {
     pub issuer: String,
     /// The machine's, unless the test moves it by hand.
     pub clock: Option<ManualClock>,
+    /// In place of a file of the broker's own.
+    pub store: Option<String>,
     /// Entra answers nobody, and the broker is not waited for.
     pub entra_is_away: bool,
+    pub replica_of: Option<Original>,
+}
+
+/// What a replica has in common with the first broker of its cluster: the clouds and the issuer.
+pub struct Original {
+    entra: Arc<Entra>,
+    google: Arc<Google>,
+    issuer: String,
 }
 
 /// Runs `test` against a broker that is ready; afterwards it must drain cleanly and have shown no secret anywhere.
@@ -86,37 +96,39 @@ impl Broker {
             Some(clock) => Arc::new(clock),
             None => Arc::new(SystemClock),
         };
-        let entra = Entra::start(clock.clone(), [TENANT]).await.expect("Entra");
-        entra.set_default_audience(AUDIENCE);
+        let port = free_port();
+        let http = format!("http://127.0.0.1:{port}");
+        let is_replica = setup.replica_of.is_some();
+        let Original { entra, google, issuer } = match setup.replica_of {
+            Some(original) => original,
+            None => Original::start(http.clone(), clock.clone()).await,
+        };
         if setup.entra_is_away {
             entra.faults().always("", Fault::Drop);
         }
-        entra.register(Identity::managed_identity(TENANT, ML, PERSON));
-        let google = Google::start(clock.clone()).await.expect("Google");
-        google.add_service_account(TRAINER);
         let folder = tempfile::tempdir().expect("a folder");
-        let port = free_port();
         let server = setup.server.unwrap_or_else(|| format!("{{ grpc: '127.0.0.1:0', http: '127.0.0.1:{port}' }}"));
         let path = folder.path().join("carnet.yaml");
-        let issuer = format!("http://127.0.0.1:{port}");
         let rules = setup.rules.unwrap_or(RULES);
+        let store = setup.store.unwrap_or_else(|| format!("sqlite:{}/carnet.db", folder.path().display()));
         let section = format!("url: '{issuer}'{}", setup.issuer);
-        std::fs::write(&path, configuration(&server, &entra, &google, &section, folder.path(), rules, &setup.more))
+        std::fs::write(&path, configuration(&server, &entra, &google, &section, &store, rules, &setup.more))
             .expect("written");
         let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
         let app = App::start(config, Some(path), clock).await.unwrap_or_else(|error| panic!("{error:?}"));
         if !setup.entra_is_away {
             app.until_ready().await;
         }
-        let provider = PoolProvider::new(PROVIDER, issuer.as_str())
-            .map("google.subject", "assertion.sub")
-            .map("attribute.tid", "assertion.tid");
-        google.register_provider(provider).expect("a provider");
-        let pool = PROVIDER.split("/providers/").next().expect("a pool");
-        google.bind(TRAINER, &format!("principalSet:{pool}/attribute.tid/{TENANT}"));
-        entra.trust(ML, FederatedCredential::new(issuer.as_str(), "carnet:azure-ml")).expect("a credential");
+        if !is_replica {
+            trust(&entra, &google, &issuer);
+        }
         let grpc = app.grpc_address().map(|address| format!("http://{address}")).unwrap_or_default();
-        Self { entra, google, folder, app: Some(app), grpc, http: issuer, secrets: Mutex::default() }
+        Self { entra, google, folder, app: Some(app), grpc, http, secrets: Mutex::default() }
+    }
+
+    /// For another broker of the same cluster.
+    pub fn original(&self) -> Original {
+        Original { entra: self.entra.clone(), google: self.google.clone(), issuer: self.http.clone() }
     }
 
     pub fn app(&self) -> &App {
@@ -240,6 +252,28 @@ impl Broker {
     }
 }
 
+impl Original {
+    async fn start(issuer: String, clock: Arc<dyn Clock>) -> Self {
+        let entra = Entra::start(clock.clone(), [TENANT]).await.expect("Entra");
+        entra.set_default_audience(AUDIENCE);
+        entra.register(Identity::managed_identity(TENANT, ML, PERSON));
+        let google = Google::start(clock).await.expect("Google");
+        google.add_service_account(TRAINER);
+        Self { entra: Arc::new(entra), google: Arc::new(google), issuer }
+    }
+}
+
+/// Sets up at both clouds that `issuer` is believed.
+fn trust(entra: &Entra, google: &Google, issuer: &str) {
+    let provider = PoolProvider::new(PROVIDER, issuer)
+        .map("google.subject", "assertion.sub")
+        .map("attribute.tid", "assertion.tid");
+    google.register_provider(provider).expect("a provider");
+    let pool = PROVIDER.split("/providers/").next().expect("a pool");
+    google.bind(TRAINER, &format!("principalSet:{pool}/attribute.tid/{TENANT}"));
+    entra.trust(ML, FederatedCredential::new(issuer, "carnet:azure-ml")).expect("a credential");
+}
+
 /// `google.rpc.ErrorInfo`'s reason.
 pub fn reason(status: &Status) -> String {
     status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
@@ -250,12 +284,11 @@ fn configuration(
     entra: &Entra,
     google: &Google,
     issuer: &str,
-    folder: &Path,
+    store: &str,
     rules: &str,
     more: &str,
 ) -> String {
     let (authority, sts, iam) = (entra.authority(), google.sts_endpoint(), google.iam_credentials_endpoint());
-    let folder = folder.display();
     let google = |account: &str| {
         format!(
             "{{ audience: '{PROVIDER}', {account}sts_endpoint: '{sts}', iam_credentials_endpoint: '{iam}', max_lifetime: 1h }}"
@@ -274,7 +307,7 @@ targets:
   azure-ml:
     azure: {{ tenant: {TENANT}, client_id: {ML}, source: issuer, scopes: [https://ml.azure.com/.default] }}
 {rules}
-store: sqlite:{folder}/carnet.db
+store: '{store}'
 store_key: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
 {more}
 "

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, params};
+use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
@@ -156,7 +156,7 @@ fn change(transaction: &Transaction<'_>, id: Uuid, rule: impl FnOnce(&mut Lease)
 
 impl SqliteStore {
     fn sealed(&self, change: Change) -> Result<Sealed, JobError> {
-        let seal = |id, identity: &Zeroizing<Vec<u8>>| seal(&self.key, id, identity).map_err(JobError::Sealing);
+        let seal = |id, identity: &Zeroizing<Vec<u8>>| Ok::<_, JobError>(seal(&self.sealing, id, identity)?);
         Ok(match change {
             Change::Open { lease, identity } => Sealed::Open { identity: seal(lease.id, &identity)?, lease },
             Change::Beat { id, now } => Sealed::Beat { id, now },
@@ -183,7 +183,8 @@ impl LeaseStore for SqliteStore {
         let sealed = changes.into_iter().map(|change| self.sealed(change)).collect::<Result<Vec<_>, _>>();
         let sealed = sealed.map_err(LeaseStoreError::written)?;
         let apply = move |connection: &mut Connection| {
-            let transaction = connection.transaction()?;
+            // Reads before it writes: begun as a reader, it would fail where another process wrote meanwhile.
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let applied = sealed.into_iter().map(|change| change.make(&transaction));
             let applied = applied.collect::<Result<Vec<_>, _>>()?;
             transaction.commit()?;
@@ -202,7 +203,7 @@ impl LeaseStore for SqliteStore {
             Ok(select.query_row([token_sha256.as_slice()], whole).optional()?)
         };
         let Some((row, sealed)) = self.run(find).await.map_err(LeaseStoreError::read)? else { return Ok(None) };
-        let identity = sealed.map(|sealed| unseal(&self.key, row.id, &sealed)).transpose();
+        let identity = sealed.map(|sealed| unseal(&self.sealing, row.id, &sealed)).transpose();
         let identity = identity.map_err(LeaseStoreError::read)?;
         Ok(Some(Found { lease: row.lease().map_err(LeaseStoreError::read)?, identity }))
     }
@@ -276,7 +277,7 @@ impl LeaseStore for SqliteStore {
 
     async fn alive(&self, now: SystemTime, outage: Duration) -> Result<bool, LeaseStoreError> {
         let alive = move |connection: &mut Connection| {
-            let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
+            let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let last = transaction.query_row("SELECT at_ms FROM alive", [], |row| row.get::<_, i64>(0)).optional()?;
             let last = last.map_or(now, from_unix_milliseconds);
             let forgiven = now > last + outage;
@@ -300,7 +301,7 @@ impl LeaseStore for SqliteStore {
         loop {
             // In pieces, so that exchanges are not held up.
             let piece = move |connection: &mut Connection| {
-                let transaction = connection.transaction()?;
+                let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
                 let old = "SELECT id FROM lease WHERE end_kind IS NOT NULL AND recorded = 1 AND ended_ms < ?1
                            ORDER BY written_ms LIMIT 500";
                 transaction.execute(&format!("DELETE FROM lease_detail WHERE id IN ({old})"), [before])?;

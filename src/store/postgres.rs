@@ -1,0 +1,225 @@
+//! The store of several replicas: one PostgreSQL database.
+
+mod leases;
+mod pool;
+mod schema;
+mod settings;
+mod shared;
+mod tls;
+
+pub use settings::{InvalidUrl, PostgresSettings};
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio_postgres::types::Type;
+
+use self::pool::{DEADLINE, Pool, StatementError, in_time};
+use self::schema::SCHEMA_VERSION;
+use super::OpenError;
+use super::issuer_key::{self, KeyRow, KeyRowError};
+use super::lease::LeaseRowError;
+use super::record::{self, Group};
+use crate::audit::{AuditError, AuditLog, AuditRecord, HandOut};
+use crate::http::ClientError;
+use crate::issuer::{KeyStore, KeyStoreError, StoredKey};
+use crate::secret::SealingKeys;
+
+/// Audit records, leases, issuer keys and shared credentials in one database.
+#[derive(Debug)]
+pub struct PostgresStore {
+    pool: Pool,
+    /// Connections of their own: a rush of new credentials does not hold the audit log up.
+    shared: Pool,
+    sealing: Arc<SealingKeys>,
+}
+
+/// Why the store does not do what it is asked.
+#[derive(Debug, thiserror::Error)]
+enum PostgresError {
+    #[error(transparent)]
+    Statement(#[from] StatementError),
+    #[error(transparent)]
+    Postgres(#[from] tokio_postgres::Error),
+    #[error(transparent)]
+    Encode(#[from] prost::EncodeError),
+    #[error(transparent)]
+    Key(#[from] KeyRowError),
+    #[error(transparent)]
+    Lease(#[from] LeaseRowError),
+    #[error(transparent)]
+    Tls(#[from] ClientError),
+}
+
+impl PostgresStore {
+    /// Connects and brings the schema up to date. `sealing` encrypts what must stay secret.
+    pub async fn open(settings: &PostgresSettings, sealing: Arc<SealingKeys>) -> Result<Self, OpenError> {
+        let failed = |source: PostgresError| OpenError::Open { store: settings.to_string(), source: Box::new(source) };
+        let pool = Pool::new(settings, CONNECTIONS).map_err(|error| failed(error.into()))?;
+        let shared = pool.beside(SHARING_CONNECTIONS);
+        let store = Self { pool, shared, sealing };
+        let version = store.prepare().await.map_err(failed)?;
+        if version > SCHEMA_VERSION {
+            return Err(OpenError::Newer { store: settings.to_string(), found: version, known: SCHEMA_VERSION });
+        }
+        store.renew_keys().await.map_err(failed)?;
+        Ok(store)
+    }
+
+    async fn prepare(&self) -> Result<i64, PostgresError> {
+        let mut lent = in_time(DEADLINE, self.pool.lend()).await?;
+        let prepared = async { Ok(schema::prepare(lent.client_mut()).await?) };
+        let version = in_time(PREPARE_DEADLINE, prepared).await?;
+        self.pool.give_back(lent);
+        Ok(version)
+    }
+
+    /// Seals the issuer's keys anew that an older key had sealed.
+    async fn renew_keys(&self) -> Result<(), PostgresError> {
+        for row in self.pool.query("SELECT kid, sealed FROM issuer_key", &[]).await? {
+            let (kid, sealed): (String, Vec<u8>) = (row.try_get(0)?, row.try_get(1)?);
+            if let Some(renewed) = issuer_key::renewed(&self.sealing, &kid, &sealed) {
+                // Another replica may have been faster.
+                let sql = "UPDATE issuer_key SET sealed = $3 WHERE kid = $1 AND sealed = $2";
+                let values = [(&kid as _, Type::TEXT), (&sealed as _, Type::BYTEA), (&renewed as _, Type::BYTEA)];
+                self.pool.query(sql, &values).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait::async_trait]
+impl AuditLog for PostgresStore {
+    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
+        let append = async {
+            let Group { records, newest_ms, bytes, tokens } = Group::encode(group)?;
+            let tokens: Vec<&[u8]> = tokens.iter().map(<[u8; 32]>::as_slice).collect();
+            let sql = "WITH appended AS (
+                           INSERT INTO audit (records, newest_ms, bytes) VALUES ($1, $2, $3) RETURNING sequence
+                       )
+                       INSERT INTO audit_token (token_sha256, sequence)
+                       SELECT token, sequence FROM appended, unnest($4) AS token";
+            let values = [
+                (&records as _, Type::INT8),
+                (&newest_ms as _, Type::INT8),
+                (&bytes as _, Type::BYTEA),
+                (&tokens as _, Type::BYTEA_ARRAY),
+            ];
+            Ok(self.pool.query(sql, &values).await.map(drop)?)
+        };
+        append.await.map_err(written)
+    }
+
+    async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
+        let find = async {
+            let sql = "SELECT bytes FROM audit_token JOIN audit USING (sequence)
+                       WHERE token_sha256 = $1 ORDER BY sequence LIMIT 1";
+            let rows = self.pool.query(sql, &[(&token_sha256.as_slice(), Type::BYTEA)]).await?;
+            Ok(rows.first().map(|row| row.try_get::<_, Vec<u8>>(0)).transpose()?)
+        };
+        let found = find.await.map_err(|error: PostgresError| AuditError::Read(Arc::new(error)))?;
+        Ok(found.and_then(|bytes| record::find_hand_out(&bytes, *token_sha256)))
+    }
+
+    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError> {
+        let prune = async {
+            let newest = self.pool.query("SELECT newest_ms FROM audit ORDER BY sequence DESC LIMIT 1", &[]).await?;
+            let newest = newest.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(0);
+            let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+            let before = record::milliseconds(now).min(newest).saturating_sub(retention);
+            let mut pruned = 0;
+            loop {
+                // In pieces, so that exchanges are not held up; replicas that prune together take different ones.
+                let sql = "WITH oldest AS (
+                               DELETE FROM audit WHERE sequence IN (
+                                   SELECT sequence FROM audit WHERE newest_ms < $1
+                                   ORDER BY newest_ms LIMIT $2 FOR UPDATE SKIP LOCKED
+                               ) RETURNING sequence, records
+                           ), tokens AS (
+                               DELETE FROM audit_token USING oldest WHERE audit_token.sequence = oldest.sequence
+                           )
+                           SELECT coalesce(sum(records), 0)::bigint FROM oldest";
+                let values = [(&before as _, Type::INT8), (&PRUNE_PIECE as _, Type::INT8)];
+                let rows = self.pool.query(sql, &values).await?;
+                let dropped: i64 = rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(0);
+                pruned += usize::try_from(dropped).unwrap_or(0);
+                if dropped == 0 {
+                    return Ok(pruned);
+                }
+            }
+        };
+        prune.await.map_err(written)
+    }
+
+    async fn probe(&self) -> Result<(), AuditError> {
+        // A record that comes and goes in one transaction: everything that an ordinary one needs, and nothing left of it.
+        let sql = "INSERT INTO audit (records, newest_ms, bytes) VALUES (0, 0, '');
+                   DELETE FROM audit WHERE sequence = lastval()";
+        self.pool.execute(sql).await.map_err(|error| written(error.into()))
+    }
+}
+
+fn written(error: PostgresError) -> AuditError {
+    AuditError::Write(Arc::new(error))
+}
+
+#[async_trait::async_trait]
+impl KeyStore for PostgresStore {
+    async fn keys(&self) -> Result<Vec<StoredKey>, KeyStoreError> {
+        let read = async {
+            let sql = "SELECT kid, algorithm, created_ms, signs_from_ms, sealed FROM issuer_key
+                       ORDER BY signs_from_ms, created_ms, kid";
+            let unsealed = |row: tokio_postgres::Row| -> Result<StoredKey, PostgresError> {
+                let (kid, algorithm, sealed) = (row.try_get(0)?, row.try_get(1)?, row.try_get(4)?);
+                let row =
+                    KeyRow { kid, algorithm, created_ms: row.try_get(2)?, signs_from_ms: row.try_get(3)?, sealed };
+                Ok(row.unseal(&self.sealing)?)
+            };
+            self.pool.query(sql, &[]).await?.into_iter().map(unsealed).collect::<Result<_, _>>()
+        };
+        read.await.map_err(|error: PostgresError| KeyStoreError { action: "read", source: error.into() })
+    }
+
+    async fn add(&self, key: &StoredKey, after: Option<&str>) -> Result<(), KeyStoreError> {
+        let add = async {
+            let row = KeyRow::seal(&self.sealing, key)?;
+            in_time(DEADLINE, self.add_after(&row, after)).await?;
+            Ok(())
+        };
+        add.await.map_err(|error: PostgresError| KeyStoreError { action: "kept", source: error.into() })
+    }
+
+    async fn remove(&self, kid: &str) -> Result<(), KeyStoreError> {
+        let removed = self.pool.query("DELETE FROM issuer_key WHERE kid = $1", &[(&kid, Type::TEXT)]).await;
+        removed.map(drop).map_err(|error| KeyStoreError { action: "removed", source: Box::new(error) })
+    }
+}
+
+impl PostgresStore {
+    async fn add_after(&self, row: &KeyRow, after: Option<&str>) -> Result<(), StatementError> {
+        let mut lent = self.pool.lend().await?;
+        let transaction = lent.client_mut().transaction().await?;
+        // What another replica adds meanwhile would not be seen.
+        transaction.batch_execute("LOCK TABLE issuer_key IN SHARE ROW EXCLUSIVE MODE").await?;
+        let sql = "INSERT INTO issuer_key (kid, algorithm, created_ms, signs_from_ms, sealed)
+                   SELECT $1, $2, $3, $4, $5 WHERE $6::text IS NOT DISTINCT FROM (
+                       SELECT kid FROM issuer_key WHERE algorithm = $2
+                       ORDER BY signs_from_ms DESC, created_ms DESC, kid DESC LIMIT 1
+                   )";
+        let KeyRow { kid, algorithm, created_ms, signs_from_ms, sealed } = row;
+        transaction.execute(sql, &[kid, algorithm, created_ms, signs_from_ms, sealed, &after]).await?;
+        transaction.commit().await?;
+        self.pool.give_back(lent);
+        Ok(())
+    }
+}
+
+/// For the audit log, which writes one group at a time, and whatever is read beside it.
+const CONNECTIONS: usize = 4;
+const SHARING_CONNECTIONS: usize = 8;
+
+/// Long enough to wait for another replica that is making the tables.
+const PREPARE_DEADLINE: Duration = Duration::from_secs(70);
+
+const PRUNE_PIECE: i64 = 500;

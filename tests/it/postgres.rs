@@ -1,0 +1,157 @@
+//! A PostgreSQL for the tests: one from outside, or a private cluster that ends with the test process.
+
+use std::io::{BufRead as _, BufReader};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use tokio_postgres::{Client, NoTls};
+
+use crate::support::free_port;
+
+/// Runs `test` with a database of its own, where there is a PostgreSQL: `CARNET_TEST_POSTGRES` is the URL of one, or
+/// `required` where a test must not be skipped; without it, the distribution's binaries are looked for.
+pub async fn with_database(test: impl AsyncFnOnce(&Database)) {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let Some(server) = server() else { return };
+    let name = format!("carnet_test_{}_{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let database = Database { server, name };
+    let admin = connect(&server.url).await;
+    admin.batch_execute(&format!("CREATE DATABASE {} TEMPLATE template0", database.name)).await.expect("a database");
+    test(&database).await;
+    admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", database.name)).await.expect("dropped");
+}
+
+/// An empty database.
+pub struct Database {
+    server: &'static Server,
+    name: String,
+}
+
+impl Database {
+    pub fn url(&self) -> String {
+        let (address, options) = self.server.url.split_once('?').unwrap_or((&self.server.url, ""));
+        let (server, _database) = address.rsplit_once('/').expect("a URL with a database");
+        format!("{server}/{}?{options}", self.name)
+    }
+
+    /// A connection beside those of the store.
+    pub async fn client(&self) -> Client {
+        connect(&self.url()).await
+    }
+
+    /// Ends every connection but the one that does it.
+    pub async fn cut_connections(&self) {
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                   WHERE datname = current_database() AND pid <> pg_backend_pid()";
+        self.client().await.batch_execute(sql).await.expect("ended");
+    }
+
+    /// The authority of the server's certificate; `None` for a server from outside.
+    pub fn authority(&self) -> Option<PathBuf> {
+        self.server.cluster.as_ref().map(|cluster| cluster.folder.join("ca.crt"))
+    }
+}
+
+struct Server {
+    url: String,
+    cluster: Option<Cluster>,
+}
+
+/// Its shell ends, and ends the cluster, when this process has gone and with it the other end of its standard input.
+struct Cluster {
+    folder: PathBuf,
+    _shell: Child,
+}
+
+fn server() -> Option<&'static Server> {
+    static SERVER: OnceLock<Option<Server>> = OnceLock::new();
+    let found = SERVER.get_or_init(|| match std::env::var("CARNET_TEST_POSTGRES") {
+        Ok(url) if url != "required" => Some(Server { url, cluster: None }),
+        required => match binaries() {
+            Some(binaries) => Some(start(&binaries)),
+            None if required.is_ok() => panic!("CARNET_TEST_POSTGRES is `required`, and there is no PostgreSQL"),
+            None => None,
+        },
+    });
+    if found.is_none() {
+        let test = std::thread::current().name().unwrap_or("a test").to_owned();
+        // Past the harness, which keeps what a test that succeeds prints to itself.
+        let message = format!("SKIPPED {test}: no PostgreSQL: install it, or set CARNET_TEST_POSTGRES to a URL\n");
+        std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes()).expect("said");
+    }
+    found.as_ref()
+}
+
+/// Those of the newest version that the distribution has installed.
+fn binaries() -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql").ok()?;
+    let version = |path: &Path| path.file_name().and_then(|name| name.to_str()?.parse::<u32>().ok());
+    let installed =
+        versions.filter_map(|entry| Some(entry.ok()?.path())).filter(|path| path.join("bin/initdb").exists());
+    installed.max_by_key(|path| version(path)).map(|path| path.join("bin"))
+}
+
+fn start(binaries: &Path) -> Server {
+    let port = free_port();
+    let (ca_key, key) = (rcgen::KeyPair::generate().expect("a key"), rcgen::KeyPair::generate().expect("a key"));
+    let mut authority = rcgen::CertificateParams::new(Vec::new()).expect("parameters");
+    authority.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca = authority.self_signed(&ca_key).expect("an authority").pem();
+    let issuer = rcgen::Issuer::new(authority, ca_key);
+    let leaf = rcgen::CertificateParams::new(["localhost".to_owned()]).expect("parameters");
+    let certificate = leaf.signed_by(&key, &issuer).expect("a certificate").pem();
+
+    // PostgreSQL refuses to run as root.
+    let is_root = std::fs::metadata("/proc/self").is_ok_and(|process| process.uid() == 0);
+    let mut command = Command::new(if is_root { "setpriv" } else { "sh" });
+    if is_root {
+        command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
+    }
+    command.args(["-c", CLUSTER, "cluster"]).arg(binaries).arg(port.to_string());
+    command.env("PASSWORD", PASSWORD).env("CA", ca).env("CERTIFICATE", certificate).env("KEY", key.serialize_pem());
+    let spawned = command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    let mut shell = spawned.expect("a shell");
+    let mut folder = String::new();
+    BufReader::new(shell.stdout.take().expect("a pipe")).read_line(&mut folder).expect("a line");
+    assert!(!folder.is_empty(), "the cluster did not start");
+    let folder = PathBuf::from(folder.trim_end());
+    let url = format!("postgres://carnet:{PASSWORD}@127.0.0.1:{port}/postgres");
+    Server { url, cluster: Some(Cluster { folder, _shell: shell }) }
+}
+
+async fn connect(url: &str) -> Client {
+    let (client, connection) = tokio_postgres::connect(url, NoTls).await.expect("a connection");
+    tokio::spawn(connection);
+    client
+}
+
+/// Only ever on loopback, for as long as the tests run.
+const PASSWORD: &str = "pa55-w0rd-of-the-tests";
+
+/// Says where the cluster is once it takes connections; then waits for the end of its standard input.
+const CLUSTER: &str = r#"
+set -eu
+trap '' INT
+umask 077
+folder=$(mktemp -d /tmp/carnet-postgres.XXXXXX)
+trap 'rm -rf "$folder"' EXIT
+printf '%s' "$PASSWORD" > "$folder/password"
+"$1/initdb" -D "$folder/data" -U carnet -A scram-sha-256 --pwfile="$folder/password" -E UTF8 --locale=C -N > "$folder/log" 2>&1 ||
+  { cat "$folder/log" >&2; exit 1; }
+printf '%s' "$CA" > "$folder/ca.crt"
+printf '%s' "$CERTIFICATE" > "$folder/data/server.crt"
+printf '%s' "$KEY" > "$folder/data/server.key"
+"$1/postgres" -D "$folder/data" -p "$2" -k "$folder" -c listen_addresses=127.0.0.1 -c ssl=on -c fsync=off \
+  -c max_connections=300 < /dev/null >> "$folder/log" 2>&1 &
+until "$1/pg_isready" -q -h 127.0.0.1 -p "$2"; do
+  kill -0 $! || { cat "$folder/log" >&2; exit 1; }
+  sleep 0.05
+done
+echo "$folder"
+cat > /dev/null
+kill -INT $!
+wait
+"#;

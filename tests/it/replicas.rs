@@ -1,0 +1,93 @@
+//! Several brokers on one PostgreSQL: one issuer, one mint for all of them, and no end when the database restarts.
+
+use futures_util::future::join_all;
+
+use crate::postgres::{Database, with_database};
+use crate::support::{Broker, Setup, eventually};
+
+/// Three brokers of one cluster, which must end cleanly and leave no secret behind.
+async fn with_replicas(database: &Database, test: impl AsyncFnOnce(&[Broker; 3])) {
+    let store = Some(database.url());
+    let first = Broker::start_for(Setup { store: store.clone(), ..Setup::default() }).await;
+    let replica = || Setup { store: store.clone(), replica_of: Some(first.original()), ..Setup::default() };
+    let (second, third) = tokio::join!(Broker::start_for(replica()), Broker::start_for(replica()));
+    let mut replicas = [first, second, third];
+    test(&replicas).await;
+    for replica in &mut replicas {
+        replica.take_app().drain().await;
+        replica.no_secret_was_left_behind();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hundreds_of_exchanges_at_three_replicas_of_the_same_credential_cause_one_call_of_the_cloud() {
+    with_database(async |database| {
+        with_replicas(database, async |replicas| {
+            let google = &replicas[0].google;
+            let mut clients = Vec::new();
+            for replica in replicas {
+                clients.push(replica.client().await);
+            }
+            let calls = (0..300).map(|caller| {
+                let (mut client, request) = (clients[caller % 3].clone(), replicas[caller % 3].request(&["vertex"]));
+                async move { client.exchange(request).await.expect("a credential").into_inner() }
+            });
+            let answers = join_all(calls).await;
+            let tokens: Vec<&str> = answers.iter().map(|answer| answer.credentials[0].token.as_str()).collect();
+            replicas.iter().for_each(|replica| replica.is_secret(tokens[0]));
+            assert!(tokens.iter().all(|token| *token == tokens[0]));
+            assert_eq!(google.calls().count("/v1/token"), 1);
+            assert_eq!(google.calls().count(":generateAccessToken"), 1);
+
+            let sql = "SELECT (SELECT count(*) FROM shared_credential WHERE position($1::bytea IN sealed) > 0),
+                              (SELECT count(*) FROM audit WHERE position($1::bytea IN bytes) > 0),
+                              (SELECT sum(records)::bigint FROM audit), (SELECT count(*) FROM issuer_key)";
+            let row = database.client().await.query_one(sql, &[&tokens[0].as_bytes()]).await.expect("a row");
+            let counts: [i64; 4] = [0, 1, 2, 3].map(|column| row.get(column));
+            assert_eq!(counts, [0, 0, 300, 2], "tokens in entries and records, records, keys");
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whichever_replica_handed_a_token_out_every_one_can_say_what_it_is() {
+    with_database(async |database| {
+        with_replicas(database, async |replicas| {
+            let token = replicas[0].exchange(replicas[0].request(&["vertex"])).await.expect("a credential");
+            let token = token.credentials[0].token.clone();
+            let again = replicas[1].exchange(replicas[1].request(&["vertex"])).await.expect("a credential");
+            assert_eq!(again.credentials[0].token, token);
+            for replica in replicas {
+                let url = format!("{}/v1/introspect", replica.http);
+                let answer =
+                    reqwest::Client::new().post(url).form(&[("token", &token)]).send().await.expect("an answer");
+                let body: serde_json::Value = answer.json().await.expect("JSON");
+                assert_eq!(body["active"], true, "{body}");
+            }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exchanges_go_on_after_the_database_has_cut_every_connection() {
+    with_database(async |database| {
+        with_replicas(database, async |replicas| {
+            for round in 0..3 {
+                database.cut_connections().await;
+                for replica in replicas {
+                    eventually("an exchange", async || {
+                        let target = ["vertex", "azure-ml", "vertex"][round];
+                        replica.exchange(replica.request(&[target])).await.is_ok()
+                    })
+                    .await;
+                }
+            }
+        })
+        .await;
+    })
+    .await;
+}
