@@ -111,6 +111,8 @@ fn start(binaries: &Path) -> Server {
         command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
     }
     command.args(["-c", CLUSTER, "cluster"]).arg(binaries).arg(port.to_string());
+    // Whatever language the environment asks for may not be installed.
+    command.env("LC_ALL", "C");
     command.env("PASSWORD", PASSWORD).env("CA", ca).env("CERTIFICATE", certificate).env("KEY", key.serialize_pem());
     let spawned = command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let mut shell = spawned.expect("a shell");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use carnet::audit::{AuditRecord, Issued, Outcome};
-use carnet::clock::ManualClock;
+use carnet::clock::{Clock as _, ManualClock, SystemClock};
 use carnet::http;
 use carnet::issuer::{Algorithm, SigningKey};
 use carnet::reason::Reason;
@@ -246,7 +246,7 @@ async fn one_replica_at_a_time_has_the_lock_of_a_key_until_it_leaves_a_credentia
         one.unlock(&key, Uuid::nil()).await.expect("an answer");
         assert!(!one.lock(&key, Uuid::nil(), minute).await.expect("an answer"), "it was a stranger's to end");
 
-        let now = SystemTime::now();
+        let now = SystemClock.now();
         assert_eq!(other.find(&key).await.expect("an answer"), None);
         one.put(&key, owner, vec![1, 2], now + minute).await.expect("kept");
         assert_eq!(other.find(&key).await.expect("an answer"), Some(vec![1, 2]));
