@@ -72,7 +72,7 @@ impl PostgresStore {
         let mut lent = in_time(DEADLINE, self.pool.lend()).await?;
         let prepared = async { Ok(schema::prepare(lent.client_mut()).await?) };
         let version = in_time(PREPARE_DEADLINE, prepared).await?;
-        self.pool.give_back(lent);
+        lent.give_back();
         Ok(version)
     }
 
@@ -202,7 +202,7 @@ impl PostgresStore {
                    SELECT $1, $2, $3, $4 WHERE NOT EXISTS (SELECT 1 FROM issuer_key WHERE algorithm = $2)";
         transaction.execute(sql, &[&key.kid, &key.algorithm.as_str(), &created, &sealed]).await?;
         transaction.commit().await?;
-        self.pool.give_back(lent);
+        lent.give_back();
         Ok(())
     }
 }
