@@ -70,7 +70,7 @@ impl PostgresStore {
         let mut lent = in_time(DEADLINE, self.pool.lend()).await?;
         let prepared = async { Ok(schema::prepare(lent.client_mut()).await?) };
         let version = in_time(PREPARE_DEADLINE, prepared).await?;
-        self.pool.give_back(lent);
+        lent.give_back();
         Ok(version)
     }
 
@@ -210,7 +210,7 @@ impl PostgresStore {
         let KeyRow { kid, algorithm, created_ms, signs_from_ms, sealed } = row;
         transaction.execute(sql, &[kid, algorithm, created_ms, signs_from_ms, sealed, &after]).await?;
         transaction.commit().await?;
-        self.pool.give_back(lent);
+        lent.give_back();
         Ok(())
     }
 }

@@ -1,12 +1,16 @@
 //! A PostgreSQL for the tests: one from outside, or a private cluster that ends with the test process.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio_postgres::{Client, NoTls};
 
 use crate::support::free_port;
@@ -49,9 +53,64 @@ impl Database {
         self.client().await.batch_execute(sql).await.expect("ended");
     }
 
-    /// The authority of the server's certificate; `None` for a server from outside.
+    /// The authority of the server's certificate; that of a server from outside is not known.
     pub fn authority(&self) -> Option<PathBuf> {
-        self.server.cluster.as_ref().map(|cluster| cluster.folder.join("ca.crt"))
+        Some(self.cluster()?.folder.join("ca.crt"))
+    }
+
+    /// A server from outside may let everybody in.
+    pub fn asks_for_passwords(&self) -> bool {
+        self.cluster().is_some()
+    }
+
+    fn cluster(&self) -> Option<&Cluster> {
+        if self.server.cluster.is_none() {
+            say_skipped("it needs a server that the tests set up, not that of CARNET_TEST_POSTGRES");
+        }
+        self.server.cluster.as_ref()
+    }
+
+    /// The same database by a way on which something can happen to connections.
+    pub async fn by_proxy(&self) -> (String, Proxy) {
+        let url = self.url();
+        let (user, rest) = url.split_once('@').expect("a user");
+        let (address, rest) = rest.split_once('/').expect("a path");
+        let proxy = Proxy::start(address.to_owned()).await;
+        (format!("{user}@{}/{rest}", proxy.address), proxy)
+    }
+}
+
+/// Between a store and its database.
+pub struct Proxy {
+    address: SocketAddr,
+    partitions: watch::Sender<()>,
+}
+
+impl Proxy {
+    async fn start(server: String) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let (address, partitions) = (listener.local_addr().expect("an address"), watch::Sender::new(()));
+        let cut = partitions.clone();
+        tokio::spawn(async move {
+            loop {
+                let (mut near, _peer) = listener.accept().await.expect("a connection");
+                let (server, mut cut) = (server.clone(), cut.subscribe());
+                tokio::spawn(async move {
+                    let mut far = TcpStream::connect(server).await.expect("a connection");
+                    tokio::select! {
+                        _ended = copy_bidirectional(&mut near, &mut far) => {}
+                        // Open at both ends, and nothing passes any more.
+                        Ok(()) = cut.changed() => std::future::pending().await,
+                    }
+                });
+            }
+        });
+        Self { address, partitions }
+    }
+
+    /// What is connected now is silent from now on; what connects later is not.
+    pub fn partition(&self) {
+        self.partitions.send_replace(());
     }
 }
 
@@ -77,12 +136,15 @@ fn server() -> Option<&'static Server> {
         },
     });
     if found.is_none() {
-        let test = std::thread::current().name().unwrap_or("a test").to_owned();
-        // Past the harness, which keeps what a test that succeeds prints to itself.
-        let message = format!("SKIPPED {test}: no PostgreSQL: install it, or set CARNET_TEST_POSTGRES to a URL\n");
-        std::io::Write::write_all(&mut std::io::stderr(), message.as_bytes()).expect("said");
+        say_skipped("there is no PostgreSQL: install it, or set CARNET_TEST_POSTGRES to a URL");
     }
     found.as_ref()
+}
+
+/// Past the harness, which keeps what a test that succeeds prints to itself.
+fn say_skipped(why: &str) {
+    let test = std::thread::current().name().unwrap_or("a test").to_owned();
+    std::io::stderr().write_all(format!("SKIPPED {test}: {why}\n").as_bytes()).expect("said");
 }
 
 /// Those of the newest version that the distribution has installed.
@@ -111,6 +173,8 @@ fn start(binaries: &Path) -> Server {
         command.args(["--reuid=postgres", "--regid=postgres", "--clear-groups", "sh"]);
     }
     command.args(["-c", CLUSTER, "cluster"]).arg(binaries).arg(port.to_string());
+    // Whatever language the environment asks for may not be installed.
+    command.env("LC_ALL", "C");
     command.env("PASSWORD", PASSWORD).env("CA", ca).env("CERTIFICATE", certificate).env("KEY", key.serialize_pem());
     let spawned = command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let mut shell = spawned.expect("a shell");

@@ -22,7 +22,7 @@ use self::leases::{
     what_runs_have_taken_is_known_by_subject_and_name,
 };
 use crate::postgres::with_database;
-use crate::support::{captured_logs, eventually};
+use crate::support::{captured_logs, eventually, free_port};
 
 /// Each of these runs on a new store of either kind.
 macro_rules! contract {
@@ -337,8 +337,26 @@ async fn a_database_that_holds_a_statement_up_gives_an_error_and_recovers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_and_a_server_that_is_away_are_named_without_the_password() {
+async fn of_connections_that_a_partition_has_silenced_one_costs_an_error_and_the_others_nothing() {
     with_database(async |database| {
+        let (url, proxy) = database.by_proxy().await;
+        let store = Place(url).open().await;
+        let several = (0..4).map(|id| store.audit.append(vec![record(id)]));
+        assert!(futures_util::future::join_all(several).await.iter().all(Result::is_ok));
+        proxy.partition();
+        store.audit.append(vec![record(5)]).await.expect_err("no answer in time");
+        store.audit.append(vec![record(6)]).await.expect("by a new connection");
+        store.audit.probe().await.expect("by a new connection");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_password_is_named_and_not_shown() {
+    with_database(async |database| {
+        if !database.asks_for_passwords() {
+            return;
+        }
         let url = database.url();
         let (user, server) = url.split_once('@').expect("a user");
         let (user, _password) = user.rsplit_once(':').expect("a password");
@@ -346,7 +364,11 @@ async fn a_wrong_password_and_a_server_that_is_away_are_named_without_the_passwo
         assert!(wrong.contains("password authentication failed") && !wrong.contains("hunter2"), "{wrong}");
     })
     .await;
-    let port = crate::support::free_port();
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_named_without_the_password() {
+    let port = free_port();
     let away = shown(Place(format!("postgres://u:hunter2@127.0.0.1:{port}/d")).try_open(&[STORE_KEY]).await);
     assert!(away.contains(&format!("cannot open the store postgres://u@127.0.0.1:{port}/d")), "{away}");
     assert!(away.contains("refused") && !away.contains("hunter2"), "{away}");

@@ -2,10 +2,10 @@
 
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::time::timeout;
 use tokio_postgres::types::{ToSql, Type};
 use tokio_postgres::{Client, Config, NoTls, Row};
@@ -15,13 +15,13 @@ use super::settings::{PostgresSettings, Transport};
 use super::tls::Tls;
 use crate::http::ClientError;
 
-/// Connections are made when they are needed and given back when their statement succeeded; one that broke, or whose
-/// statement was not answered in time, is dropped, so that the next one is new.
+/// Connections are made when they are needed and given back when their statement succeeded. Where one broke, or did not
+/// answer in time, all that are idle are dropped with it: after a partition the others are no better.
 pub(super) struct Pool {
     config: Config,
     tls: Option<Tls>,
     idle: Mutex<Vec<Session>>,
-    places: Arc<Semaphore>,
+    places: Semaphore,
 }
 
 /// Why a statement has no result.
@@ -46,10 +46,14 @@ struct Session {
 
 /// A connection that its holder has for itself. It goes back to the pool when it is given back, and only then: whoever
 /// is cut off in the middle of a transaction leaves nothing behind.
-pub(super) struct Lent {
+pub(super) struct Lent<'a> {
     session: Session,
-    _place: OwnedSemaphorePermit,
+    doubt: Doubt<'a>,
+    _place: SemaphorePermit<'a>,
 }
+
+/// Drops the idle connections of its pool, unless it was settled before.
+struct Doubt<'a>(Option<&'a Pool>);
 
 impl Pool {
     pub fn new(settings: &PostgresSettings, connections: usize) -> Result<Self, ClientError> {
@@ -57,14 +61,14 @@ impl Pool {
             Transport::Plain => None,
             Transport::Tls(authorities) => Some(Tls::new(authorities)?),
         };
-        let (config, places) = (settings.connection.clone(), Arc::new(Semaphore::new(connections)));
-        Ok(Self { config, tls, idle: Mutex::default(), places })
+        let config = settings.connection.clone();
+        Ok(Self { config, tls, idle: Mutex::default(), places: Semaphore::new(connections) })
     }
 
     /// Another pool to the same database.
     pub fn beside(&self, connections: usize) -> Self {
-        let (config, tls, places) = (self.config.clone(), self.tls.clone(), Arc::new(Semaphore::new(connections)));
-        Self { config, tls, idle: Mutex::default(), places }
+        let (config, tls) = (self.config.clone(), self.tls.clone());
+        Self { config, tls, idle: Mutex::default(), places: Semaphore::new(connections) }
     }
 
     /// Runs one statement, which is a transaction of its own, in one round trip.
@@ -72,7 +76,7 @@ impl Pool {
         in_time(DEADLINE, async {
             let lent = self.lend().await?;
             let rows = lent.client().query_typed(sql, parameters).await?;
-            self.give_back(lent);
+            lent.give_back();
             Ok(rows)
         })
         .await
@@ -83,23 +87,20 @@ impl Pool {
         in_time(DEADLINE, async {
             let lent = self.lend().await?;
             lent.client().batch_execute(sql).await?;
-            self.give_back(lent);
+            lent.give_back();
             Ok(())
         })
         .await
     }
 
-    pub async fn lend(&self) -> Result<Lent, StatementError> {
-        let place = self.places.clone().acquire_owned().await.map_err(|_closed| StatementError::Closed)?;
+    pub async fn lend(&self) -> Result<Lent<'_>, StatementError> {
+        let place = self.places.acquire().await.map_err(|_closed| StatementError::Closed)?;
+        let doubt = Doubt(Some(self));
         let session = match self.idle_session() {
             Some(session) => session,
             None => self.connect().await?,
         };
-        Ok(Lent { session, _place: place })
-    }
-
-    pub fn give_back(&self, lent: Lent) {
-        self.idle().push(lent.session);
+        Ok(Lent { session, doubt, _place: place })
     }
 
     fn idle_session(&self) -> Option<Session> {
@@ -143,13 +144,27 @@ impl Session {
     }
 }
 
-impl Lent {
+impl Lent<'_> {
+    pub fn give_back(mut self) {
+        if let Some(pool) = self.doubt.0.take() {
+            pool.idle().push(self.session);
+        }
+    }
+
     pub fn client(&self) -> &Client {
         &self.session.client
     }
 
     pub fn client_mut(&mut self) -> &mut Client {
         &mut self.session.client
+    }
+}
+
+impl Drop for Doubt<'_> {
+    fn drop(&mut self) {
+        if let Some(pool) = self.0 {
+            pool.idle().clear();
+        }
     }
 }
 

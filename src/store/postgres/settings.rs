@@ -56,13 +56,14 @@ pub enum InvalidUrl {
 impl PostgresSettings {
     /// `sslmode` and `sslrootcert` mean what they mean to libpq, but that a certificate is never left unverified.
     pub fn parse(url: &Secret, outbound: &http::Settings) -> Result<Self, InvalidUrl> {
+        let system = || Authorities::System(outbound.clone());
         let (address, query) = url.expose().split_once('?').unwrap_or((url.expose(), ""));
-        let (mut mode, mut file, mut rest) = (None, None, Vec::new());
+        let (mut mode, mut authorities, mut rest) = (None, None, Vec::new());
         for option in query.split('&').filter(|option| !option.is_empty()) {
             match option.split_once('=') {
                 Some(("sslmode", value)) => mode = Some(value),
-                Some(("sslrootcert", value)) if value != "system" => file = Some(decoded(value)),
-                Some(("sslrootcert", _system)) => {}
+                Some(("sslrootcert", "system")) => authorities = Some(system()),
+                Some(("sslrootcert", file)) => authorities = Some(Authorities::File(decoded(file))),
                 _ => rest.push(option),
             }
         }
@@ -71,11 +72,12 @@ impl PostgresSettings {
         if connection.get_hosts().is_empty() {
             return Err(InvalidUrl::NoHost);
         }
-        let tls = || Transport::Tls(file.clone().map_or(Authorities::System(outbound.clone()), Authorities::File));
+        let local = is_local(&connection);
         let transport = match mode {
-            None | Some("disable") if is_local(&connection) => Transport::Plain,
-            Some("disable") => return Err(InvalidUrl::Plaintext),
-            None | Some("require" | "verify-full") => tls(),
+            Some("disable") if !local => return Err(InvalidUrl::Plaintext),
+            Some("disable") => Transport::Plain,
+            None if local && authorities.is_none() => Transport::Plain,
+            None | Some("require" | "verify-full") => Transport::Tls(authorities.unwrap_or_else(system)),
             Some(_) => return Err(InvalidUrl::Mode),
         };
         connection.ssl_mode(match transport {
@@ -165,6 +167,8 @@ mod tests {
             "postgres://u@db.example.com/d",
             "postgres://u@10.0.0.1/d?sslmode=require",
             "postgres://u@localhost/d?sslmode=verify-full",
+            "postgres://u@localhost/d?sslrootcert=/etc/ca.pem",
+            "postgres://u@localhost/d?sslrootcert=system",
             "postgres://u@localhost/d?hostaddr=10.0.0.1",
             "postgres://u@127.0.0.1,10.0.0.1/d",
         ] {
