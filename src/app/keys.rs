@@ -7,6 +7,7 @@ use std::{fs, io};
 
 use jiff::Timestamp;
 use tokio::sync::Mutex;
+use tokio::time::timeout;
 use zeroize::Zeroizing;
 
 use crate::clock::{Clock, unix_seconds};
@@ -29,6 +30,8 @@ pub enum KeySource {
 pub enum KeysError {
     #[error(transparent)]
     Rotation(#[from] RotationError),
+    #[error("the store did not answer within {}s", STORE_DEADLINE.as_secs())]
+    Slow,
     #[error("cannot read the key file {path}")]
     File { path: PathBuf, source: io::Error },
     #[error("the key file {path} cannot be used")]
@@ -134,7 +137,7 @@ impl IssuerKeys {
     }
 
     async fn read_store(&self, rotation: &Rotation) -> Result<Keyring, KeysError> {
-        let keys = rotation.tend().await?;
+        let keys = timeout(STORE_DEADLINE, rotation.tend()).await.map_err(|_elapsed| KeysError::Slow)??;
         let known = self.issuer.keys();
         let ring = Keyring::stored(&keys, Some(&known))?;
         let now = self.clock.now();
@@ -215,4 +218,6 @@ fn changed(paths: &[PathBuf], seen: &mut Option<[u8; 32]>) -> Result<Option<Keyr
 
 /// The longest that one replica does not know a key that another has made: far less than a key is published ahead.
 const STORE_EVERY: Duration = Duration::from_secs(30);
+/// An RSA key may be made in this time, too.
+const STORE_DEADLINE: Duration = Duration::from_secs(15);
 const FILES_EVERY: Duration = Duration::from_secs(2);

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
@@ -34,7 +35,8 @@ impl Serve {
                 _ = hangup.recv() => {
                     // It has logged what is wrong, and keeps the old rules.
                     let _ = app.reload();
-                    app.refresh_issuer_keys().await;
+                    // A store that hangs must not keep the signals waiting; the next look is never far.
+                    let _ = tokio::time::timeout(KEYS_DEADLINE, app.refresh_issuer_keys()).await;
                 }
                 _ = terminate.recv() => break,
                 _ = interrupt.recv() => break,
@@ -47,3 +49,5 @@ impl Serve {
         Ok(())
     }
 }
+
+const KEYS_DEADLINE: Duration = Duration::from_secs(1);
