@@ -235,7 +235,7 @@ impl PostgresStore {
         }
         group.write().await?;
         transaction.commit().await?;
-        self.pool.give_back(lent);
+        lent.give_back();
         Ok(applied)
     }
 
@@ -263,7 +263,7 @@ impl PostgresStore {
         let sql = "UPDATE alive SET at_ms = greatest(at_ms, $1)";
         transaction.query_typed(sql, &[(&now_ms as _, Type::INT8)]).await?;
         transaction.commit().await?;
-        self.pool.give_back(lent);
+        lent.give_back();
         Ok(forgiven)
     }
 }
