@@ -1,10 +1,15 @@
 //! The command line: one file per family of commands, and the exit codes they share.
 
+mod broker;
 mod config;
+mod credentials;
 mod exchange;
 mod issuer;
+mod private_file;
+mod request;
 mod sandbox;
 mod serve;
+mod table;
 
 use std::process::ExitCode;
 

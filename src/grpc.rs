@@ -7,7 +7,7 @@ mod operator;
 mod service;
 mod status;
 
-pub use client::{Address, ConnectError, token_exchange};
+pub use client::{Address, ConnectError, connect};
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -1,10 +1,7 @@
 //! `carnet sandbox`: the stand-ins, a real broker beside them, one exchange to look at, and what to try next.
 
-use std::fmt::Write as _;
 use std::fs;
-use std::io::Write as _;
 use std::net::TcpListener;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +11,12 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use clap::Args;
 
-use super::exchange::{Broker, bound, rfc3339};
+use super::broker::{Broker, SubjectToken};
+use super::credentials::{bound, rfc3339};
+use super::exchange::exchange;
 use super::print;
+use super::private_file::PrivateFile;
+use super::table::table;
 use crate::app::App;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
@@ -48,9 +49,9 @@ impl Sandbox {
         let token_path = folder.0.join("subject-token");
         clouds.write_subject_token(&token_path)?;
 
-        let broker = Broker::new(format!("http://{grpc}"), token_path.clone());
-        let answer = broker.exchange(first_exchange()).await?;
-        print(table(&answer));
+        let (broker, token) = (Broker::at(format!("http://{grpc}")), SubjectToken::in_file(token_path.clone()));
+        let answer = exchange(&broker, &token, first_exchange()).await?;
+        print(shown(&answer));
         if !self.once {
             print(next_steps(&grpc, &issuer, &token_path, &folder.0, &clouds));
             clouds.serve_until_interrupted(&token_path).await?;
@@ -186,7 +187,7 @@ fn first_exchange() -> proto::ExchangeRequest {
     }
 }
 
-fn table(answer: &proto::ExchangeResponse) -> String {
+fn shown(answer: &proto::ExchangeResponse) -> String {
     let mut rows = vec![["TARGET", "ACTS AS", "EXPIRES AT", "LEFT", "BOUND", "TOKEN"].map(str::to_owned)];
     rows.extend(answer.credentials.iter().map(|credential| {
         let acts_as = match &credential.identity {
@@ -206,15 +207,7 @@ fn table(answer: &proto::ExchangeResponse) -> String {
             token,
         ]
     }));
-    let widths: Vec<usize> = (0..6)
-        .map(|column| rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or_default())
-        .collect();
-    let mut text = format!("exchange {}\n\n", answer.exchange_id);
-    for row in rows {
-        let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        let _ = writeln!(text, "{}", cells.join("  ").trim_end());
-    }
-    text
+    format!("exchange {}\n\n{}\n", answer.exchange_id, table(&rows))
 }
 
 fn next_steps(grpc: &str, issuer: &str, token: &Path, folder: &Path, clouds: &Clouds) -> String {
@@ -284,12 +277,9 @@ impl Drop for Folder {
     }
 }
 
-/// Replaced as a whole: a reader never sees half a token.
 fn write_private(path: &Path, text: &str) -> anyhow::Result<()> {
-    let new = path.with_extension("new");
-    let mut file = fs::OpenOptions::new().create(true).write(true).truncate(true).mode(0o600).open(&new)?;
-    file.write_all(text.as_bytes())?;
-    Ok(fs::rename(&new, path)?)
+    let write = |file: PrivateFile| file.write(text);
+    PrivateFile::prepare(path).and_then(write).with_context(|| format!("cannot write {}", path.display()))
 }
 
 const TENANT: &str = "11111111-1111-1111-1111-111111111111";

@@ -9,7 +9,6 @@ use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as TonicEndpoint, Uri};
 
 use crate::http::{Endpoint, InvalidEndpoint};
-use crate::proto::token_exchange_client::TokenExchangeClient;
 
 /// Where the broker listens: `https://host:port`, `http://` on loopback, or `unix:/path`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,25 +37,21 @@ pub enum ConnectError {
     Connect { address: String, source: tonic::transport::Error },
 }
 
-/// A client of `TokenExchange`. `ca_file` is trusted besides the system's authorities.
+/// A connection that all clients of the broker's services can share; it is made anew when it breaks. `ca_file` is trusted
+/// besides the system's authorities.
 ///
 /// # Errors
 /// [`ConnectError`] says what to check.
-pub async fn token_exchange(
-    address: &Address,
-    ca_file: Option<&PathBuf>,
-) -> Result<TokenExchangeClient<Channel>, ConnectError> {
-    let channel = match address {
-        Address::Network(endpoint) => network(endpoint, ca_file).await?,
-        Address::Unix(path) => unix(path.clone()).await?,
-    };
-    Ok(TokenExchangeClient::new(channel).max_decoding_message_size(ANSWER_MAX_BYTES))
+pub async fn connect(address: &Address, ca_file: Option<&PathBuf>) -> Result<Channel, ConnectError> {
+    match address {
+        Address::Network(endpoint) => network(endpoint, ca_file).await,
+        Address::Unix(path) => unix(path.clone()).await,
+    }
 }
 
 async fn network(endpoint: &Endpoint, ca_file: Option<&PathBuf>) -> Result<Channel, ConnectError> {
     let failed = |source| ConnectError::Connect { address: endpoint.to_string(), source };
-    let mut channel =
-        TonicEndpoint::from_shared(endpoint.to_string()).map_err(failed)?.connect_timeout(CONNECT_TIMEOUT);
+    let mut channel = patient(TonicEndpoint::from_shared(endpoint.to_string()).map_err(failed)?);
     if endpoint.as_str().starts_with("https:") {
         let mut tls = ClientTlsConfig::new().with_native_roots();
         if let Some(path) = ca_file {
@@ -72,7 +67,7 @@ async fn network(endpoint: &Endpoint, ca_file: Option<&PathBuf>) -> Result<Chann
 async fn unix(path: PathBuf) -> Result<Channel, ConnectError> {
     let address = format!("unix:{}", path.display());
     // The URI is a formality: the connector dials the socket.
-    let endpoint = TonicEndpoint::from_static("http://localhost").connect_timeout(CONNECT_TIMEOUT);
+    let endpoint = patient(TonicEndpoint::from_static("http://localhost"));
     let connector = tower::service_fn(move |_uri: Uri| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
@@ -80,5 +75,14 @@ async fn unix(path: PathBuf) -> Result<Channel, ConnectError> {
     endpoint.connect_with_connector(connector).await.map_err(|source| ConnectError::Connect { address, source })
 }
 
+/// A watch may be silent for hours: only pings tell that the other end is still there.
+fn patient(endpoint: TonicEndpoint) -> TonicEndpoint {
+    endpoint
+        .connect_timeout(CONNECT_TIMEOUT)
+        .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+        .keep_alive_timeout(KEEP_ALIVE_DEADLINE)
+}
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-const ANSWER_MAX_BYTES: usize = 512 * 1024;
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
+const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(10);

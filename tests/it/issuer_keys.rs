@@ -10,9 +10,10 @@ use base64::prelude::BASE64_STANDARD;
 use carnet::app::App;
 use carnet::clock::{Clock as _, ManualClock};
 use carnet::config::Config;
-use carnet::grpc::{Address, token_exchange};
+use carnet::grpc::{Address, connect};
 use carnet::issuer::{Algorithm, SigningKey};
 use carnet::proto::ExchangeRequest;
+use carnet::proto::token_exchange_client::TokenExchangeClient;
 use carnet::sandbox::Call;
 use serde_json::{Value, json};
 
@@ -43,7 +44,7 @@ fn fresh(broker: &Broker, number: u32) -> ExchangeRequest {
 
 async fn exchange(broker: &Broker, app: &App, number: u32) -> Result<(), tonic::Status> {
     let address: Address = format!("http://{}", app.grpc_address().expect("a port")).parse().expect("an address");
-    let mut client = token_exchange(&address, None).await.expect("a connection");
+    let mut client = TokenExchangeClient::new(connect(&address, None).await.expect("a connection"));
     let answer = client.exchange(fresh(broker, number)).await?.into_inner();
     answer.credentials.iter().for_each(|credential| broker.is_secret(&credential.token));
     Ok(())

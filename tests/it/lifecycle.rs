@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use carnet::proto::token_exchange_client::TokenExchangeClient;
 use carnet::sandbox::Fault;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -111,7 +112,7 @@ async fn the_broker_listens_on_a_unix_socket_too() {
     let server = format!("{{ grpc: 'unix:{}', http: '127.0.0.1:{http}' }}", socket.display());
     with_setup(Setup { server: Some(server), ..Setup::default() }, async |broker| {
         let address = format!("unix:{}", socket.display()).parse().expect("an address");
-        let mut client = carnet::grpc::token_exchange(&address, None).await.expect("a connection");
+        let mut client = TokenExchangeClient::new(carnet::grpc::connect(&address, None).await.expect("a connection"));
         // The issuer of this set-up is another port's, so a refusal by policy is what can be seen.
         let refused = client.exchange(broker.request(&["no-such-target"])).await.err().expect("denied");
         assert_eq!(reason(&refused), "DENIED");

@@ -9,7 +9,7 @@ use std::time::Duration;
 use carnet::app::App;
 use carnet::clock::{Clock, ManualClock, SystemClock};
 use carnet::config::Config;
-use carnet::grpc::{Address, token_exchange};
+use carnet::grpc::{Address, connect};
 use carnet::proto::token_exchange_client::TokenExchangeClient;
 use carnet::proto::{AuditRecord, ExchangeRequest, ExchangeResponse, Job, TargetRequest};
 use carnet::sandbox::{Entra, EntraToken, Fault, FederatedCredential, Google, Identity, PoolProvider};
@@ -170,7 +170,7 @@ impl Broker {
 
     pub async fn client(&self) -> TokenExchangeClient<Channel> {
         let address: Address = self.grpc.parse().expect("an address");
-        token_exchange(&address, None).await.expect("a connection")
+        TokenExchangeClient::new(connect(&address, None).await.expect("a connection"))
     }
 
     pub async fn exchange(&self, request: ExchangeRequest) -> Result<ExchangeResponse, Status> {

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use carnet::grpc::{Address, token_exchange};
+use carnet::grpc::{Address, connect};
+use carnet::proto::token_exchange_client::TokenExchangeClient;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
@@ -44,7 +45,7 @@ fn setup(folder: &Path, grpc: u16, client_ca: &str) -> Setup {
 /// The reason of a refusal: enough to know that the call arrived.
 async fn call(broker: &Broker, port: u16, ca: &Path) -> Option<String> {
     let address: Address = format!("https://localhost:{port}").parse().expect("an address");
-    let mut client = token_exchange(&address, Some(&ca.to_owned())).await.ok()?;
+    let mut client = TokenExchangeClient::new(connect(&address, Some(&ca.to_owned())).await.ok()?);
     Some(reason(&client.exchange(broker.request(&["no-such-target"])).await.err().expect("denied")))
 }
 

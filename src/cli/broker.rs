@@ -1,0 +1,118 @@
+//! The broker as every client command reaches it: where it is, who asks, and what its refusals mean for the exit code.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use clap::Args;
+use tonic::transport::Channel;
+use tonic::{Code, Response, Status};
+use tonic_types::StatusExt as _;
+
+use super::{Ended, Exit};
+use crate::grpc::{Address, connect};
+
+#[derive(Debug, Args)]
+pub(super) struct Broker {
+    /// http:// on loopback, https://, or unix:PATH
+    #[arg(long, value_name = "ADDRESS", env = "CARNET_ADDRESS", default_value = "http://127.0.0.1:7443")]
+    address: String,
+    /// PEM file with authorities to trust besides the system's
+    #[arg(long, value_name = "FILE", env = "CARNET_CA_FILE")]
+    ca: Option<PathBuf>,
+}
+
+/// Who asks.
+#[derive(Debug, Args)]
+pub(super) struct SubjectToken {
+    /// File with the Entra access token; `-` is standard input
+    #[arg(long, value_name = "FILE", env = "CARNET_SUBJECT_TOKEN_FILE")]
+    subject_token_file: Option<PathBuf>,
+}
+
+impl Broker {
+    pub fn at(address: String) -> Self {
+        Self { address, ca: None }
+    }
+
+    pub async fn connect(&self) -> anyhow::Result<Channel> {
+        let address = self.address.parse::<Address>();
+        let address = address.map_err(|error| usage(format!("--address {}: {error}", self.address)))?;
+        let connected = connect(&address, self.ca.as_ref()).await;
+        Ok(connected.map_err(|error| Ended { exit: Exit::Unavailable, message: chain(&error) })?)
+    }
+}
+
+impl SubjectToken {
+    pub fn in_file(path: PathBuf) -> Self {
+        Self { subject_token_file: Some(path) }
+    }
+
+    pub fn read(&self) -> anyhow::Result<String> {
+        token("subject token", self.subject_token_file.as_deref(), "CARNET_SUBJECT_TOKEN")
+    }
+}
+
+/// From the file, else from the environment. Never from an argument, which everybody on the machine can see.
+pub(super) fn token(name: &str, file: Option<&Path>, variable: &str) -> anyhow::Result<String> {
+    let token = match (file, std::env::var(variable)) {
+        (Some(path), _) if path.as_os_str() == "-" => {
+            let mut text = String::new();
+            let read = std::io::stdin().read_to_string(&mut text);
+            read.with_context(|| format!("the {name} cannot be read from standard input"))?;
+            text
+        }
+        (Some(path), _) => std::fs::read_to_string(path)
+            .with_context(|| format!("the {name} file {} cannot be read", path.display()))?,
+        (None, Ok(token)) => token,
+        (None, Err(_unset)) => {
+            let flag = name.replace(' ', "-");
+            return Err(usage(format!("no {name}: give --{flag}-file, or set {variable}_FILE or {variable}")));
+        }
+    };
+    match token.trim() {
+        "" => bail!("the {name} is empty"),
+        token => Ok(token.to_owned()),
+    }
+}
+
+/// A call with a deadline: a little more than the broker allows itself.
+pub(super) fn call<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(Duration::from_secs(35));
+    request
+}
+
+pub(super) fn answer<T>(answered: Result<Response<T>, Status>) -> anyhow::Result<T> {
+    match answered {
+        Ok(answer) => Ok(answer.into_inner()),
+        Err(status) => Err(refusal(&status)),
+    }
+}
+
+/// The broker's words, its reason and the id to ask an operator about.
+pub(super) fn refusal(status: &Status) -> anyhow::Error {
+    let details = status.get_error_details();
+    let info = details.error_info();
+    let reason = info.map(|info| info.reason.as_str()).unwrap_or_default();
+    let exit = match (reason, status.code()) {
+        ("DENIED" | "GROUPS_OVERAGE", _) => Exit::Denied,
+        (reason, _) if reason.starts_with("SUBJECT_TOKEN") || reason == "INSUFFICIENT_CLAIMS" => Exit::SubjectToken,
+        (_, Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded) => Exit::Unavailable,
+        _ => Exit::Failed,
+    };
+    let id =
+        info.and_then(|info| info.metadata.get("exchange_id")).map(|id| format!(", exchange {id}")).unwrap_or_default();
+    let reason = if reason.is_empty() { format!("{:?}", status.code()) } else { reason.to_owned() };
+    Ended { exit, message: format!("{} ({reason}{id})", status.message()) }.into()
+}
+
+pub(super) fn usage(message: impl Into<String>) -> anyhow::Error {
+    Ended { exit: Exit::Usage, message: message.into() }.into()
+}
+
+fn chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(error.source(), |cause| cause.source());
+    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
+}
