@@ -5,6 +5,7 @@ mod config;
 mod credentials;
 mod exchange;
 mod issuer;
+mod lease;
 mod private_file;
 mod request;
 mod sandbox;
@@ -38,6 +39,8 @@ enum Command {
     Config(config::Config),
     /// Trade a subject token for the credentials of one or more targets
     Exchange(Box<exchange::Exchange>),
+    #[command(subcommand)]
+    Lease(lease::Lease),
     /// The broker as an OIDC issuer
     #[command(subcommand)]
     Issuer(issuer::Issuer),
@@ -72,6 +75,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Sandbox(sandbox) => sandbox.run().await,
                 Command::Config(config) => config.run(),
                 Command::Exchange(exchange) => exchange.run().await,
+                Command::Lease(lease) => lease.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
             }
         });

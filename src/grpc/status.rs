@@ -20,6 +20,9 @@ pub(super) fn of(error: &ExchangeError, exchange_id: Uuid) -> Status {
             metadata.insert("claims".to_owned(), claims.clone());
         }
     }
+    if let ExchangeError::LeaseEnded(state) = error {
+        metadata.insert("lease_state".to_owned(), (*state).to_owned());
+    }
     details.set_error_info(error.reason().as_str(), DOMAIN, metadata);
     if let Some(wait) = error.retry_after() {
         details.set_retry_info(Some(wait));
@@ -97,6 +100,12 @@ mod tests {
         let status = of(&ExchangeError::Credential { target: "t".to_owned(), error }, Uuid::nil());
         let info = status.get_error_details().error_info().expect("an ErrorInfo").clone();
         assert_eq!((info.metadata["claims"].as_str(), info.metadata["cloud_error"].as_str()), ("{}", "AADSTS50076"));
+    }
+
+    #[test]
+    fn how_a_lease_ended_is_there_for_programs_too() {
+        let status = of(&ExchangeError::LeaseEnded("closed"), Uuid::nil());
+        assert_eq!(status.get_error_details().error_info().expect("an ErrorInfo").metadata["lease_state"], "closed");
     }
 
     #[test]

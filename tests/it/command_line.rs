@@ -12,6 +12,8 @@ pub fn carnet(arguments: &[&str]) -> Command {
         .env_remove("CARNET_ADDRESS")
         .env_remove("CARNET_SUBJECT_TOKEN")
         .env_remove("CARNET_SUBJECT_TOKEN_FILE")
+        .env_remove("CARNET_LEASE_TOKEN")
+        .env_remove("CARNET_LEASE_TOKEN_FILE")
         .stdin(Stdio::null());
     command
 }
@@ -139,7 +141,7 @@ async fn the_process_heeds_its_signals() {
     .await;
 }
 
-fn signal(name: &str, process: u32) {
+pub fn signal(name: &str, process: u32) {
     let sent = Command::new("kill").args([format!("-{name}"), process.to_string()]).status().expect("a signal");
     assert!(sent.success());
 }

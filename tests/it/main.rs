@@ -10,6 +10,7 @@ mod doors;
 mod exchange;
 mod grpc;
 mod issuer_keys;
+mod lease_commands;
 mod lifecycle;
 mod oauth;
 mod replicas;
