@@ -47,14 +47,15 @@ impl Sandbox {
         clouds.trust(&issuer).await?;
         app.until_ready().await;
         let token_path = folder.0.join("subject-token");
-        clouds.write_subject_token(&token_path)?;
+        let operator_path = folder.0.join("operator-token");
+        clouds.write_tokens(&token_path, &operator_path)?;
 
         let (broker, token) = (Broker::at(format!("http://{grpc}")), SubjectToken::in_file(token_path.clone()));
         let answer = exchange(&broker, &token, first_exchange()).await?;
         print(shown(&answer));
         if !self.once {
-            print(next_steps(&grpc, &issuer, &token_path, &folder.0, &clouds));
-            clouds.serve_until_interrupted(&token_path).await?;
+            print(next_steps(&grpc, &issuer, [&token_path, &operator_path], &folder.0, &clouds));
+            clouds.serve_until_interrupted(&token_path, &operator_path).await?;
         }
         app.drain().await;
         Ok(())
@@ -141,6 +142,10 @@ rules:
     subject: {{ tenants: [{TENANT}], roles: [Training.Submit] }}
     when: '!has(job.expected_duration) || job.expected_duration <= duration(\"72h\")'
     max_lifetime: 1h
+    lease: {{ max_duration: 72h, heartbeat: 5m }}
+operators:
+  - permissions: [leases.read, leases.revoke]
+    subject: {{ roles: [Carnet.Operator] }}
 store: sqlite:{store}
 store_key: ${{file:{key}}}
 telemetry: {{ log: text }}
@@ -154,20 +159,21 @@ telemetry: {{ log: text }}
         ))
     }
 
-    fn write_subject_token(&self, path: &Path) -> anyhow::Result<()> {
+    fn write_tokens(&self, runner: &Path, operator: &Path) -> anyhow::Result<()> {
         let token = self.entra.app_token(TENANT, RUNNER_OBJECT).client(RUNNER).roles(["Training.Submit"]).sign();
-        write_private(path, &token)
+        write_private(runner, &token)?;
+        write_private(operator, &self.entra.user_token(TENANT, OPERATOR).roles(["Carnet.Operator"]).sign())
     }
 
-    /// Keeps the subject token fresh, as the platform that issues it would.
-    async fn serve_until_interrupted(&self, token_path: &Path) -> anyhow::Result<()> {
+    /// Keeps the Entra tokens fresh, as the platform that issues them would.
+    async fn serve_until_interrupted(&self, runner: &Path, operator: &Path) -> anyhow::Result<()> {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut tick = tokio::time::interval(FRESH_TOKEN_EVERY);
         loop {
             tokio::select! {
                 interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
                 _ = terminate.recv() => return Ok(()),
-                _ = tick.tick() => self.write_subject_token(token_path)?,
+                _ = tick.tick() => self.write_tokens(runner, operator)?,
             }
         }
     }
@@ -210,13 +216,13 @@ fn shown(answer: &proto::ExchangeResponse) -> String {
     format!("exchange {}\n\n{}\n", answer.exchange_id, table(&rows))
 }
 
-fn next_steps(grpc: &str, issuer: &str, token: &Path, folder: &Path, clouds: &Clouds) -> String {
+fn next_steps(grpc: &str, issuer: &str, [token, operator]: [&Path; 2], folder: &Path, clouds: &Clouds) -> String {
     format!(
         "\
 The broker and the stand-ins run until you press Ctrl-C. In another terminal:
 
   alias carnet={program}
-  export CARNET_ADDRESS=http://{grpc} CARNET_SUBJECT_TOKEN_FILE={token}
+  export CARNET_ADDRESS=http://{grpc} CARNET_SUBJECT_TOKEN_FILE={token} OPERATOR_TOKEN_FILE={operator}
 
   # one target, the token alone
   carnet exchange --target vertex-training --job-id run-2 --duration 40m --output token
@@ -226,6 +232,13 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
 
   # an Azure token that nobody can shorten
   carnet exchange --target azure-ml-on-this-machine
+
+  # a lease: fresh credentials until the job ends; see Leases in the README
+  export CARNET_LEASE_TOKEN_FILE={lease}
+  carnet lease open --target vertex-training --job-id run-3 --duration 9h
+  carnet lease credentials --output env
+  carnet lease list --subject-token-file {operator}
+  carnet lease close
 
   # a refusal: exit code 3, and one line in the broker's log
   carnet exchange --target no-such-target
@@ -247,6 +260,8 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
 ",
         program = std::env::current_exe().unwrap_or_else(|_unknown| PathBuf::from("carnet")).display(),
         token = token.display(),
+        operator = operator.display(),
+        lease = folder.join("lease-token").display(),
         authority = clouds.entra.authority(),
         config = folder.join("carnet.yaml").display(),
     )
@@ -287,6 +302,7 @@ const AUDIENCE: &str = "api://carnet";
 const RUNNER: &str = "55555555-5555-5555-5555-555555555555";
 const RUNNER_OBJECT: &str = "66666666-6666-6666-6666-666666666666";
 const RUNNER_SECRET: &str = "sandbox-secret";
+const OPERATOR: &str = "99999999-9999-9999-9999-999999999999";
 const ML_IDENTITY: &str = "33333333-3333-3333-3333-333333333333";
 const ML_OBJECT: &str = "77777777-7777-7777-7777-777777777777";
 const ML_RESOURCE: &str = "/subscriptions/88888888-8888-8888-8888-888888888888/resourcegroups/ml/providers/Microsoft.ManagedIdentity/userAssignedIdentities/ml";

@@ -358,6 +358,19 @@ async fn a_watch_prints_credentials_and_how_the_lease_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_watch_that_nobody_reads_any_more_ends_and_so_beats_no_more() {
+    with_leases(async |broker| {
+        let opened = Opened::new(broker, &["vertex"], "vision").await;
+        let mut watch = Running::start(&opened, &["watch"]);
+        watch.update(broker).await;
+        drop(watch.lines.take());
+        let output = tokio::task::spawn_blocking(|| watch.child.wait_with_output()).await.expect("no panic");
+        fails(&output.expect("an end"), 1, "nobody reads the standard output");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_of_a_lease_that_an_operator_ends_fails_and_says_so() {
     with_leases(async |broker| {
         let opened = Opened::new(broker, &["vertex"], "vision").await;

@@ -13,6 +13,7 @@ mod issuer_keys;
 mod lease_commands;
 mod lifecycle;
 mod oauth;
+mod readme;
 mod replicas;
 mod store;
 mod subject;

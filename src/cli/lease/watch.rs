@@ -5,6 +5,8 @@ use std::io::Write as _;
 
 use anyhow::{Context as _, bail};
 use clap::Args;
+use tokio::io::Interest;
+use tokio::net::unix::pipe;
 use tokio::time::sleep;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
@@ -35,7 +37,15 @@ enum Stop {
 }
 
 impl Watch {
+    /// A watch beats for its lease, so it must not outlive whoever it prints for.
     pub async fn run(self) -> anyhow::Result<()> {
+        tokio::select! {
+            () = unread() => bail!(UNREAD),
+            ended = self.updates() => ended,
+        }
+    }
+
+    async fn updates(self) -> anyhow::Result<()> {
         let request =
             proto::WatchCredentialsRequest { lease_token: self.holder.lease_token()?, targets: self.targets.clone() };
         let mut client = self.holder.connect().await?;
@@ -100,9 +110,20 @@ impl Watch {
         };
         let mut out = std::io::stdout().lock();
         let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
-        written.context("nobody reads the standard output any more")
+        written.context(UNREAD)
     }
 }
+
+/// Returns when the other end of a pipe at standard output is closed; never where it is no pipe.
+async fn unread() {
+    match pipe::OpenOptions::new().open_sender("/dev/stdout") {
+        Ok(out) => drop(out.ready(Interest::ERROR).await),
+        // What is written next finds out.
+        Err(_no_pipe) => std::future::pending().await,
+    }
+}
+
+const UNREAD: &str = "nobody reads the standard output any more";
 
 /// The newest token of each kind that was printed.
 #[derive(Default)]
