@@ -27,7 +27,7 @@ use uuid::Uuid;
 use self::record::Record;
 use crate::audit::{Audit, AuditError};
 use crate::clock::Clock;
-use crate::credential::{Call, Credentials};
+use crate::credential::{Call, Credentials, Key};
 use crate::policy::{Grant, Inquiry, Policy};
 use crate::subject::{SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::telemetry::SPANS;
@@ -86,6 +86,13 @@ impl Exchange {
         let grants = self.policy.load_full().decide_all(inquiry, &asked.asks)?;
         record.granted(&grants);
         Ok((grants, subject_token))
+    }
+
+    /// What a cloud would have to be asked for; `None` where the answer is in the cache, or is a refusal.
+    pub async fn missing(&self, request: &ExchangeRequest) -> Option<Key> {
+        let mut record = Record::about(request, Uuid::nil(), self.clock.now());
+        let (grants, _subject_token) = self.grants(request, &mut record).await.ok()?;
+        self.credentials.missing(&grants)
     }
 
     /// Whom the request's token shows, and until when the rules would let a lease of theirs last; issues nothing.

@@ -110,6 +110,12 @@ impl Cache {
         }
     }
 
+    /// Whether a caller who needs `least` would be answered without a call.
+    pub fn covers(&self, key: &Key, least: Duration) -> bool {
+        let now = self.clock.now();
+        self.entries.get(key).is_some_and(|entry| entry.credential.covers(least, now))
+    }
+
     /// Drops what is kept for `key`, where it turned out to be no good.
     pub fn forget(&self, key: &Key) {
         self.entries.invalidate(key);

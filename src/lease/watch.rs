@@ -144,12 +144,12 @@ impl Watch {
         let due_slots = || due.iter().filter_map(|number| self.slots.get(*number));
         let urgency = due_slots().map(|slot| slot.expires_at).min().unwrap_or(now);
         let targets = due_slots().map(Slot::request).collect();
-        tokio::select! {
-            () = self.watching.ended.cancelled() => return Ok(None),
-            () = self.leases.pace.turn(urgency) => {}
-        }
         let first = self.slots.iter().all(|slot| slot.token_sha256.is_none());
-        let answer = self.leases.current_credentials(&self.lease, targets, self.caller.clone()).await;
+        let asking = self.leases.in_turn(&self.lease, targets, self.caller.clone(), urgency);
+        let answer = tokio::select! {
+            () = self.watching.ended.cancelled() => return Ok(None),
+            answer = asking => answer,
+        };
         let now = self.leases.clock.now();
         let due = due.into_iter();
         match answer {
