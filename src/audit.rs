@@ -12,6 +12,7 @@ use uuid::Uuid;
 use crate::clock::Clock;
 use crate::reason::Reason;
 use crate::target::Job;
+use crate::telemetry::Causes;
 
 /// One decision about one target. Fields that were not reached are empty.
 #[derive(Debug, Clone)]
@@ -184,7 +185,7 @@ impl Audit {
                 Ok(0) => {}
                 Ok(pruned) => tracing::info!(records = pruned, "{pruned} audit records were older than the retention"),
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "old audit records were not dropped")
+                    tracing::error!(error = %Causes(&error), "old audit records were not dropped")
                 }
             }
         }
@@ -217,7 +218,7 @@ async fn write(mut entries: mpsc::Receiver<Entry>, log: Arc<dyn AuditLog>, well:
         if let Err(error) = &result {
             metrics::counter!("carnet_audit_write_failures_total").increment(1);
             tracing::error!(
-                error = error as &dyn std::error::Error,
+                error = %Causes(error),
                 records = size,
                 "{size} audit records were not written; no credential of theirs was released"
             );

@@ -1,5 +1,7 @@
 //! Logs, traces and metrics: where they go, and what the metrics mean.
 
+use std::error::Error;
+use std::fmt::Display;
 use std::io::{BufWriter, IsTerminal as _};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -93,6 +95,17 @@ impl Drop for Telemetry {
 /// The target of the spans that are exported: without an exporter they cost nothing.
 pub const SPANS: &str = "carnet::spans";
 
+/// An error with everything that led to it, in one line: log lines have a place for one text.
+#[derive(Debug)]
+pub struct Causes<'a>(pub &'a (dyn Error + 'static));
+
+impl Display for Causes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        std::iter::successors(self.0.source(), |error| (*error).source()).try_for_each(|error| write!(f, ": {error}"))
+    }
+}
+
 /// The process's metrics, recorded from the first call on.
 pub fn metrics() -> &'static PrometheusHandle {
     static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();
@@ -180,3 +193,16 @@ const LOG_LINES: usize = 65_536;
 
 const EXPORT_DEADLINE: Duration = Duration::from_secs(3);
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_shown_with_all_that_led_to_it() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot write")]
+        struct Outer(#[source] std::io::Error);
+        assert_eq!(Causes(&Outer(std::io::Error::other("disk full"))).to_string(), "cannot write: disk full");
+    }
+}
