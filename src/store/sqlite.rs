@@ -31,8 +31,6 @@ type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 enum JobError {
     #[error(transparent)]
     Sqlite(#[from] rusqlite::Error),
-    #[error(transparent)]
-    Encode(#[from] prost::EncodeError),
     #[error("issuer key {kid}")]
     Seal { kid: String, source: SealError },
     #[error("issuer key {0} is for an unknown algorithm")]
@@ -138,25 +136,21 @@ fn work(mut connection: Connection, mut queue: mpsc::Receiver<Job>) {
 #[async_trait::async_trait]
 impl AuditLog for SqliteStore {
     async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
+        // Before the store's thread, which all groups share, has it.
+        let records = i64::try_from(group.len()).unwrap_or(i64::MAX);
+        let newest = group.iter().map(|record| record::milliseconds(record.time)).max().unwrap_or_default();
+        let mut bytes = Vec::with_capacity(group.len() * RECORD_BYTES);
+        group.iter().for_each(|record| record::encode(record, &mut bytes));
+        let first = group.iter().filter_map(|record| record.issued.as_ref()).filter(|issued| issued.first);
+        let mut tokens: Vec<[u8; 32]> = first.map(|issued| issued.token_sha256).collect();
+        tokens.sort_unstable();
+        tokens.dedup();
         let append = move |connection: &mut Connection| {
-            let (records, mut bytes, mut tokens) = (
-                i64::try_from(group.len()).unwrap_or(i64::MAX),
-                Vec::with_capacity(group.len() * RECORD_BYTES),
-                Vec::new(),
-            );
-            let newest = group.iter().map(|record| record::milliseconds(record.time)).max().unwrap_or_default();
-            for record in group {
-                let first = record.issued.as_ref().filter(|issued| issued.first);
-                tokens.extend(first.map(|issued| issued.token_sha256));
-                record::encode(record, &mut bytes)?;
-            }
             let transaction = connection.transaction()?;
             let sql = "INSERT INTO audit (sequence, records, newest_ms, bytes)
                        SELECT coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1), ?1, ?2, ?3";
             transaction.prepare_cached(sql)?.execute(params![records, newest, bytes])?;
             let sequence = transaction.last_insert_rowid();
-            tokens.sort_unstable();
-            tokens.dedup();
             for token in tokens {
                 let sql = "INSERT INTO audit_token (token_sha256, sequence) VALUES (?1, ?2)";
                 transaction.prepare_cached(sql)?.execute(params![token.as_slice(), sequence])?;
