@@ -34,7 +34,7 @@ pub trait CredentialProvider: fmt::Debug + Send + Sync {
 /// Everything an upstream call needs, and nothing it could use to widen the grant.
 #[derive(Debug, Clone)]
 pub struct Call {
-    pub grant: Grant,
+    pub grant: Arc<Grant>,
     /// For the targets that redeem the caller's own token.
     pub subject_token: SubjectToken,
     /// Goes into the clouds' own logs.

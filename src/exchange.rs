@@ -1,6 +1,7 @@
 //! ★ Start here: verify → decide → issue → record → reply. Every front door comes through this one function.
 
 mod answer;
+mod completion;
 mod error;
 mod record;
 mod request;
@@ -19,6 +20,7 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
+use self::completion::Completion;
 use self::record::Record;
 use crate::audit::{Audit, AuditError};
 use crate::clock::Clock;
@@ -67,8 +69,8 @@ impl Exchange {
         let identity = verified.inspect_err(|_refused| record.refused_token(&subject_token))?;
         record.verified(&identity, &asked.job);
         let (policy, now) = (self.policy.load_full(), self.clock.now());
-        let grants = asked.asks.iter().map(|ask| policy.decide(&identity, ask, &asked.job, now));
-        let grants = grants.collect::<Result<Vec<Grant>, _>>()?;
+        let grants = asked.asks.iter().map(|ask| policy.decide(&identity, ask, &asked.job, now).map(Arc::new));
+        let grants = grants.collect::<Result<Vec<Arc<Grant>>, _>>()?;
         record.granted(&grants);
         let credentials = grants.into_iter().map(|grant| self.issue(grant, &subject_token, record.exchange_id));
         try_join_all(credentials).await
@@ -76,7 +78,7 @@ impl Exchange {
 
     async fn issue(
         &self,
-        grant: Grant,
+        grant: Arc<Grant>,
         subject_token: &SubjectToken,
         exchange_id: Uuid,
     ) -> Result<IssuedCredential, ExchangeError> {
@@ -98,7 +100,7 @@ impl Exchange {
         answer
     }
 
-    /// In a task of its own: a caller that leaves cannot keep a decision from being recorded, nor can a panic.
+    /// To its end: a caller that leaves cannot keep a decision from being recorded, nor can a panic.
     async fn decide(self: &Arc<Self>, request: ExchangeRequest, refusal: Option<ExchangeError>) -> Exchanged {
         let exchange_id = Uuid::now_v7();
         let Ok(place) = self.places.clone().try_acquire_owned() else {
@@ -120,7 +122,8 @@ impl Exchange {
             answer
         };
         let span = tracing::debug_span!(target: SPANS, "exchange", exchange.id = %exchange_id);
-        let result = tokio::spawn(decision.instrument(span)).await.unwrap_or(Err(ExchangeError::Internal));
+        let decision = AssertUnwindSafe(decision.instrument(span)).catch_unwind();
+        let result = Completion::of(decision).await.unwrap_or(Err(ExchangeError::Internal));
         Exchanged { exchange_id, result }
     }
 }

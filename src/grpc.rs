@@ -1,20 +1,15 @@
 //! The gRPC door: `carnet.v1.TokenExchange`, with health and reflection.
 
 mod client;
+mod routes;
 mod service;
 mod status;
 
 pub use client::{Address, ConnectError, token_exchange};
+pub use routes::Routes;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::Router;
-use axum::extract::Request;
-use axum::middleware::{Next, from_fn};
-use axum::response::Response;
-use tonic::Status;
-use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -25,7 +20,7 @@ use crate::proto::token_exchange_server::TokenExchangeServer;
 /// Everything that the gRPC listener serves, and the switch of its health.
 #[derive(Debug)]
 pub struct Services {
-    pub routes: Router,
+    pub routes: Routes,
     pub health: Health,
 }
 
@@ -61,26 +56,12 @@ pub async fn services(exchange: Arc<Exchange>) -> Result<Services, tonic_reflect
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(ANSWER_MAX_BYTES);
     // Both versions: Python's own client knows v1alpha only.
-    // The whole call, its body included: tonic reads the message before the service sees it.
-    let routes = Routes::new(exchange)
-        .add_service(health_service)
+    let others = tonic::service::Routes::new(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .into_axum_router()
-        .layer(from_fn(within_deadline));
-    Ok(Services { routes, health })
+        .into_axum_router();
+    Ok(Services { routes: Routes { exchange, others }, health })
 }
-
-/// Until the answer's head; a stream goes on after it.
-async fn within_deadline(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(LONGEST_CALL, next.run(request)).await {
-        Ok(response) => response,
-        Err(_elapsed) => Status::deadline_exceeded("the call was not complete in time").into_http(),
-    }
-}
-
-/// No exchange takes longer: its upstream calls end before.
-const LONGEST_CALL: Duration = Duration::from_secs(30);
 
 /// A subject token has at most 64 KiB; the rest of a request is small.
 const MESSAGE_MAX_BYTES: usize = 160 * 1024;

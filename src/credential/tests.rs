@@ -80,7 +80,7 @@ fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims: &[(&str, s
     }
     let grant = policy.decide(&Arc::new(identity), &ask, &Arc::new(job), clock.now()).expect("a grant");
     Call {
-        grant,
+        grant: Arc::new(grant),
         subject_token: SubjectToken::new(Secret::new("x.y.z")).expect("a token"),
         exchange_id: Uuid::now_v7(),
     }

@@ -213,6 +213,7 @@ fn identity(
     Ok(VerifiedIdentity {
         tenant,
         object,
+        subject: super::subject(tenant, object),
         kind,
         client,
         groups,
