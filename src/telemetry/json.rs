@@ -90,8 +90,13 @@ struct Escaped<'a>(&'a mut dyn Write);
 
 impl Write for Escaped<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
+        let special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
+        // Without a branch for each byte, many are looked at together; nearly no text has a special one.
+        if !text.bytes().fold(false, |found, byte| found | special(byte)) {
+            return self.0.write_str(text);
+        }
         let mut rest = text;
-        while let Some(position) = rest.bytes().position(|byte| byte < 0x20 || byte == b'"' || byte == b'\\') {
+        while let Some(position) = rest.bytes().position(special) {
             let (plain, special) = rest.split_at(position);
             self.0.write_str(plain)?;
             let mut special = special.chars();
