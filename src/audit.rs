@@ -200,12 +200,18 @@ async fn write(mut entries: mpsc::Receiver<Entry>, log: Arc<dyn AuditLog>, well:
     while let Some(first) = entries.recv().await {
         let queued = first.queued;
         gathered.push(first);
-        // Whoever else is about to record comes first: one flush for all of them.
-        tokio::task::yield_now().await;
-        while gathered.len() < GROUP
-            && let Ok(next) = entries.try_recv()
-        {
-            gathered.push(next);
+        // Whoever else is about to record comes first, as long as there are some: one flush for all of them.
+        for _turn in 0..TURNS {
+            tokio::task::yield_now().await;
+            let before = gathered.len();
+            while gathered.len() < GROUP
+                && let Ok(next) = entries.try_recv()
+            {
+                gathered.push(next);
+            }
+            if gathered.len() == before {
+                break;
+            }
         }
         let mut group = Vec::with_capacity(gathered.len());
         let mut waiting = Vec::with_capacity(gathered.len());
@@ -239,6 +245,9 @@ const QUEUE: usize = 16_384;
 
 /// Records of one transaction; larger groups save nothing more.
 const GROUP: usize = 512;
+
+/// At most so many turns of the other tasks are waited for.
+const TURNS: usize = 8;
 
 /// Longer than any healthy disk takes; a caller that waits longer is gone.
 const DEADLINE: Duration = Duration::from_secs(10);
