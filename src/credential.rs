@@ -40,7 +40,7 @@ pub trait CredentialProvider: fmt::Debug + Send + Sync {
 /// Everything an upstream call needs, and nothing it could use to widen the grant.
 #[derive(Debug, Clone)]
 pub struct Call {
-    pub grant: Grant,
+    pub grant: Arc<Grant>,
     /// For the targets that redeem the caller's own token; absent under a lease, which has none of them.
     pub subject_token: Option<SubjectToken>,
     /// Goes into the clouds' own logs.
@@ -254,7 +254,7 @@ impl Credentials {
     }
 
     /// A digest of the keys for which a cloud would have to be asked now; `None` where there are none.
-    pub fn missing(&self, grants: &[Grant]) -> Option<Key> {
+    pub fn missing(&self, grants: &[Arc<Grant>]) -> Option<Key> {
         let keys = grants.iter().map(|grant| (key(grant), grant.plan().least));
         let missing: Vec<Key> =
             keys.filter(|(key, least)| !self.cache.covers(key, *least)).map(|(key, _least)| key).collect();

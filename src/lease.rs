@@ -136,7 +136,7 @@ impl Leases {
         let lease = Lease {
             id,
             token_sha256: lease_token.sha256(),
-            subject: holder.subject(),
+            subject: holder.subject().to_owned(),
             job: Arc::new(job),
             targets: targets.into(),
             opened_at: now,

@@ -64,7 +64,7 @@ impl Operator {
         let verified = self.verified(token).await;
         let mut record = self.record(exchange_id, permission, caller, details);
         if let Ok(identity) = &verified {
-            record.subject = identity.subject();
+            record.subject = identity.subject().to_owned();
             record.client_id = identity.client().to_string();
             record.entra_token_id = identity.token_id().unwrap_or_default().to_owned();
         }
@@ -91,7 +91,7 @@ impl Operator {
         caller: &Caller,
         details: Vec<(&'static str, String)>,
     ) -> AuditRecord {
-        let mut attributes = vec![("peer", caller.address.clone()), ("user_agent", caller.user_agent.clone())];
+        let mut attributes = vec![("peer", caller.address.to_string()), ("user_agent", caller.user_agent.to_string())];
         attributes.extend(details);
         AuditRecord {
             exchange_id,

@@ -81,7 +81,7 @@ pub(super) fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims:
     }
     let grant = policy.decide(Inquiry::once(&Arc::new(identity), &Arc::new(job), clock.now()), &ask).expect("a grant");
     Call {
-        grant,
+        grant: Arc::new(grant),
         subject_token: Some(SubjectToken::new(Secret::new("x.y.z")).expect("a token")),
         exchange_id: Uuid::now_v7(),
     }

@@ -36,7 +36,7 @@ impl History {
     /// or where too few runs are known.
     pub async fn learned(&self, identity: &VerifiedIdentity, job: &Job) -> Option<Duration> {
         let (None, Some(name)) = (job.expected_duration, &job.name) else { return None };
-        let key = (identity.subject(), name.clone());
+        let key = (identity.subject().to_owned(), name.clone());
         if let Some(known) = self.known.get(&key) {
             return known;
         }
@@ -133,7 +133,7 @@ mod tests {
         assert_eq!(history.learned(&identity, &named("vision")).await, Some(Duration::from_secs(7200)));
         runs.0.lock().expect("no panic").extend(hours(&[9]));
         assert_eq!(history.learned(&identity, &named("vision")).await, Some(Duration::from_secs(7200)));
-        history.changed(&identity.subject(), "vision");
+        history.changed(identity.subject(), "vision");
         assert_eq!(history.learned(&identity, &named("vision")).await, Some(Duration::from_secs(9 * 3600)));
     }
 }

@@ -121,7 +121,7 @@ fn proof(token: &str) -> SubjectProof {
 }
 
 fn caller() -> Caller {
-    Caller::new(Door::Grpc, "127.0.0.1:1".to_owned(), "test")
+    Caller::new(Door::Grpc, "127.0.0.1:1".into(), "test")
 }
 
 fn reason<T: std::fmt::Debug>(result: Result<T, Failed>) -> Reason {

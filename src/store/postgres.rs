@@ -42,8 +42,6 @@ enum PostgresError {
     #[error(transparent)]
     Postgres(#[from] tokio_postgres::Error),
     #[error(transparent)]
-    Encode(#[from] prost::EncodeError),
-    #[error(transparent)]
     Key(#[from] KeyRowError),
     #[error(transparent)]
     Lease(#[from] LeaseRowError),
@@ -93,7 +91,7 @@ impl PostgresStore {
 impl AuditLog for PostgresStore {
     async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
         let append = async {
-            let Group { records, newest_ms, bytes, tokens } = Group::encode(group)?;
+            let Group { records, newest_ms, bytes, tokens } = Group::encode(&group);
             let tokens: Vec<&[u8]> = tokens.iter().map(<[u8; 32]>::as_slice).collect();
             let sql = "WITH appended AS (
                            INSERT INTO audit (records, newest_ms, bytes) VALUES ($1, $2, $3) RETURNING sequence
