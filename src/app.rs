@@ -103,6 +103,9 @@ impl App {
             credentials = credentials.shared_through(shared.clone(), sealing);
             background.spawn(keep_swept(shared));
         }
+        if let Some(spool) = stores.spool {
+            background.spawn(spool.keep_empty());
+        }
         let (audit, audit_writer) = Audit::start(stores.audit);
         let policy = Arc::new(ArcSwap::from_pointee(config.policy));
         let exchange = Arc::new(Exchange {

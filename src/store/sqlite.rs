@@ -178,11 +178,9 @@ fn checkpoint(connection: &Connection, ended: &Receiver<()>) {
     }
 }
 
-#[async_trait::async_trait]
-impl AuditLog for SqliteStore {
-    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
-        // Before the store's thread, which all groups share, has it.
-        let Group { records, newest_ms, bytes, tokens } = Group::encode(&group);
+impl SqliteStore {
+    pub(super) async fn append_group(&self, group: Group) -> Result<(), AuditError> {
+        let Group { records, newest_ms, bytes, tokens } = group;
         let append = move |connection: &mut Connection| {
             let transaction = connection.transaction()?;
             let sql = "INSERT INTO audit (sequence, records, newest_ms, bytes)
@@ -196,6 +194,40 @@ impl AuditLog for SqliteStore {
             Ok(transaction.commit()?)
         };
         self.run(append).await.map_err(|error| AuditError::Write(Arc::new(error)))
+    }
+
+    /// With its place, for [`drop_group`](Self::drop_group).
+    pub(super) async fn oldest_group(&self) -> Result<Option<(i64, Group)>, AuditError> {
+        let read = |connection: &mut Connection| {
+            let sql = "SELECT sequence, records, newest_ms, bytes FROM audit ORDER BY sequence LIMIT 1";
+            let row = |row: &rusqlite::Row<'_>| {
+                let (sequence, records, newest_ms, bytes) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
+                Ok((sequence, Group { records, newest_ms, bytes, tokens: Vec::new() }))
+            };
+            let Some((sequence, mut group)) = connection.query_row(sql, [], row).optional()? else { return Ok(None) };
+            let mut tokens = connection.prepare_cached("SELECT token_sha256 FROM audit_token WHERE sequence = ?1")?;
+            group.tokens = tokens.query_map([sequence], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            Ok(Some((sequence, group)))
+        };
+        self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    pub(super) async fn drop_group(&self, sequence: i64) -> Result<(), AuditError> {
+        let drop = move |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
+            transaction.execute("DELETE FROM audit_token WHERE sequence = ?1", [sequence])?;
+            transaction.execute("DELETE FROM audit WHERE sequence = ?1", [sequence])?;
+            Ok(transaction.commit()?)
+        };
+        self.run(drop).await.map_err(|error| AuditError::Write(Arc::new(error)))
+    }
+}
+
+#[async_trait::async_trait]
+impl AuditLog for SqliteStore {
+    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
+        // Before the store's thread, which all groups share, has it.
+        self.append_group(Group::encode(&group)).await
     }
 
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
