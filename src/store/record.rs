@@ -74,7 +74,7 @@ fn encode(record: AuditRecord, group: &mut Vec<u8>) -> Result<(), prost::EncodeE
             labels: job.labels,
             datasets: job.datasets,
         }),
-        lease_id: String::new(),
+        lease_id: record.lease_id.map(|id| id.to_string()).unwrap_or_default(),
         lifetime: record.lifetime.and_then(|lifetime| lifetime.try_into().ok()),
         cached: record.cached,
         token_sha256,
