@@ -1,6 +1,7 @@
 //! One binary for everything that needs the real application or the real stand-ins.
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod holder;
 mod postgres;
 mod support;
 
@@ -10,6 +11,7 @@ mod doors;
 mod exchange;
 mod grpc;
 mod issuer_keys;
+mod lease;
 mod lifecycle;
 mod oauth;
 mod replicas;
