@@ -3,6 +3,7 @@
 
 mod holder;
 mod postgres;
+mod process;
 mod support;
 
 mod clouds;
@@ -11,6 +12,7 @@ mod doors;
 mod exchange;
 mod grpc;
 mod issuer_keys;
+mod killed;
 mod lease;
 mod lifecycle;
 mod oauth;

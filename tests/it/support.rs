@@ -219,15 +219,7 @@ impl Broker {
         let store = rusqlite::Connection::open(self.store_path()).expect("the store");
         let mut select = store.prepare("SELECT bytes FROM audit ORDER BY sequence").expect("a table");
         let groups = select.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
-        let mut records = Vec::new();
-        for group in groups {
-            let group = group.expect("a row");
-            let mut rest = group.as_slice();
-            while !rest.is_empty() {
-                records.push(AuditRecord::decode_length_delimited(&mut rest).expect("a record"));
-            }
-        }
-        records
+        groups.flat_map(|group| records_of(&group.expect("a row"))).collect()
     }
 
     pub fn store_path(&self) -> PathBuf {
@@ -272,6 +264,15 @@ fn trust(entra: &Entra, google: &Google, issuer: &str) {
     let pool = PROVIDER.split("/providers/").next().expect("a pool");
     google.bind(TRAINER, &format!("principalSet:{pool}/attribute.tid/{TENANT}"));
     entra.trust(ML, FederatedCredential::new(issuer, "carnet:azure-ml")).expect("a credential");
+}
+
+/// Those that were committed together, as a store keeps them.
+pub fn records_of(mut group: &[u8]) -> Vec<AuditRecord> {
+    let mut records = Vec::new();
+    while !group.is_empty() {
+        records.push(AuditRecord::decode_length_delimited(&mut group).expect("a record"));
+    }
+    records
 }
 
 /// `google.rpc.ErrorInfo`'s reason.
