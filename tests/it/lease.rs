@@ -1,6 +1,7 @@
 //! Leases through the real application: open, beat, extend, credentials, watch and end, and the record of each.
 
 mod operators;
+mod outage;
 
 use std::collections::HashSet;
 use std::time::Duration;

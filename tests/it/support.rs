@@ -28,6 +28,8 @@ pub const TRAINER: &str = "trainer@ml.iam.gserviceaccount.com";
 pub const PROVIDER: &str =
     "//iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet";
 
+pub const STORE_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
 const RULES: &str = "
 rules:
   - name: training
@@ -309,7 +311,7 @@ targets:
     azure: {{ tenant: {TENANT}, client_id: {ML}, source: issuer, scopes: [https://ml.azure.com/.default] }}
 {rules}
 store: '{store}'
-store_key: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
+store_key: {STORE_KEY}
 {more}
 "
     )
