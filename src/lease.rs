@@ -82,6 +82,9 @@ pub struct Failed {
     pub error: ExchangeError,
 }
 
+/// An open lease, and who opened it.
+type Held = (Lease, Arc<VerifiedIdentity>);
+
 impl Failed {
     pub(crate) fn new(error: impl Into<ExchangeError>) -> Self {
         Self { exchange_id: Uuid::now_v7(), error: error.into() }
@@ -180,11 +183,13 @@ impl Leases {
     ) -> Result<Update, Failed> {
         let held = match self.holder_of(lease_token).await {
             Ok(held) => held,
-            Err(failed) => return Err(self.refused(failed, targets, caller).await),
+            Err(failed) => return Err(self.refused(failed, None, targets, caller).await),
         };
         count("credentials");
-        let targets = watch::named(&held.0, targets)?;
-        self.credentials_of(held, targets, caller).await
+        match watch::named(&held.0, targets) {
+            Ok(targets) => self.credentials_of(held, targets, caller).await,
+            Err(failed) => Err(self.refused(failed, Some(held), targets, caller).await),
+        }
     }
 
     /// As [`credentials`](Self::credentials), of a lease that was open a while ago. What a cloud has to be asked for waits
@@ -208,12 +213,7 @@ impl Leases {
     }
 
     /// Asks the rules again. Whoever ends the lease meanwhile is heard: nothing is handed out past an end.
-    async fn credentials_of(
-        &self,
-        held: (Lease, Arc<VerifiedIdentity>),
-        targets: Vec<TargetRequest>,
-        caller: Caller,
-    ) -> Result<Update, Failed> {
+    async fn credentials_of(&self, held: Held, targets: Vec<TargetRequest>, caller: Caller) -> Result<Update, Failed> {
         let (request, (lease, _identity)) = (request(&held, targets, caller), held);
         let Exchanged { exchange_id, result } = self.exchange.run(request).await;
         let credentials = result.map_err(|error| Failed { exchange_id, error })?;
@@ -226,15 +226,22 @@ impl Leases {
         Ok(Update { lease: now, exchange_id, credentials })
     }
 
-    /// The refusal of a lease token, recorded as those of subject tokens are.
-    async fn refused(&self, failed: Failed, targets: &[String], caller: Caller) -> Failed {
+    /// The refusal of a lease token, or of what its holder wants, recorded as those of subject tokens are.
+    async fn refused(&self, failed: Failed, held: Option<Held>, targets: &[String], caller: Caller) -> Failed {
         let target = |name: &String| TargetRequest { target: name.clone(), ..TargetRequest::default() };
+        let (lease_id, job, proof) = match held {
+            Some((lease, identity)) => (Some(lease.id), Job::clone(&lease.job), Proof::Lease(identity)),
+            None => {
+                let nothing = Proof::SubjectToken { token: Secret::new(""), token_type: String::new() };
+                (None, Job::default(), nothing)
+            }
+        };
         let request = ExchangeRequest {
-            proof: Proof::SubjectToken { token: Secret::new(""), token_type: String::new() },
+            proof,
             tenure: Tenure::Lease { proved_at: SystemTime::UNIX_EPOCH, not_after: SystemTime::UNIX_EPOCH },
-            lease_id: None,
+            lease_id,
             targets: targets.iter().map(target).collect(),
-            job: Job::default(),
+            job,
             excess: ExcessScopes::Refuse,
             caller,
         };
@@ -243,11 +250,11 @@ impl Leases {
     }
 
     /// The lease of an open lease token, and who opened it. Wrong and foreign tokens are unknown ones.
-    async fn holder_of(&self, lease_token: &Secret) -> Result<(Lease, Arc<VerifiedIdentity>), Failed> {
+    async fn holder_of(&self, lease_token: &Secret) -> Result<Held, Failed> {
         self.holder(Some(self.found(lease_token).await?))
     }
 
-    fn holder(&self, found: Option<Found>) -> Result<(Lease, Arc<VerifiedIdentity>), Failed> {
+    fn holder(&self, found: Option<Found>) -> Result<Held, Failed> {
         let Found { lease, identity } = found.ok_or_else(|| Failed::new(ExchangeError::LeaseNotFound))?;
         if let Some(end) = lease.end_at(self.clock.now()) {
             return Err(Failed::new(ExchangeError::LeaseEnded(end.kind.as_str())));

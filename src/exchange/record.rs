@@ -194,7 +194,7 @@ impl Issues {
 }
 
 /// `text` without control characters, cut to `most` characters: it cannot begin a line of a log.
-pub(super) fn one_line(text: &str, most: usize) -> String {
+pub(crate) fn one_line(text: &str, most: usize) -> String {
     text.chars().take(most).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

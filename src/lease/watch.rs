@@ -53,14 +53,19 @@ impl Leases {
         targets: &[String],
         caller: Caller,
     ) -> Result<Watch, Failed> {
-        let (lease, _identity) = match self.holder_of(lease_token).await {
+        let held = match self.holder_of(lease_token).await {
             Ok(held) => held,
-            Err(failed) => return Err(self.refused(failed, targets, caller).await),
+            Err(failed) => return Err(self.refused(failed, None, targets, caller).await),
         };
         count("watch");
+        let targets = match named(&held.0, targets) {
+            Ok(targets) => targets,
+            Err(failed) => return Err(self.refused(failed, Some(held), targets, caller).await),
+        };
+        let (lease, _identity) = held;
         let now = self.clock.now();
         let slot = |target: TargetRequest| Slot { target, token_sha256: None, expires_at: now, due_at: now };
-        let slots = named(&lease, targets)?.into_iter().map(slot).collect();
+        let slots = targets.into_iter().map(slot).collect();
         let watching = self.ends.watch(lease.id);
         let counted = Counted::new();
         Ok(Watch { leases: self.clone(), lease, caller, slots, watching, beat_at: now, over: false, _counted: counted })
