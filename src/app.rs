@@ -118,7 +118,7 @@ impl App {
             places: Arc::new(Semaphore::new(PLACES)),
         });
         let ready = Ready::default();
-        let leases = Leases::start(exchange.clone(), stores.leases, REFRESHES_PER_SECOND);
+        let leases = Leases::start(exchange.clone(), stores.leases, config.renewals_per_second);
         leases.begin().await?;
         let operator = Operator {
             verifier,
@@ -393,8 +393,6 @@ async fn become_ready(keys: Arc<KeyCache>, audit: Audit, ready: Ready, health: H
 const GRPC_DRAIN: Duration = Duration::from_secs(13);
 const HTTP_DRAIN: Duration = Duration::from_secs(3);
 const WRITER_DEADLINE: Duration = Duration::from_secs(3);
-/// Four fifths of what the broker lets itself call Google's token service: the rest is for those who call.
-const REFRESHES_PER_SECOND: u32 = 72;
 const READY_POLL: Duration = Duration::from_millis(5);
 const PREFETCH_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(2);

@@ -8,6 +8,7 @@ pub use source::Fault;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct Config {
     pub policy: Policy,
     pub operators: Operators,
     pub outbound: http::Settings,
+    /// How many credentials watches may have renewed in a second.
+    pub renewals_per_second: NonZeroU32,
     pub store: StoreSettings,
     /// The first seals, all of them open; none: the store keeps no secrets.
     pub store_key: Vec<Secret>,
@@ -164,6 +167,7 @@ impl Config {
             policy: policy?,
             operators,
             outbound,
+            renewals_per_second: document.outbound.renewals_per_second,
             store: store.ok()?,
             store_key: document.store_key.0,
             retention: document.audit.retention.0,

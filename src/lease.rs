@@ -17,6 +17,7 @@ pub use store::FakeLeaseStore;
 pub use store::{Applied, Change, Found, LeaseQuery, LeaseStore, LeaseStoreError};
 pub use watch::{Update, Watch};
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -98,10 +99,10 @@ impl From<LeaseStoreError> for Failed {
 }
 
 impl Leases {
-    /// `refreshes_per_second`: how many watches get new credentials in a second, when many want them at once.
-    pub fn start(exchange: Arc<Exchange>, store: Arc<dyn LeaseStore>, refreshes_per_second: u32) -> Arc<Self> {
+    /// `renewals_per_second`: how many watches get new credentials in a second, when many want them at once.
+    pub fn start(exchange: Arc<Exchange>, store: Arc<dyn LeaseStore>, renewals_per_second: NonZeroU32) -> Arc<Self> {
         let (writer, clock) = (Writer::start(store.clone()), exchange.clock.clone());
-        let (ends, pace) = (Arc::default(), Pace::start(refreshes_per_second));
+        let (ends, pace) = (Arc::default(), Pace::start(renewals_per_second));
         Arc::new(Self { exchange, store, writer, ends, pace, clock })
     }
 

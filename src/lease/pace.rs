@@ -3,6 +3,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -55,9 +56,9 @@ impl Queue {
 }
 
 impl Pace {
-    pub fn start(per_second: u32) -> Self {
+    pub fn start(per_second: NonZeroU32) -> Self {
         let waiting = Arc::new(Waiting::default());
-        let giving = tokio::spawn(give(waiting.clone(), Duration::from_secs(1) / per_second.max(1))).abort_handle();
+        let giving = tokio::spawn(give(waiting.clone(), Duration::from_secs(1) / per_second.get())).abort_handle();
         Self { waiting, giving }
     }
 
@@ -106,7 +107,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_soonest_to_expire_comes_first_and_no_second_has_more_turns_than_the_rate() {
-        let pace = Pace::start(10);
+        let pace = start(10);
         let began = Instant::now();
         let expiry = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let order = Mutex::new(Vec::new());
@@ -128,7 +129,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_comes_alone_does_not_wait_and_who_leaves_costs_nothing() {
-        let pace = Pace::start(1);
+        let pace = start(1);
         let began = Instant::now();
         pace.turn(SystemTime::UNIX_EPOCH, key(1)).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
@@ -140,13 +141,17 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_gang_that_wants_one_credential_has_one_turn() {
-        let pace = Pace::start(1);
+        let pace = start(1);
         let began = Instant::now();
         let gang = (0..1000).map(|_worker| pace.turn(SystemTime::UNIX_EPOCH, key(7)));
         futures_util::future::join_all(gang).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
         pace.turn(SystemTime::UNIX_EPOCH, key(7)).await;
         assert_eq!(began.elapsed().as_secs(), 1, "whoever comes later has another");
+    }
+
+    fn start(per_second: u32) -> Pace {
+        Pace::start(NonZeroU32::new(per_second).expect("some"))
     }
 
     fn key(number: u64) -> Key {

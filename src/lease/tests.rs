@@ -101,7 +101,7 @@ fn broker(
         clock: Arc::new(clock.clone()),
         places: Arc::new(Semaphore::new(1 << 20)),
     };
-    Leases::start(Arc::new(exchange), store.clone(), 1000)
+    Leases::start(Arc::new(exchange), store.clone(), NonZeroU32::MAX)
 }
 
 fn opening(token: &str, targets: &[&str], duration: Option<Duration>) -> OpenRequest {
@@ -338,7 +338,7 @@ async fn an_open_watch_is_a_heartbeat_and_a_watch_that_ends_is_none() {
 async fn a_watch_that_waits_for_its_turn_in_a_storm_keeps_its_lease() {
     let world = World::new().await;
     let exchange = world.leases.exchange.clone();
-    let slow = Leases::start(exchange, world.store.clone(), 1);
+    let slow = Leases::start(exchange, world.store.clone(), NonZeroU32::MIN);
     let upkeep = tokio::spawn(slow.clone().keep(DAY));
     let ticking = tokio::spawn(follow(world.clock.clone()));
     let mut watches = Vec::new();

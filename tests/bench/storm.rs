@@ -1,6 +1,7 @@
 //! A storm, in virtual time: a hundred thousand watched leases, and a cloud that is away until every one of them is due.
 
 use std::fmt;
+use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -59,7 +60,7 @@ async fn weather(
     identity: &VerifiedIdentity,
 ) -> Result<Vec<Row>> {
     let store = Arc::new(FakeLeaseStore::default());
-    let leases = Leases::start(exchange, store.clone(), RATE);
+    let leases = Leases::start(exchange, store.clone(), NonZeroU32::new(RATE).context("a rate")?);
     leases.begin().await?;
     let upkeep = tokio::spawn(leases.clone().keep(Duration::from_secs(86_400)));
     let mut tokens = Vec::with_capacity(LEASES);
