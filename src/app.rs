@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use axum::Router;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -23,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::keys::IssuerKeys;
-use self::listener::{Listener, Socket, Speaks};
+use self::listener::{Listener, Serves, Socket};
 use self::tls::{Protocols, Tls};
 use crate::audit::Audit;
 use crate::clock::Clock;
@@ -104,6 +103,9 @@ impl App {
             credentials = credentials.shared_through(shared.clone(), sealing);
             background.spawn(keep_swept(shared));
         }
+        if let Some(spool) = stores.spool {
+            background.spawn(spool.keep_empty());
+        }
         let (audit, audit_writer) = Audit::start(stores.audit);
         let policy = Arc::new(ArcSwap::from_pointee(config.policy));
         let exchange = Arc::new(Exchange {
@@ -141,8 +143,8 @@ impl App {
         });
 
         let mut servers = Servers { tls: config.server.tls.as_ref(), background: &mut background };
-        let (grpc_address, grpc) = servers.add("grpc", &config.server.grpc, services.routes, Speaks::Grpc).await?;
-        let (http_address, http) = servers.add("http", &config.server.http, http_router, Speaks::Http).await?;
+        let (grpc_address, grpc) = servers.add("grpc", &config.server.grpc, Serves::Grpc(services.routes)).await?;
+        let (http_address, http) = servers.add("http", &config.server.http, Serves::Http(http_router)).await?;
 
         let seen = Mutex::new(config.digest);
         let reloading = Arc::new(Reloading { path, policy, fixed: config.fixed, seen, stale: AtomicBool::new(false) });
@@ -287,8 +289,7 @@ impl Servers<'_> {
         &mut self,
         name: &'static str,
         address: &ListenAddress,
-        router: Router,
-        speaks: Speaks,
+        serves: Serves,
     ) -> Result<(Option<SocketAddr>, Drain), StartError> {
         let drain = Drain::default();
         let bound = Socket::bind(address).await;
@@ -296,9 +297,9 @@ impl Servers<'_> {
         else {
             return Ok((None, drain));
         };
-        let protocols: Protocols = match speaks {
-            Speaks::Grpc => &[b"h2"],
-            Speaks::Http => &[b"h2", b"http/1.1"],
+        let protocols: Protocols = match serves {
+            Serves::Grpc(_) => &[b"h2"],
+            Serves::Http(_) => &[b"h2", b"http/1.1"],
         };
         // On a Unix socket the file's permissions protect what TLS protects on a network.
         let tls = match (self.tls, address) {
@@ -310,7 +311,7 @@ impl Servers<'_> {
         }
         let local = socket.local_address();
         let Drain { draining, aborting, connections } = drain.clone();
-        let listener = Listener { name, socket, tls, router, speaks, draining, aborting, connections };
+        let listener = Listener { name, socket, tls, serves, draining, aborting, connections };
         drain.connections.spawn(listener.serve());
         Ok((local, drain))
     }

@@ -139,6 +139,7 @@ impl Config {
         let store = StoreSettings::parse(&document.store, &outbound);
         let store =
             store.map_err(|error| mistakes.push(Mistake { at: "store".to_owned(), message: error.to_string() }));
+        let store = store.and_then(|store| with_spool(store, document.audit.spool.as_ref(), mistakes));
         let keeps_keys = issuer.as_ref().is_some_and(|issuer| issuer.key_files.is_empty());
         let keeps = match keeps_keys {
             true => Some("the issuer's keys are kept in the store"),
@@ -272,12 +273,26 @@ fn issuer(document: Option<&IssuerDocument>, mistakes: &mut Vec<Mistake>) -> Opt
     Some(IssuerSettings { url: document.url.clone(), key_files: document.key_files.clone(), schedule })
 }
 
+fn with_spool(store: StoreSettings, spool: Option<&PathBuf>, mistakes: &mut Vec<Mistake>) -> Result<StoreSettings, ()> {
+    match (store, spool) {
+        (StoreSettings::Postgres { settings, .. }, spool) => {
+            Ok(StoreSettings::Postgres { settings, spool: spool.cloned() })
+        }
+        (StoreSettings::Sqlite(_), Some(_)) => {
+            let message = "goes with `store: postgres://...`: a store on this disk needs no other file".to_owned();
+            mistakes.push(Mistake { at: "audit.spool".to_owned(), message });
+            Err(())
+        }
+        (store, None) => Ok(store),
+    }
+}
+
 /// `keeps`: what needs the key in any store.
 fn store_key(keys: &[Secret], keeps: Option<&'static str>, store: Option<&StoreSettings>) -> Vec<Mistake> {
     let missing = match store {
         _ if !keys.is_empty() => None,
         _ if keeps.is_some() => keeps,
-        Some(StoreSettings::Postgres(_)) => Some("replicas share credentials through PostgreSQL, sealed with it"),
+        Some(StoreSettings::Postgres { .. }) => Some("replicas share credentials through PostgreSQL, sealed with it"),
         Some(StoreSettings::Sqlite(_)) | None => None,
     };
     let missing = missing.map(|why| Mistake {

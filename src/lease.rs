@@ -139,7 +139,7 @@ impl Leases {
         let lease = Lease {
             id,
             token_sha256: lease_token.sha256(),
-            subject: holder.subject(),
+            subject: holder.subject().to_owned(),
             job: Arc::new(job),
             targets: targets.into(),
             opened_at: now,
@@ -192,33 +192,29 @@ impl Leases {
         }
     }
 
-    /// Those of a lease that was open a while ago.
-    async fn current_credentials(
+    /// As [`credentials`](Self::credentials), of a lease that was open a while ago. What a cloud has to be asked for waits
+    /// for its turn.
+    async fn in_turn(
         &self,
         lease: &Lease,
         targets: Vec<TargetRequest>,
         caller: Caller,
+        urgency: SystemTime,
     ) -> Result<Update, Failed> {
+        let held = self.holder(self.store.find(&lease.token_sha256).await?)?;
+        let request = request(&held, targets.clone(), caller.clone());
+        let Some(missing) = self.exchange.missing(&request).await else {
+            return self.credentials_of(held, targets, caller).await;
+        };
+        self.pace.turn(urgency, missing).await;
+        // The turn may have come late.
         let held = self.holder(self.store.find(&lease.token_sha256).await?)?;
         self.credentials_of(held, targets, caller).await
     }
 
     /// Asks the rules again. Whoever ends the lease meanwhile is heard: nothing is handed out past an end.
-    async fn credentials_of(
-        &self,
-        (lease, identity): Held,
-        targets: Vec<TargetRequest>,
-        caller: Caller,
-    ) -> Result<Update, Failed> {
-        let request = ExchangeRequest {
-            proof: Proof::Lease(identity),
-            tenure: Tenure::Lease { proved_at: lease.proved_at, not_after: lease.not_after },
-            lease_id: Some(lease.id),
-            targets,
-            job: Job::clone(&lease.job),
-            excess: ExcessScopes::Refuse,
-            caller,
-        };
+    async fn credentials_of(&self, held: Held, targets: Vec<TargetRequest>, caller: Caller) -> Result<Update, Failed> {
+        let (request, (lease, _identity)) = (request(&held, targets, caller), held);
         let Exchanged { exchange_id, result } = self.exchange.run(request).await;
         let credentials = result.map_err(|error| Failed { exchange_id, error })?;
         let now = self.store.find(&lease.token_sha256).await?.map(|found| found.lease);
@@ -366,6 +362,22 @@ impl Leases {
 
     fn remember(&self, id: Uuid, credentials: &[IssuedCredential]) {
         self.ends.handed_out(id, credentials.iter().map(|credential| credential.key));
+    }
+}
+
+fn request(
+    (lease, identity): &(Lease, Arc<VerifiedIdentity>),
+    targets: Vec<TargetRequest>,
+    caller: Caller,
+) -> ExchangeRequest {
+    ExchangeRequest {
+        proof: Proof::Lease(identity.clone()),
+        tenure: Tenure::Lease { proved_at: lease.proved_at, not_after: lease.not_after },
+        lease_id: Some(lease.id),
+        targets,
+        job: Job::clone(&lease.job),
+        excess: ExcessScopes::Refuse,
+        caller,
     }
 }
 

@@ -66,7 +66,7 @@ impl Operator {
         let verified = self.verified(token).await;
         let mut record = self.record(exchange_id, permission, caller);
         if let Ok(identity) = &verified {
-            record.subject = identity.subject();
+            record.subject = identity.subject().to_owned();
             record.client_id = identity.client().to_string();
             record.entra_token_id = identity.token_id().unwrap_or_default().to_owned();
             // What a stranger wanted is not worth keeping.
@@ -110,7 +110,7 @@ impl Operator {
             lifetime: None,
             cached: false,
             issued: None,
-            attributes: vec![("peer", caller.address.clone()), ("user_agent", caller.user_agent.clone())],
+            attributes: vec![("peer", caller.address.to_string()), ("user_agent", caller.user_agent.to_string())],
         }
     }
 }

@@ -221,6 +221,9 @@ pub(super) struct OutboundDocument {
 pub(super) struct AuditDocument {
     #[serde(default = "default_retention")]
     pub retention: Span,
+    /// With PostgreSQL only: a file of this broker's own, for records while PostgreSQL is away. Without it nothing is
+    /// released then.
+    pub spool: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -239,7 +242,7 @@ impl Default for ServerDocument {
 
 impl Default for AuditDocument {
     fn default() -> Self {
-        Self { retention: default_retention() }
+        Self { retention: default_retention(), spool: None }
     }
 }
 

@@ -238,7 +238,7 @@ fn a_password_from_outside_stands_inside_the_url_of_a_database_escaped_and_unsee
     };
     let store =
         load("postgres://carnet:${env:PASSWORD}@db.example.com/carnet").unwrap_or_else(|error| panic!("{error}"));
-    let StoreSettings::Postgres(settings) = &store else { panic!("{store:?}") };
+    let StoreSettings::Postgres { settings, .. } = &store else { panic!("{store:?}") };
     assert_eq!(settings.to_string(), "postgres://carnet@db.example.com:5432/carnet");
     assert!(!format!("{store:?}").contains("100%"));
     let faults = load("postgresql://carnet:${env:ABSENT}@db/carnet").expect_err("absent").faults;

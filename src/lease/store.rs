@@ -137,6 +137,7 @@ pub struct FakeLeaseStore {
 #[derive(Debug, Default)]
 struct Kept {
     leases: std::collections::BTreeMap<Uuid, Row>,
+    by_token: std::collections::HashMap<[u8; 32], Uuid>,
     alive: Option<SystemTime>,
 }
 
@@ -174,6 +175,7 @@ impl Kept {
         };
         if let Change::Open { lease, identity } = change {
             let row = Row { lease: *lease.clone(), identity: Some(identity), ended: None, recorded: false };
+            self.by_token.insert(lease.token_sha256, id);
             self.leases.insert(id, row);
             return Applied { lease: Some(*lease), changed: true };
         }
@@ -215,7 +217,7 @@ impl LeaseStore for FakeLeaseStore {
 
     async fn find(&self, token_sha256: &[u8; 32]) -> Result<Option<Found>, LeaseStoreError> {
         let kept = self.kept()?;
-        let row = kept.leases.values().find(|row| row.lease.token_sha256 == *token_sha256);
+        let row = kept.by_token.get(token_sha256).and_then(|id| kept.leases.get(id));
         Ok(row.map(|row| Found { lease: row.lease.clone(), identity: row.identity.clone() }))
     }
 
