@@ -246,6 +246,9 @@ async fn issuer_keys(
 /// As [`App::start`]; `None` where the configuration has no issuer.
 pub async fn key_source(config: &Config, clock: Arc<dyn Clock>) -> Result<Option<KeySource>, StartError> {
     let Some(settings) = &config.issuer else { return Ok(None) };
+    if !settings.key_files.is_empty() {
+        return Ok(Some(KeySource::Files(settings.key_files.clone())));
+    }
     let store = store::open(&config.store, sealing(config)?).await?;
     Ok(Some(KeySource::Store(Rotation::new(store.keys, settings.schedule, clock))))
 }

@@ -144,7 +144,14 @@ impl Config {
             store.map_err(|error| mistakes.push(Mistake { at: "store".to_owned(), message: error.to_string() }));
         let store = store.and_then(|store| with_spool(store, document.audit.spool.as_ref(), mistakes));
         let keeps_keys = issuer.as_ref().is_some_and(|issuer| issuer.key_files.is_empty());
-        mistakes.extend(store_key(&document.store_key.0, keeps_keys, store.as_ref().ok()));
+        let keeps = match keeps_keys {
+            true => Some("the issuer's keys are kept in the store"),
+            false if document.rules.iter().any(|rule| rule.lease.is_some()) => {
+                Some("leases outlive the process, and who opened them is kept in the store")
+            }
+            false => None,
+        };
+        mistakes.extend(store_key(&document.store_key.0, keeps, store.as_ref().ok()));
         let operators = Operators::compile(&document.operators, mistakes);
         if document.audit.retention.0 < SHORTEST_RETENTION {
             let message =
@@ -284,10 +291,11 @@ fn with_spool(store: StoreSettings, spool: Option<&PathBuf>, mistakes: &mut Vec<
     }
 }
 
-fn store_key(keys: &[Secret], keeps_issuer_keys: bool, store: Option<&StoreSettings>) -> Vec<Mistake> {
+/// `keeps`: what needs the key in any store.
+fn store_key(keys: &[Secret], keeps: Option<&'static str>, store: Option<&StoreSettings>) -> Vec<Mistake> {
     let missing = match store {
         _ if !keys.is_empty() => None,
-        _ if keeps_issuer_keys => Some("the issuer's keys are kept in the store"),
+        _ if keeps.is_some() => keeps,
         Some(StoreSettings::Postgres { .. }) => Some("replicas share credentials through PostgreSQL, sealed with it"),
         Some(StoreSettings::Sqlite(_)) | None => None,
     };

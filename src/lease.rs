@@ -159,7 +159,7 @@ impl Leases {
 
     /// A sign of life.
     pub async fn beat(&self, lease_token: &Secret) -> Result<Lease, Failed> {
-        let (lease, _identity) = self.holder_of(lease_token).await?;
+        let lease = self.found(lease_token).await?.lease;
         count("beat");
         self.beat_of(lease.id).await
     }
@@ -261,7 +261,7 @@ impl Leases {
             return Err(Failed::new(ExchangeError::LeaseEnded(end.kind.as_str())));
         }
         // A program that reads claims by other rules than the one that opened it does not know who this is.
-        let identity = identity.and_then(|snapshot| VerifiedIdentity::restore(&snapshot));
+        let identity = identity?.and_then(|snapshot| VerifiedIdentity::restore(&snapshot));
         let identity = identity.ok_or_else(|| Failed::new(ExchangeError::Internal))?;
         Ok((lease, Arc::new(identity)))
     }

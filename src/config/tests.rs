@@ -267,6 +267,16 @@ fn replicas_need_a_store_key() {
 }
 
 #[test]
+fn leases_need_a_store_key_wherever_the_issuers_keys_are() {
+    let leasing = WHOLE.replace("key_files: []", "key_files: [/etc/carnet/issuer.pem]");
+    let without_key = leasing.replace("store_key: ${env:STORE_KEY}\n", "");
+    assert!(load(&leasing).is_ok());
+    assert!(faults(&without_key)[0].contains("store_key: is missing: leases outlive the process"));
+    let without_leases: Vec<&str> = without_key.lines().filter(|line| !line.trim().starts_with("lease:")).collect();
+    assert!(load(&without_leases.join("\n")).is_ok());
+}
+
+#[test]
 fn a_file_that_is_too_large_is_refused_rather_than_cut() {
     let text = format!("{MINIMAL}# {}\n", "x".repeat(5 * 1024 * 1024));
     assert!(faults(&text)[0].contains("is larger than"));

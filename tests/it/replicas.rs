@@ -98,50 +98,6 @@ async fn exchanges_go_on_after_the_database_has_cut_every_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_spool_exchanges_go_on_while_the_database_is_away_and_no_record_is_lost() {
-    with_database(async |database| {
-        let folder = tempfile::tempdir().expect("a folder");
-        let spool = format!("audit: {{ spool: '{}' }}", folder.path().join("spool.db").display());
-        let setup = Setup { store: Some(database.url()), more: spool, ..Setup::default() };
-        with_setup(setup, async |broker| {
-            let cached = broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
-            database.is_away(true).await;
-            for _ in 0..5 {
-                let again = broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
-                assert_eq!(again.credentials[0].token, cached.credentials[0].token);
-            }
-            broker.exchange(broker.request(&["azure-ml"])).await.expect("a new credential");
-            database.is_away(false).await;
-            let records = async || {
-                let sql = "SELECT coalesce(sum(records), 0)::bigint FROM audit";
-                database.client().await.query_one(sql, &[]).await.expect("a row").get::<_, i64>(0)
-            };
-            eventually("all records in the log", async || records().await == 7).await;
-        })
-        .await;
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn without_a_spool_nothing_is_released_while_the_database_is_away() {
-    with_database(async |database| {
-        let setup = Setup { store: Some(database.url()), ..Setup::default() };
-        with_setup(setup, async |broker| {
-            broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
-            database.is_away(true).await;
-            let refused = broker.exchange(broker.request(&["vertex"])).await.err().expect("no record, no credential");
-            assert_eq!(reason(&refused), "STORE_UNAVAILABLE");
-            database.is_away(false).await;
-            eventually("the database's return", async || broker.exchange(broker.request(&["vertex"])).await.is_ok())
-                .await;
-        })
-        .await;
-    })
-    .await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn a_lease_that_one_replica_opened_is_served_watched_renewed_and_closed_by_the_others() {
     with_database(async |database| {
         with_replicas(database, async |[one, two, three]| {
@@ -197,6 +153,50 @@ async fn a_revocation_at_one_replica_is_heard_by_the_watches_of_the_others_and_n
             for replica in [one, two, three] {
                 beat(replica, &kept.lease_token).await.expect("a beat");
             }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_spool_exchanges_go_on_while_the_database_is_away_and_no_record_is_lost() {
+    with_database(async |database| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spool = format!("audit: {{ spool: '{}' }}", folder.path().join("spool.db").display());
+        let setup = Setup { store: Some(database.url()), more: spool, ..Setup::default() };
+        with_setup(setup, async |broker| {
+            let cached = broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+            database.is_away(true).await;
+            for _ in 0..5 {
+                let again = broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+                assert_eq!(again.credentials[0].token, cached.credentials[0].token);
+            }
+            broker.exchange(broker.request(&["azure-ml"])).await.expect("a new credential");
+            database.is_away(false).await;
+            let records = async || {
+                let sql = "SELECT coalesce(sum(records), 0)::bigint FROM audit";
+                database.client().await.query_one(sql, &[]).await.expect("a row").get::<_, i64>(0)
+            };
+            eventually("all records in the log", async || records().await == 7).await;
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_spool_nothing_is_released_while_the_database_is_away() {
+    with_database(async |database| {
+        let setup = Setup { store: Some(database.url()), ..Setup::default() };
+        with_setup(setup, async |broker| {
+            broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+            database.is_away(true).await;
+            let refused = broker.exchange(broker.request(&["vertex"])).await.err().expect("no record, no credential");
+            assert_eq!(reason(&refused), "STORE_UNAVAILABLE");
+            database.is_away(false).await;
+            eventually("the database's return", async || broker.exchange(broker.request(&["vertex"])).await.is_ok())
+                .await;
         })
         .await;
     })
