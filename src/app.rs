@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use axum::Router;
 use tokio::sync::Semaphore;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::{sleep, timeout};
@@ -23,7 +22,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::keys::IssuerKeys;
-use self::listener::{Listener, Socket, Speaks};
+use self::listener::{Listener, Serves, Socket};
 use self::tls::{Protocols, Tls};
 use crate::audit::Audit;
 use crate::clock::Clock;
@@ -104,6 +103,9 @@ impl App {
             credentials = credentials.shared_through(shared.clone(), sealing);
             background.spawn(keep_swept(shared));
         }
+        if let Some(spool) = stores.spool {
+            background.spawn(spool.keep_empty());
+        }
         let (audit, audit_writer) = Audit::start(stores.audit);
         let policy = Arc::new(ArcSwap::from_pointee(config.policy));
         let exchange = Arc::new(Exchange {
@@ -116,7 +118,7 @@ impl App {
             places: Arc::new(Semaphore::new(PLACES)),
         });
         let ready = Ready::default();
-        let leases = Leases::start(exchange.clone(), stores.leases, REFRESHES_PER_SECOND);
+        let leases = Leases::start(exchange.clone(), stores.leases, config.renewals_per_second);
         leases.begin().await?;
         let operator = Operator {
             verifier,
@@ -141,8 +143,8 @@ impl App {
         });
 
         let mut servers = Servers { tls: config.server.tls.as_ref(), background: &mut background };
-        let (grpc_address, grpc) = servers.add("grpc", &config.server.grpc, services.routes, Speaks::Grpc).await?;
-        let (http_address, http) = servers.add("http", &config.server.http, http_router, Speaks::Http).await?;
+        let (grpc_address, grpc) = servers.add("grpc", &config.server.grpc, Serves::Grpc(services.routes)).await?;
+        let (http_address, http) = servers.add("http", &config.server.http, Serves::Http(http_router)).await?;
 
         let seen = Mutex::new(config.digest);
         let reloading = Arc::new(Reloading { path, policy, fixed: config.fixed, seen, stale: AtomicBool::new(false) });
@@ -244,6 +246,9 @@ async fn issuer_keys(
 /// As [`App::start`]; `None` where the configuration has no issuer.
 pub async fn key_source(config: &Config, clock: Arc<dyn Clock>) -> Result<Option<KeySource>, StartError> {
     let Some(settings) = &config.issuer else { return Ok(None) };
+    if !settings.key_files.is_empty() {
+        return Ok(Some(KeySource::Files(settings.key_files.clone())));
+    }
     let store = store::open(&config.store, sealing(config)?).await?;
     Ok(Some(KeySource::Store(Rotation::new(store.keys, settings.schedule, clock))))
 }
@@ -284,8 +289,7 @@ impl Servers<'_> {
         &mut self,
         name: &'static str,
         address: &ListenAddress,
-        router: Router,
-        speaks: Speaks,
+        serves: Serves,
     ) -> Result<(Option<SocketAddr>, Drain), StartError> {
         let drain = Drain::default();
         let bound = Socket::bind(address).await;
@@ -293,9 +297,9 @@ impl Servers<'_> {
         else {
             return Ok((None, drain));
         };
-        let protocols: Protocols = match speaks {
-            Speaks::Grpc => &[b"h2"],
-            Speaks::Http => &[b"h2", b"http/1.1"],
+        let protocols: Protocols = match serves {
+            Serves::Grpc(_) => &[b"h2"],
+            Serves::Http(_) => &[b"h2", b"http/1.1"],
         };
         // On a Unix socket the file's permissions protect what TLS protects on a network.
         let tls = match (self.tls, address) {
@@ -307,7 +311,7 @@ impl Servers<'_> {
         }
         let local = socket.local_address();
         let Drain { draining, aborting, connections } = drain.clone();
-        let listener = Listener { name, socket, tls, router, speaks, draining, aborting, connections };
+        let listener = Listener { name, socket, tls, serves, draining, aborting, connections };
         drain.connections.spawn(listener.serve());
         Ok((local, drain))
     }
@@ -392,8 +396,6 @@ async fn become_ready(keys: Arc<KeyCache>, audit: Audit, ready: Ready, health: H
 const GRPC_DRAIN: Duration = Duration::from_secs(13);
 const HTTP_DRAIN: Duration = Duration::from_secs(3);
 const WRITER_DEADLINE: Duration = Duration::from_secs(3);
-/// Four fifths of what the broker lets itself call Google's token service: the rest is for those who call.
-const REFRESHES_PER_SECOND: u32 = 72;
 const READY_POLL: Duration = Duration::from_millis(5);
 const PREFETCH_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(2);

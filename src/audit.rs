@@ -4,14 +4,16 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use metrics::Counter;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout_at};
 use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::reason::Reason;
 use crate::target::Job;
+use crate::telemetry::Causes;
 
 /// One decision about one target. Fields that were not reached are empty.
 #[derive(Debug, Clone)]
@@ -119,11 +121,14 @@ pub struct Audit {
     log: Arc<dyn AuditLog>,
     /// Whether the last write succeeded.
     well: watch::Sender<bool>,
+    /// Records of what was issued, which most are: looked up in the registry once.
+    issued: Counter,
 }
 
 #[derive(Debug)]
 struct Entry {
     records: Vec<AuditRecord>,
+    queued: Instant,
     written: oneshot::Sender<Result<(), AuditError>>,
 }
 
@@ -133,22 +138,25 @@ impl Audit {
         let (queue, entries) = mpsc::channel(QUEUE);
         let well = watch::Sender::new(true);
         let writer = tokio::spawn(write(entries, log.clone(), well.clone()));
-        (Self { queue, log, well }, writer)
+        let issued = metrics::counter!("carnet_audit_records_total", "outcome" => "issued", "reason" => "");
+        (Self { queue, log, well, issued }, writer)
     }
 
     /// Returns once `records`, all of them, are durable.
     pub async fn record(&self, records: Vec<AuditRecord>) -> Result<(), AuditError> {
         for record in &records {
-            let reason = record.reason.map_or("", Reason::as_str);
-            metrics::counter!("carnet_audit_records_total", "outcome" => record.outcome.as_str(), "reason" => reason)
-                .increment(1);
+            match (record.outcome, record.reason) {
+                (Outcome::Issued, None) => self.issued.increment(1),
+                (outcome, reason) => {
+                    let labels = [("outcome", outcome.as_str()), ("reason", reason.map_or("", Reason::as_str))];
+                    metrics::counter!("carnet_audit_records_total", &labels).increment(1);
+                }
+            }
         }
         let (written, confirmed) = oneshot::channel();
-        let recorded = async {
-            self.queue.send(Entry { records, written }).await.map_err(|_closed| AuditError::Closed)?;
-            confirmed.await.map_err(|_closed| AuditError::Closed)?
-        };
-        timeout(DEADLINE, recorded).await.unwrap_or(Err(AuditError::Slow))
+        let entry = Entry { records, queued: Instant::now(), written };
+        self.queue.send(entry).await.map_err(|_closed| AuditError::Closed)?;
+        confirmed.await.map_err(|_closed| AuditError::Closed)?
     }
 
     /// The record under which the token with this digest was first handed out.
@@ -184,7 +192,7 @@ impl Audit {
                 Ok(0) => {}
                 Ok(pruned) => tracing::info!(records = pruned, "{pruned} audit records were older than the retention"),
                 Err(error) => {
-                    tracing::error!(error = &error as &dyn std::error::Error, "old audit records were not dropped")
+                    tracing::error!(error = %Causes(&error), "old audit records were not dropped")
                 }
             }
         }
@@ -195,13 +203,20 @@ impl Audit {
 async fn write(mut entries: mpsc::Receiver<Entry>, log: Arc<dyn AuditLog>, well: watch::Sender<bool>) {
     let mut gathered = Vec::with_capacity(GROUP);
     while let Some(first) = entries.recv().await {
+        let queued = first.queued;
         gathered.push(first);
-        // Whoever else is about to record comes first: one flush for all of them.
-        tokio::task::yield_now().await;
-        while gathered.len() < GROUP
-            && let Ok(next) = entries.try_recv()
-        {
-            gathered.push(next);
+        // Whoever else is about to record comes first, as long as there are some: one flush for all of them.
+        for _turn in 0..TURNS {
+            tokio::task::yield_now().await;
+            let before = gathered.len();
+            while gathered.len() < GROUP
+                && let Ok(next) = entries.try_recv()
+            {
+                gathered.push(next);
+            }
+            if gathered.len() == before {
+                break;
+            }
         }
         let mut group = Vec::with_capacity(gathered.len());
         let mut waiting = Vec::with_capacity(gathered.len());
@@ -210,14 +225,15 @@ async fn write(mut entries: mpsc::Receiver<Entry>, log: Arc<dyn AuditLog>, well:
             waiting.push(entry.written);
         }
         let (size, started) = (group.len(), Instant::now());
-        let result = log.append(group).await;
+        // One deadline for all: that of the first of them.
+        let result = timeout_at(queued + DEADLINE, log.append(group)).await.unwrap_or(Err(AuditError::Slow));
         metrics::histogram!("carnet_audit_group_records").record(size as f64);
         metrics::histogram!("carnet_audit_write_seconds").record(started.elapsed());
         well.send_if_modified(|well| std::mem::replace(well, result.is_ok()) != result.is_ok());
         if let Err(error) = &result {
             metrics::counter!("carnet_audit_write_failures_total").increment(1);
             tracing::error!(
-                error = error as &dyn std::error::Error,
+                error = %Causes(error),
                 records = size,
                 "{size} audit records were not written; no credential of theirs was released"
             );
@@ -234,6 +250,9 @@ const QUEUE: usize = 16_384;
 
 /// Records of one transaction; larger groups save nothing more.
 const GROUP: usize = 512;
+
+/// At most so many turns of the other tasks are waited for.
+const TURNS: usize = 8;
 
 /// Longer than any healthy disk takes; a caller that waits longer is gone.
 const DEADLINE: Duration = Duration::from_secs(10);

@@ -8,6 +8,7 @@ pub use source::Fault;
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -31,6 +32,8 @@ pub struct Config {
     pub policy: Policy,
     pub operators: Operators,
     pub outbound: http::Settings,
+    /// How many credentials watches may have renewed in a second.
+    pub renewals_per_second: NonZeroU32,
     pub store: StoreSettings,
     /// The first seals, all of them open; none: the store keeps no secrets.
     pub store_key: Vec<Secret>,
@@ -139,8 +142,16 @@ impl Config {
         let store = StoreSettings::parse(&document.store, &outbound);
         let store =
             store.map_err(|error| mistakes.push(Mistake { at: "store".to_owned(), message: error.to_string() }));
+        let store = store.and_then(|store| with_spool(store, document.audit.spool.as_ref(), mistakes));
         let keeps_keys = issuer.as_ref().is_some_and(|issuer| issuer.key_files.is_empty());
-        mistakes.extend(store_key(&document.store_key.0, keeps_keys, store.as_ref().ok()));
+        let keeps = match keeps_keys {
+            true => Some("the issuer's keys are kept in the store"),
+            false if document.rules.iter().any(|rule| rule.lease.is_some()) => {
+                Some("leases outlive the process, and who opened them is kept in the store")
+            }
+            false => None,
+        };
+        mistakes.extend(store_key(&document.store_key.0, keeps, store.as_ref().ok()));
         let operators = Operators::compile(&document.operators, mistakes);
         if document.audit.retention.0 < SHORTEST_RETENTION {
             let message =
@@ -163,6 +174,7 @@ impl Config {
             policy: policy?,
             operators,
             outbound,
+            renewals_per_second: document.outbound.renewals_per_second,
             store: store.ok()?,
             store_key: document.store_key.0,
             retention: document.audit.retention.0,
@@ -265,11 +277,26 @@ fn issuer(document: Option<&IssuerDocument>, mistakes: &mut Vec<Mistake>) -> Opt
     Some(IssuerSettings { url: document.url.clone(), key_files: document.key_files.clone(), schedule })
 }
 
-fn store_key(keys: &[Secret], keeps_issuer_keys: bool, store: Option<&StoreSettings>) -> Vec<Mistake> {
+fn with_spool(store: StoreSettings, spool: Option<&PathBuf>, mistakes: &mut Vec<Mistake>) -> Result<StoreSettings, ()> {
+    match (store, spool) {
+        (StoreSettings::Postgres { settings, .. }, spool) => {
+            Ok(StoreSettings::Postgres { settings, spool: spool.cloned() })
+        }
+        (StoreSettings::Sqlite(_), Some(_)) => {
+            let message = "goes with `store: postgres://...`: a store on this disk needs no other file".to_owned();
+            mistakes.push(Mistake { at: "audit.spool".to_owned(), message });
+            Err(())
+        }
+        (store, None) => Ok(store),
+    }
+}
+
+/// `keeps`: what needs the key in any store.
+fn store_key(keys: &[Secret], keeps: Option<&'static str>, store: Option<&StoreSettings>) -> Vec<Mistake> {
     let missing = match store {
         _ if !keys.is_empty() => None,
-        _ if keeps_issuer_keys => Some("the issuer's keys are kept in the store"),
-        Some(StoreSettings::Postgres(_)) => Some("replicas share credentials through PostgreSQL, sealed with it"),
+        _ if keeps.is_some() => keeps,
+        Some(StoreSettings::Postgres { .. }) => Some("replicas share credentials through PostgreSQL, sealed with it"),
         Some(StoreSettings::Sqlite(_)) | None => None,
     };
     let missing = missing.map(|why| Mistake {

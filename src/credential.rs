@@ -40,7 +40,7 @@ pub trait CredentialProvider: fmt::Debug + Send + Sync {
 /// Everything an upstream call needs, and nothing it could use to widen the grant.
 #[derive(Debug, Clone)]
 pub struct Call {
-    pub grant: Grant,
+    pub grant: Arc<Grant>,
     /// For the targets that redeem the caller's own token; absent under a lease, which has none of them.
     pub subject_token: Option<SubjectToken>,
     /// Goes into the clouds' own logs.
@@ -247,10 +247,23 @@ impl Credentials {
 
     /// A credential for `call.grant` with at least the life that its plan wants, as far as the cloud gives it.
     pub async fn credential(&self, call: Call) -> Result<Hit, IssueError> {
-        let (key, least) = (key(&call), call.grant.plan().least);
+        let (key, least) = (key(&call.grant), call.grant.plan().least);
         let hit = self.cache.get(key, least, || self.mint(key, least, call)).await?;
         let cached = hit.cached || hit.credential.origin == Origin::Replica;
         Ok(Hit { cached, ..hit })
+    }
+
+    /// A digest of the keys for which a cloud would have to be asked now; `None` where there are none.
+    pub fn missing(&self, grants: &[Arc<Grant>]) -> Option<Key> {
+        let keys = grants.iter().map(|grant| (key(grant), grant.plan().least));
+        let missing: Vec<Key> =
+            keys.filter(|(key, least)| !self.cache.covers(key, *least)).map(|(key, _least)| key).collect();
+        let digest = || {
+            let mut digest = FieldDigest::new("carnet credentials 1");
+            digest.list(missing.iter());
+            digest.finish()
+        };
+        (!missing.is_empty()).then(digest)
     }
 
     /// Drops what is kept under `key`, here and for the other replicas.
@@ -279,8 +292,7 @@ impl Credentials {
 
 /// Two calls have one key only if the same credential answers both: everything that the cloud or the policy could tell
 /// apart is in it, and no token.
-fn key(call: &Call) -> Key {
-    let grant = &call.grant;
+fn key(grant: &Grant) -> Key {
     let target = grant.target();
     let mut digest = FieldDigest::new("carnet credential 1");
     digest.field(target.name.as_str().as_bytes()).field(&target.revision);

@@ -1,6 +1,7 @@
 //! ★ Start here: verify → decide → issue → record → reply. Every front door comes through this one function.
 
 mod answer;
+mod completion;
 mod error;
 mod history;
 mod record;
@@ -11,6 +12,7 @@ pub use error::ExchangeError;
 #[cfg(any(test, feature = "testing"))]
 pub use history::FakeRunHistory;
 pub use history::{History, HistoryError, RunHistory};
+pub(crate) use record::one_line;
 pub use request::{Caller, Door, ExchangeRequest, Peer, Proof, TargetRequest};
 
 use std::panic::AssertUnwindSafe;
@@ -24,10 +26,11 @@ use tokio::sync::Semaphore;
 use tracing::{Instrument as _, Span};
 use uuid::Uuid;
 
+use self::completion::Completion;
 use self::record::Record;
 use crate::audit::{Audit, AuditError};
 use crate::clock::Clock;
-use crate::credential::{Call, Credentials};
+use crate::credential::{Call, Credentials, Key};
 use crate::policy::{Grant, Inquiry, Policy};
 use crate::subject::{SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::telemetry::SPANS;
@@ -76,7 +79,7 @@ impl Exchange {
         &self,
         request: &ExchangeRequest,
         record: &mut Record,
-    ) -> Result<(Vec<Grant>, Option<SubjectToken>), ExchangeError> {
+    ) -> Result<(Vec<Arc<Grant>>, Option<SubjectToken>), ExchangeError> {
         let asked = request.check()?;
         let (identity, subject_token) = self.identify(&request.proof, record).await?;
         record.verified(&identity, &asked.job);
@@ -88,11 +91,18 @@ impl Exchange {
         Ok((grants, subject_token))
     }
 
+    /// What a cloud would have to be asked for; `None` where the answer is in the cache, or is a refusal.
+    pub async fn missing(&self, request: &ExchangeRequest) -> Option<Key> {
+        let mut record = Record::about(request, Uuid::nil(), self.clock.now());
+        let (grants, _subject_token) = self.grants(request, &mut record).await.ok()?;
+        self.credentials.missing(&grants)
+    }
+
     /// Whom the request's token shows, and until when the rules would let a lease of theirs last; issues nothing.
     pub async fn permit(&self, request: &ExchangeRequest) -> Result<Permit, ExchangeError> {
         let mut record = Record::about(request, Uuid::nil(), self.clock.now());
         let (grants, _subject_token) = self.grants(request, &mut record).await?;
-        let ends_at = grants.iter().filter_map(Grant::lease).map(|terms| terms.ends_at).min();
+        let ends_at = grants.iter().filter_map(|grant| grant.lease()).map(|terms| terms.ends_at).min();
         let (Some(grant), Some(not_after)) = (grants.first(), ends_at) else { return Err(ExchangeError::Internal) };
         Ok(Permit { identity: grant.identity().clone(), not_after })
     }
@@ -116,7 +126,7 @@ impl Exchange {
 
     async fn issue(
         &self,
-        grant: Grant,
+        grant: Arc<Grant>,
         subject_token: Option<&SubjectToken>,
         exchange_id: Uuid,
     ) -> Result<IssuedCredential, ExchangeError> {
@@ -138,7 +148,7 @@ impl Exchange {
         answer
     }
 
-    /// In a task of its own: a caller that leaves cannot keep a decision from being recorded, nor can a panic.
+    /// To its end: a caller that leaves cannot keep a decision from being recorded, nor can a panic.
     async fn decide(self: &Arc<Self>, request: ExchangeRequest, refusal: Option<ExchangeError>) -> Exchanged {
         let exchange_id = Uuid::now_v7();
         let Ok(place) = self.places.clone().try_acquire_owned() else {
@@ -160,7 +170,8 @@ impl Exchange {
             answer
         };
         let span = tracing::debug_span!(target: SPANS, "exchange", exchange.id = %exchange_id);
-        let result = tokio::spawn(decision.instrument(span)).await.unwrap_or(Err(ExchangeError::Internal));
+        let decision = AssertUnwindSafe(decision.instrument(span)).catch_unwind();
+        let result = Completion::of(decision).await.unwrap_or(Err(ExchangeError::Internal));
         Exchanged { exchange_id, result }
     }
 }

@@ -4,21 +4,16 @@ mod client;
 mod leases;
 mod message;
 mod operator;
+mod routes;
 mod service;
 mod status;
 
 pub use client::{Address, ConnectError, connect};
+pub use routes::Routes;
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use axum::Router;
-use axum::extract::Request;
-use axum::middleware::{Next, from_fn};
-use axum::response::Response;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
-use tonic::service::Routes;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -34,7 +29,7 @@ use crate::proto::token_exchange_server::TokenExchangeServer;
 /// Everything that the gRPC listener serves, and the switch of its health.
 #[derive(Debug)]
 pub struct Services {
-    pub routes: Router,
+    pub routes: Routes,
     pub health: Health,
 }
 
@@ -84,34 +79,20 @@ pub async fn services(doors: Doors) -> Result<Services, tonic_reflection::server
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(ANSWER_MAX_BYTES);
     // Both versions: Python's own client knows v1alpha only.
-    // The whole call, its body included: tonic reads the message before the service sees it.
     let leases = LeasesServer::new(leases::LeasesService::new(leases, clock))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(ANSWER_MAX_BYTES);
     let operator = OperatorServer::new(operator::OperatorService::new(operator))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(LISTING_MAX_BYTES);
-    let routes = Routes::new(exchange)
+    let others = tonic::service::Routes::new(health_service)
         .add_service(leases)
         .add_service(operator)
-        .add_service(health_service)
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
-        .into_axum_router()
-        .layer(from_fn(within_deadline));
-    Ok(Services { routes, health })
+        .into_axum_router();
+    Ok(Services { routes: Routes { exchange, others }, health })
 }
-
-/// Until the answer's head; a stream goes on after it.
-async fn within_deadline(request: Request, next: Next) -> Response {
-    match tokio::time::timeout(LONGEST_CALL, next.run(request)).await {
-        Ok(response) => response,
-        Err(_elapsed) => Status::deadline_exceeded("the call was not complete in time").into_http(),
-    }
-}
-
-/// No exchange takes longer: its upstream calls end before.
-const LONGEST_CALL: Duration = Duration::from_secs(30);
 
 /// A subject token has at most 64 KiB; the rest of a request is small.
 const MESSAGE_MAX_BYTES: usize = 160 * 1024;

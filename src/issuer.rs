@@ -14,6 +14,7 @@ pub use schedule::{Phase, RETIRED_FOR, Schedule};
 pub use store::FakeKeyStore;
 pub use store::{KeyStore, KeyStoreError, StoredKey};
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
@@ -59,7 +60,8 @@ impl Issuer {
     pub fn sign(&self, assertion: &Assertion, exchange_id: Uuid) -> Result<Secret, Unspecified> {
         let time = self.clock.now();
         let now = unix_seconds(time);
-        let mut claims = assertion.claims.clone();
+        let mut claims: Map<String, Value> =
+            assertion.claims.iter().map(|(name, claim)| ((*name).to_owned(), claim.to_json())).collect();
         claims.extend([
             ("iss".to_owned(), json!(self.url)),
             ("aud".to_owned(), json!(assertion.audience)),
@@ -127,17 +129,36 @@ fn encode(json: &Value) -> String {
 /// Everything an assertion says but when and for which exchange. Two grants with equal assertions are the same to
 /// the cloud.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Assertion {
+pub struct Assertion<'a> {
     algorithm: Algorithm,
-    target: String,
-    audience: String,
-    subject: String,
-    claims: Map<String, Value>,
+    target: &'a str,
+    audience: &'a str,
+    subject: Cow<'a, str>,
+    claims: Vec<(&'a str, Claim<'a>)>,
 }
 
-impl Assertion {
+/// A claim's value.
+#[derive(Debug, Clone, PartialEq)]
+enum Claim<'a> {
+    Text(&'a str),
+    Id(Uuid),
+    /// Of an attribute.
+    Any(&'a Value),
+}
+
+impl Claim<'_> {
+    fn to_json(&self) -> Value {
+        match self {
+            Self::Text(text) => json!(text),
+            Self::Id(id) => json!(id),
+            Self::Any(value) => (*value).clone(),
+        }
+    }
+}
+
+impl<'a> Assertion<'a> {
     /// What the broker asserts for `grant`; `None` where the target takes no assertion of the broker's.
-    pub fn for_grant(grant: &Grant) -> Option<Self> {
+    pub fn for_grant(grant: &'a Grant) -> Option<Self> {
         let target = grant.target();
         let (algorithm, audience, subject) = match &target.platform {
             Platform::Google(google) => match google.subject_token {
@@ -146,13 +167,12 @@ impl Assertion {
             },
             Platform::Azure(azure) => match &azure.source {
                 AzureSource::Issuer { subject, audience } | AzureSource::OnBehalfOf { subject, audience } => {
-                    (Algorithm::Rs256, audience.as_str(), subject.clone())
+                    (Algorithm::Rs256, audience.as_str(), Cow::Borrowed(subject.as_str()))
                 }
                 AzureSource::TokenFile(_) | AzureSource::ManagedIdentity(_) => return None,
             },
         };
-        let (audience, target) = (audience.to_owned(), target.name.to_string());
-        Some(Self { algorithm, target, audience, subject, claims: claims(grant) })
+        Some(Self { algorithm, target: target.name.as_str(), audience, subject, claims: claims(grant) })
     }
 
     pub fn subject(&self) -> &str {
@@ -165,45 +185,46 @@ impl Assertion {
         digest.field(self.audience.as_bytes());
         digest.field(self.subject.as_bytes());
         digest.field(&(self.claims.len() as u64).to_le_bytes());
-        for (name, value) in &self.claims {
+        for (name, claim) in &self.claims {
             digest.field(name.as_bytes());
-            match value {
-                // Most are; as they are, for the sake of every cached exchange.
-                Value::String(text) => digest.field(b"text").field(text.as_bytes()),
-                value => digest.field(b"json").field(value.to_string().as_bytes()),
+            match claim {
+                Claim::Text(text) => digest.field(b"text").field(text.as_bytes()),
+                Claim::Id(id) => digest.field(b"id").field(id.as_bytes()),
+                Claim::Any(value) => digest.field(b"json").field(value.to_string().as_bytes()),
             };
         }
     }
 }
 
 /// Google's logs name the person or workload; a credential that several share names the target instead.
-fn google_subject(grant: &Grant) -> String {
+fn google_subject(grant: &Grant) -> Cow<'_, str> {
     match grant.target().sharing {
-        Sharing::Subject => grant.identity().subject(),
-        Sharing::Target => format!("carnet:{}", grant.target().name),
+        Sharing::Subject => Cow::Borrowed(grant.identity().subject()),
+        Sharing::Target => Cow::Owned(format!("carnet:{}", grant.target().name)),
     }
 }
 
 /// Entra matches `iss`, `sub` and `aud` alone, so job and attributes go to Google only: without them, jobs of one
 /// subject share an Azure credential.
-fn claims(grant: &Grant) -> Map<String, Value> {
-    let mut claims = Map::new();
+fn claims(grant: &Grant) -> Vec<(&str, Claim<'_>)> {
     let google = matches!(grant.target().platform, Platform::Google(_));
+    let mut claims = vec![("rule", Claim::Text(grant.rule().as_str()))];
     if google {
-        claims.extend(grant.attributes().iter().cloned());
+        claims.extend(grant.attributes().iter().map(|(name, value)| (name.as_str(), Claim::Any(value))));
     }
-    claims.insert("rule".to_owned(), json!(grant.rule().as_str()));
     if grant.target().sharing == Sharing::Target {
         return claims;
     }
     let identity = grant.identity();
-    claims.insert("tid".to_owned(), json!(identity.tenant()));
-    claims.insert("oid".to_owned(), json!(identity.object()));
-    claims.insert("azp".to_owned(), json!(identity.client()));
+    claims.extend([
+        ("tid", Claim::Id(identity.tenant())),
+        ("oid", Claim::Id(identity.object())),
+        ("azp", Claim::Id(identity.client())),
+    ]);
     if google {
         let job = grant.job();
-        claims.extend(job.id.iter().map(|id| ("job_id".to_owned(), json!(id))));
-        claims.extend(job.name.iter().map(|name| ("job_name".to_owned(), json!(name))));
+        claims.extend(job.id.iter().map(|id| ("job_id", Claim::Text(id))));
+        claims.extend(job.name.iter().map(|name| ("job_name", Claim::Text(name))));
     }
     claims
 }

@@ -17,6 +17,7 @@ pub use store::FakeLeaseStore;
 pub use store::{Applied, Change, Found, LeaseQuery, LeaseStore, LeaseStoreError};
 pub use watch::{Update, Watch};
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -82,6 +83,9 @@ pub struct Failed {
     pub error: ExchangeError,
 }
 
+/// An open lease, and who opened it.
+type Held = (Lease, Arc<VerifiedIdentity>);
+
 impl Failed {
     pub(crate) fn new(error: impl Into<ExchangeError>) -> Self {
         Self { exchange_id: Uuid::now_v7(), error: error.into() }
@@ -95,10 +99,10 @@ impl From<LeaseStoreError> for Failed {
 }
 
 impl Leases {
-    /// `refreshes_per_second`: how many watches get new credentials in a second, when many want them at once.
-    pub fn start(exchange: Arc<Exchange>, store: Arc<dyn LeaseStore>, refreshes_per_second: u32) -> Arc<Self> {
+    /// `renewals_per_second`: how many watches get new credentials in a second, when many want them at once.
+    pub fn start(exchange: Arc<Exchange>, store: Arc<dyn LeaseStore>, renewals_per_second: NonZeroU32) -> Arc<Self> {
         let (writer, clock) = (Writer::start(store.clone()), exchange.clock.clone());
-        let (ends, pace) = (Arc::default(), Pace::start(refreshes_per_second));
+        let (ends, pace) = (Arc::default(), Pace::start(renewals_per_second));
         Arc::new(Self { exchange, store, writer, ends, pace, clock })
     }
 
@@ -136,7 +140,7 @@ impl Leases {
         let lease = Lease {
             id,
             token_sha256: lease_token.sha256(),
-            subject: holder.subject(),
+            subject: holder.subject().to_owned(),
             job: Arc::new(job),
             targets: targets.into(),
             opened_at: now,
@@ -155,7 +159,7 @@ impl Leases {
 
     /// A sign of life.
     pub async fn beat(&self, lease_token: &Secret) -> Result<Lease, Failed> {
-        let (lease, _identity) = self.holder_of(lease_token).await?;
+        let lease = self.found(lease_token).await?.lease;
         count("beat");
         self.beat_of(lease.id).await
     }
@@ -180,40 +184,38 @@ impl Leases {
     ) -> Result<Update, Failed> {
         let held = match self.holder_of(lease_token).await {
             Ok(held) => held,
-            Err(failed) => return Err(self.refused(failed, targets, caller).await),
+            Err(failed) => return Err(self.refused(failed, None, targets, caller).await),
         };
         count("credentials");
-        let targets = watch::named(&held.0, targets)?;
-        self.credentials_of(held, targets, caller).await
+        match watch::named(&held.0, targets) {
+            Ok(targets) => self.credentials_of(held, targets, caller).await,
+            Err(failed) => Err(self.refused(failed, Some(held), targets, caller).await),
+        }
     }
 
-    /// Those of a lease that was open a while ago.
-    async fn current_credentials(
+    /// As [`credentials`](Self::credentials), of a lease that was open a while ago. What a cloud has to be asked for waits
+    /// for its turn.
+    async fn in_turn(
         &self,
         lease: &Lease,
         targets: Vec<TargetRequest>,
         caller: Caller,
+        urgency: SystemTime,
     ) -> Result<Update, Failed> {
+        let held = self.holder(self.store.find(&lease.token_sha256).await?)?;
+        let request = request(&held, targets.clone(), caller.clone());
+        let Some(missing) = self.exchange.missing(&request).await else {
+            return self.credentials_of(held, targets, caller).await;
+        };
+        self.pace.turn(urgency, missing).await;
+        // The turn may have come late.
         let held = self.holder(self.store.find(&lease.token_sha256).await?)?;
         self.credentials_of(held, targets, caller).await
     }
 
     /// Asks the rules again. Whoever ends the lease meanwhile is heard: nothing is handed out past an end.
-    async fn credentials_of(
-        &self,
-        (lease, identity): (Lease, Arc<VerifiedIdentity>),
-        targets: Vec<TargetRequest>,
-        caller: Caller,
-    ) -> Result<Update, Failed> {
-        let request = ExchangeRequest {
-            proof: Proof::Lease(identity),
-            tenure: Tenure::Lease { proved_at: lease.proved_at, not_after: lease.not_after },
-            lease_id: Some(lease.id),
-            targets,
-            job: Job::clone(&lease.job),
-            excess: ExcessScopes::Refuse,
-            caller,
-        };
+    async fn credentials_of(&self, held: Held, targets: Vec<TargetRequest>, caller: Caller) -> Result<Update, Failed> {
+        let (request, (lease, _identity)) = (request(&held, targets, caller), held);
         let Exchanged { exchange_id, result } = self.exchange.run(request).await;
         let credentials = result.map_err(|error| Failed { exchange_id, error })?;
         let now = self.store.find(&lease.token_sha256).await?.map(|found| found.lease);
@@ -225,15 +227,22 @@ impl Leases {
         Ok(Update { lease: now, exchange_id, credentials })
     }
 
-    /// The refusal of a lease token, recorded as those of subject tokens are.
-    async fn refused(&self, failed: Failed, targets: &[String], caller: Caller) -> Failed {
+    /// The refusal of a lease token, or of what its holder wants, recorded as those of subject tokens are.
+    async fn refused(&self, failed: Failed, held: Option<Held>, targets: &[String], caller: Caller) -> Failed {
         let target = |name: &String| TargetRequest { target: name.clone(), ..TargetRequest::default() };
+        let (lease_id, job, proof) = match held {
+            Some((lease, identity)) => (Some(lease.id), Job::clone(&lease.job), Proof::Lease(identity)),
+            None => {
+                let nothing = Proof::SubjectToken { token: Secret::new(""), token_type: String::new() };
+                (None, Job::default(), nothing)
+            }
+        };
         let request = ExchangeRequest {
-            proof: Proof::SubjectToken { token: Secret::new(""), token_type: String::new() },
+            proof,
             tenure: Tenure::Lease { proved_at: SystemTime::UNIX_EPOCH, not_after: SystemTime::UNIX_EPOCH },
-            lease_id: None,
+            lease_id,
             targets: targets.iter().map(target).collect(),
-            job: Job::default(),
+            job,
             excess: ExcessScopes::Refuse,
             caller,
         };
@@ -242,17 +251,17 @@ impl Leases {
     }
 
     /// The lease of an open lease token, and who opened it. Wrong and foreign tokens are unknown ones.
-    async fn holder_of(&self, lease_token: &Secret) -> Result<(Lease, Arc<VerifiedIdentity>), Failed> {
+    async fn holder_of(&self, lease_token: &Secret) -> Result<Held, Failed> {
         self.holder(Some(self.found(lease_token).await?))
     }
 
-    fn holder(&self, found: Option<Found>) -> Result<(Lease, Arc<VerifiedIdentity>), Failed> {
+    fn holder(&self, found: Option<Found>) -> Result<Held, Failed> {
         let Found { lease, identity } = found.ok_or_else(|| Failed::new(ExchangeError::LeaseNotFound))?;
         if let Some(end) = lease.end_at(self.clock.now()) {
             return Err(Failed::new(ExchangeError::LeaseEnded(end.kind.as_str())));
         }
         // A program that reads claims by other rules than the one that opened it does not know who this is.
-        let identity = identity.and_then(|snapshot| VerifiedIdentity::restore(&snapshot));
+        let identity = identity?.and_then(|snapshot| VerifiedIdentity::restore(&snapshot));
         let identity = identity.ok_or_else(|| Failed::new(ExchangeError::Internal))?;
         Ok((lease, Arc::new(identity)))
     }
@@ -354,6 +363,22 @@ impl Leases {
 
     fn remember(&self, id: Uuid, credentials: &[IssuedCredential]) {
         self.ends.handed_out(id, credentials.iter().map(|credential| credential.key));
+    }
+}
+
+fn request(
+    (lease, identity): &(Lease, Arc<VerifiedIdentity>),
+    targets: Vec<TargetRequest>,
+    caller: Caller,
+) -> ExchangeRequest {
+    ExchangeRequest {
+        proof: Proof::Lease(identity.clone()),
+        tenure: Tenure::Lease { proved_at: lease.proved_at, not_after: lease.not_after },
+        lease_id: Some(lease.id),
+        targets,
+        job: Job::clone(&lease.job),
+        excess: ExcessScopes::Refuse,
+        caller,
     }
 }
 

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use crate::audit::{Audit, AuditRecord, Outcome};
 use crate::clock::Clock;
-use crate::exchange::{Caller, ExchangeError};
+use crate::exchange::{Caller, ExchangeError, one_line};
 use crate::lease::{End, Failed, Lease, LeaseFilter, LeaseQuery, Leases};
 use crate::policy::{Denial, Operators, Permission, Refusal};
 use crate::secret::Secret;
@@ -42,7 +42,9 @@ impl Operator {
         reason: &str,
         caller: &Caller,
     ) -> Result<usize, Failed> {
-        let details = vec![("filter", format!("{filter:?}")), ("revoke_reason", reason.to_owned())];
+        let reason = one_line(reason, REASON_CHARACTERS);
+        let wanted = one_line(&format!("{filter:?}"), FILTER_CHARACTERS);
+        let details = vec![("filter", wanted), ("revoke_reason", reason.clone())];
         let operator = self.authorized(token, Permission::LeasesRevoke, caller, details).await?;
         if filter.is_empty() {
             let message = "says nothing: name leases, a subject, a target or a job".to_owned();
@@ -62,11 +64,13 @@ impl Operator {
     ) -> Result<Arc<VerifiedIdentity>, Failed> {
         let exchange_id = Uuid::now_v7();
         let verified = self.verified(token).await;
-        let mut record = self.record(exchange_id, permission, caller, details);
+        let mut record = self.record(exchange_id, permission, caller);
         if let Ok(identity) = &verified {
-            record.subject = identity.subject();
+            record.subject = identity.subject().to_owned();
             record.client_id = identity.client().to_string();
             record.entra_token_id = identity.token_id().unwrap_or_default().to_owned();
+            // What a stranger wanted is not worth keeping.
+            record.attributes.extend(details);
         }
         let allowed = verified.and_then(|identity| {
             let permitted = self.operators.permit(&identity, permission);
@@ -84,15 +88,7 @@ impl Operator {
         Ok(self.verifier.verify(&SubjectToken::new(token)?).await?)
     }
 
-    fn record(
-        &self,
-        exchange_id: Uuid,
-        permission: Permission,
-        caller: &Caller,
-        details: Vec<(&'static str, String)>,
-    ) -> AuditRecord {
-        let mut attributes = vec![("peer", caller.address.clone()), ("user_agent", caller.user_agent.clone())];
-        attributes.extend(details);
+    fn record(&self, exchange_id: Uuid, permission: Permission, caller: &Caller) -> AuditRecord {
         AuditRecord {
             exchange_id,
             time: self.clock.now(),
@@ -114,7 +110,13 @@ impl Operator {
             lifetime: None,
             cached: false,
             issued: None,
-            attributes,
+            attributes: vec![("peer", caller.address.to_string()), ("user_agent", caller.user_agent.to_string())],
         }
     }
 }
+
+/// A sentence or two.
+const REASON_CHARACTERS: usize = 200;
+
+/// Enough for every field and a dozen leases.
+const FILTER_CHARACTERS: usize = 1000;

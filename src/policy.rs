@@ -229,13 +229,13 @@ impl Policy {
     }
 
     /// All that is asked for, or nothing.
-    pub fn decide_all(&self, inquiry: Inquiry<'_>, asks: &[Ask]) -> Result<Vec<Grant>, Refusal> {
+    pub fn decide_all(&self, inquiry: Inquiry<'_>, asks: &[Ask]) -> Result<Vec<Arc<Grant>>, Refusal> {
         let tenure = match inquiry.tenure {
             Tenure::Opening(wanted) => self.opening(inquiry, wanted, asks)?,
             open @ (Tenure::Once | Tenure::Lease { .. }) => open,
         };
         let inquiry = Inquiry { tenure, ..inquiry };
-        asks.iter().map(|ask| self.decide(inquiry, ask)).collect()
+        asks.iter().map(|ask| self.decide(inquiry, ask).map(Arc::new)).collect()
     }
 
     /// A deny rule that matches, or cannot be ruled out, refuses. Otherwise the first rule of the file that matches

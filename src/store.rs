@@ -5,9 +5,11 @@ mod issuer_key;
 mod lease;
 mod postgres;
 mod record;
+mod spool;
 mod sqlite;
 
 pub use postgres::{InvalidUrl, PostgresSettings, PostgresStore};
+pub use spool::SpooledLog;
 pub use sqlite::SqliteStore;
 
 use std::path::PathBuf;
@@ -26,8 +28,8 @@ use crate::secret::{SealingKeys, Secret};
 pub enum StoreSettings {
     /// One file, of one broker.
     Sqlite(PathBuf),
-    /// One database, of any number of replicas.
-    Postgres(Box<PostgresSettings>),
+    /// One database, of any number of replicas; `spool`: a file for audit records while it is away.
+    Postgres { settings: Box<PostgresSettings>, spool: Option<PathBuf> },
 }
 
 /// Why a text is no store.
@@ -47,7 +49,8 @@ impl StoreSettings {
             return Ok(Self::Sqlite(PathBuf::from(path)));
         }
         if ["postgres://", "postgresql://"].iter().any(|scheme| text.expose().starts_with(scheme)) {
-            return Ok(Self::Postgres(Box::new(PostgresSettings::parse(text, outbound)?)));
+            let settings = Box::new(PostgresSettings::parse(text, outbound)?);
+            return Ok(Self::Postgres { settings, spool: None });
         }
         Err(InvalidStore::Kind)
     }
@@ -62,6 +65,8 @@ pub struct Stores {
     pub history: Arc<dyn RunHistory>,
     /// Where replicas leave credentials for each other; a broker on a file has none.
     pub shared: Option<Arc<dyn SharedCredentials>>,
+    /// To be kept empty.
+    pub spool: Option<Arc<SpooledLog>>,
 }
 
 /// Opens the store, brings its schema up to date and seals anew what an older one of `sealing` had sealed.
@@ -73,12 +78,18 @@ pub async fn open(settings: &StoreSettings, sealing: Arc<SealingKeys>) -> Result
         StoreSettings::Sqlite(path) => {
             let store = Arc::new(SqliteStore::open(path, sealing)?);
             let (audit, keys, leases) = (store.clone(), store.clone(), store.clone());
-            Ok(Stores { audit, keys, leases, history: store, shared: None })
+            Ok(Stores { audit, keys, leases, history: store, shared: None, spool: None })
         }
-        StoreSettings::Postgres(settings) => {
-            let store = Arc::new(PostgresStore::open(settings, sealing).await?);
-            let (audit, keys, leases, history) = (store.clone(), store.clone(), store.clone(), store.clone());
-            Ok(Stores { audit, keys, leases, history, shared: Some(store) })
+        StoreSettings::Postgres { settings, spool } => {
+            let store = Arc::new(PostgresStore::open(settings, sealing.clone()).await?);
+            let spool = spool.as_deref().map(|path| SpooledLog::open(store.clone(), path, sealing));
+            let spool = spool.transpose()?.map(Arc::new);
+            let audit: Arc<dyn AuditLog> = match &spool {
+                Some(spool) => spool.clone(),
+                None => store.clone(),
+            };
+            let (keys, leases, history) = (store.clone(), store.clone(), store.clone());
+            Ok(Stores { audit, keys, leases, history, shared: Some(store), spool })
         }
     }
 }

@@ -93,6 +93,7 @@ pub enum Groups {
 pub struct VerifiedIdentity {
     tenant: Uuid,
     object: Uuid,
+    subject: Box<str>,
     kind: Kind,
     client: Uuid,
     groups: Groups,
@@ -158,14 +159,18 @@ impl VerifiedIdentity {
     }
 
     /// `entra:{tenant}:{object}`, the name of this identity in logs, records and assertions: 79 bytes.
-    pub fn subject(&self) -> String {
-        format!("entra:{}:{}", self.tenant, self.object)
+    pub fn subject(&self) -> &str {
+        &self.subject
     }
 
     /// SHA-256 of the token that was verified: proves that a token handed along belongs to this identity.
     pub fn token_sha256(&self) -> [u8; 32] {
         self.token_sha256
     }
+}
+
+fn subject(tenant: Uuid, object: Uuid) -> Box<str> {
+    format!("entra:{tenant}:{object}").into()
 }
 
 impl fmt::Debug for VerifiedIdentity {
@@ -260,6 +265,7 @@ impl VerifiedIdentity {
         Self {
             tenant: Uuid::from_u128(1),
             object: Uuid::from_u128(2),
+            subject: subject(Uuid::from_u128(1), Uuid::from_u128(2)),
             kind: Kind::ServicePrincipal,
             client: Uuid::from_u128(3),
             groups: Groups::Known([].into()),
@@ -280,12 +286,13 @@ impl VerifiedIdentity {
     pub fn with_object(self, object: u128) -> Self {
         let object = Uuid::from_u128(object);
         let claimed = |identity: Self, name| identity.with_claim(name, object.to_string().into());
-        ["oid", "sub"].into_iter().fold(Self { object, ..self }, claimed)
+        let named = Self { object, subject: subject(self.tenant, object), ..self };
+        ["oid", "sub"].into_iter().fold(named, claimed)
     }
 
     pub fn with_tenant(self, tenant: u128) -> Self {
         let tenant = Uuid::from_u128(tenant);
-        Self { tenant, ..self }.with_claim("tid", tenant.to_string().into())
+        Self { tenant, subject: subject(tenant, self.object), ..self }.with_claim("tid", tenant.to_string().into())
     }
 
     pub fn with_kind(self, kind: Kind) -> Self {

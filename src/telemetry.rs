@@ -1,6 +1,11 @@
 //! Logs, traces and metrics: where they go, and what the metrics mean.
 
-use std::io::{BufWriter, IsTerminal as _};
+mod json;
+mod lines;
+
+use std::error::Error;
+use std::fmt::Display;
+use std::io::{self, IsTerminal as _};
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -11,11 +16,12 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use schemars::JsonSchema;
 use serde::Deserialize;
-use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _, filter, fmt};
 
+use self::json::Json;
+use self::lines::{Flush, Lines};
 use crate::http::Endpoint;
 
 /// Where a process reports to.
@@ -38,7 +44,7 @@ pub enum LogFormat {
 #[derive(Debug)]
 pub struct Telemetry {
     traces: Option<SdkTracerProvider>,
-    _logs: WorkerGuard,
+    _logs: Flush,
 }
 
 /// Why telemetry cannot start.
@@ -46,22 +52,22 @@ pub struct Telemetry {
 pub enum InstallError {
     #[error("cannot export traces to {endpoint}")]
     Otlp { endpoint: Endpoint, source: opentelemetry_otlp::ExporterBuildError },
+    #[error("no thread for the log")]
+    Thread(#[from] io::Error),
     #[error("another log subscriber is installed")]
     Logs(#[from] tracing_subscriber::util::TryInitError),
 }
 
-/// Logs to standard error, in a thread of their own so that no exchange waits for a terminal. `RUST_LOG` chooses what.
+/// Logs to standard error. `RUST_LOG` chooses what.
 ///
 /// # Errors
 /// [`InstallError`] where the exporter's address is refused, or when called twice.
 pub fn install(settings: &Settings) -> Result<Telemetry, InstallError> {
-    // Its thread flushes when no line waits: one system call for all that came together.
-    let lines = BufWriter::new(std::io::stderr());
-    let (writer, guard) = NonBlockingBuilder::default().buffered_lines_limit(LOG_LINES).finish(lines);
+    let (lines, flush) = Lines::to_stderr()?;
     let chosen = EnvFilter::try_from_default_env().unwrap_or_else(|_unset| EnvFilter::new("info"));
-    let logs = fmt::layer().with_writer(writer).with_target(false).with_ansi(std::io::stderr().is_terminal());
+    let logs = fmt::layer().with_writer(lines).with_target(false).with_ansi(io::stderr().is_terminal());
     let logs = match settings.log {
-        LogFormat::Json => logs.json().flatten_event(true).with_current_span(false).with_span_list(false).boxed(),
+        LogFormat::Json => logs.event_format(Json).boxed(),
         LogFormat::Text => logs.boxed(),
     };
     let traces = settings.otlp.as_ref().map(exporter).transpose()?;
@@ -70,7 +76,7 @@ pub fn install(settings: &Settings) -> Result<Telemetry, InstallError> {
         tracing_opentelemetry::layer().with_tracer(traces.tracer("carnet")).with_filter(ours)
     });
     tracing_subscriber::registry().with(logs.with_filter(chosen)).with(spans).try_init()?;
-    Ok(Telemetry { traces, _logs: guard })
+    Ok(Telemetry { traces, _logs: flush })
 }
 
 fn exporter(endpoint: &Endpoint) -> Result<SdkTracerProvider, InstallError> {
@@ -92,6 +98,17 @@ impl Drop for Telemetry {
 
 /// The target of the spans that are exported: without an exporter they cost nothing.
 pub const SPANS: &str = "carnet::spans";
+
+/// An error with everything that led to it, in one line: log lines have a place for one text.
+#[derive(Debug)]
+pub struct Causes<'a>(pub &'a (dyn Error + 'static));
+
+impl Display for Causes<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)?;
+        std::iter::successors(self.0.source(), |error| (*error).source()).try_for_each(|error| write!(f, ": {error}"))
+    }
+}
 
 /// The process's metrics, recorded from the first call on.
 pub fn metrics() -> &'static PrometheusHandle {
@@ -175,8 +192,18 @@ pub const HISTOGRAMS: [(&str, &str); 4] = [
 const SECONDS: [f64; 12] = [0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 2.0, 10.0];
 const RECORDS: [f64; 8] = [1.0, 2.0, 4.0, 8.0, 16.0, 64.0, 256.0, 512.0];
 
-/// Lines that wait for standard error; more are dropped rather than holding exchanges up.
-const LOG_LINES: usize = 65_536;
-
 const EXPORT_DEADLINE: Duration = Duration::from_secs(3);
 const UPKEEP_EVERY: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_is_shown_with_all_that_led_to_it() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot write")]
+        struct Outer(#[source] std::io::Error);
+        assert_eq!(Causes(&Outer(std::io::Error::other("disk full"))).to_string(), "cannot write: disk full");
+    }
+}

@@ -12,7 +12,6 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use axum::body::Body;
 use bytes::{Buf as _, BytesMut};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -25,20 +24,20 @@ use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::body::Body;
 use tower::Service as _;
 
 use super::tls::Tls;
 use crate::config::ListenAddress;
 use crate::exchange::Peer;
-use crate::grpc::Farewell;
+use crate::grpc::{self, Farewell};
 
 /// One bound address and what is served there.
 pub(super) struct Listener {
     pub name: &'static str,
     pub socket: Socket,
     pub tls: Option<Arc<Tls>>,
-    pub router: Router,
-    pub speaks: Speaks,
+    pub serves: Serves,
     /// Stops accepting and asks connections to end.
     pub draining: CancellationToken,
     /// Ends what did not end by itself.
@@ -51,12 +50,22 @@ pub(super) enum Socket {
     Unix(UnixListener, OwnSocket),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Speaks {
+#[derive(Clone)]
+pub(super) enum Serves {
     /// HTTP/2 only.
-    Grpc,
+    Grpc(grpc::Routes),
     /// HTTP/1.1 and HTTP/2.
-    Http,
+    Http(Router),
+}
+
+impl Serves {
+    async fn answer(&mut self, request: http::Request<Incoming>) -> http::Response<Body> {
+        let answered = match self {
+            Self::Grpc(routes) => routes.call(request).await,
+            Self::Http(router) => router.call(request).await.map(|response| response.map(Body::new)),
+        };
+        answered.unwrap_or_else(|never| match never {})
+    }
 }
 
 impl Socket {
@@ -177,15 +186,13 @@ impl Listener {
     async fn connection<S: Stream + 'static>(&self, stream: S, peer: String) {
         let heard = Arc::new(AtomicUsize::new(0));
         let io = TokioIo::new(Watched::new(stream, heard.clone()));
-        let (router, peer, farewell) = (self.router.clone(), Peer(peer), Farewell::default());
+        let (serves, peer, farewell) = (self.serves.clone(), Peer(peer.into()), Farewell::default());
         let farewell_said = farewell.0.clone();
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             request.extensions_mut().insert(farewell.clone());
-            let mut router = router.clone();
-            async move {
-                Ok::<_, Infallible>(router.call(request.map(Body::new)).await.unwrap_or_else(|never| match never {}))
-            }
+            let mut serves = serves.clone();
+            async move { Ok::<_, Infallible>(serves.answer(request).await) }
         });
         let builder = self.protocol();
         let mut serving = pin!(builder.serve_connection(io, service));
@@ -237,9 +244,9 @@ impl Listener {
             .timer(TokioTimer::new())
             .header_read_timeout(HANDSHAKE_DEADLINE)
             .max_buf_size(MAX_HEADER_BYTES as usize);
-        match self.speaks {
-            Speaks::Grpc => builder.http2_only(),
-            Speaks::Http => builder,
+        match self.serves {
+            Serves::Grpc(_) => builder.http2_only(),
+            Serves::Http(_) => builder,
         }
     }
 

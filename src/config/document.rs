@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 
 use schemars::JsonSchema;
@@ -209,11 +210,15 @@ pub(super) enum SourceDocument {
     OnBehalfOf,
 }
 
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct OutboundDocument {
     /// Trusted besides the system's roots.
     pub ca_file: Option<PathBuf>,
+    /// How many credentials watches may have renewed in a second: when many are due at once, the soonest to expire come
+    /// first. Below what Google's token service takes per project, so that others who call have the rest.
+    #[serde(default = "default_renewals")]
+    pub renewals_per_second: NonZeroU32,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]
@@ -221,6 +226,9 @@ pub(super) struct OutboundDocument {
 pub(super) struct AuditDocument {
     #[serde(default = "default_retention")]
     pub retention: Span,
+    /// With PostgreSQL only: a file of this broker's own, for records while PostgreSQL is away. Without it nothing is
+    /// released then.
+    pub spool: Option<PathBuf>,
 }
 
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -237,9 +245,20 @@ impl Default for ServerDocument {
     }
 }
 
+impl Default for OutboundDocument {
+    fn default() -> Self {
+        Self { ca_file: None, renewals_per_second: default_renewals() }
+    }
+}
+
+/// Four fifths of what the broker lets itself call Google's token service.
+fn default_renewals() -> NonZeroU32 {
+    NonZeroU32::new(72).unwrap_or(NonZeroU32::MIN)
+}
+
 impl Default for AuditDocument {
     fn default() -> Self {
-        Self { retention: default_retention() }
+        Self { retention: default_retention(), spool: None }
     }
 }
 

@@ -238,7 +238,7 @@ fn a_password_from_outside_stands_inside_the_url_of_a_database_escaped_and_unsee
     };
     let store =
         load("postgres://carnet:${env:PASSWORD}@db.example.com/carnet").unwrap_or_else(|error| panic!("{error}"));
-    let StoreSettings::Postgres(settings) = &store else { panic!("{store:?}") };
+    let StoreSettings::Postgres { settings, .. } = &store else { panic!("{store:?}") };
     assert_eq!(settings.to_string(), "postgres://carnet@db.example.com:5432/carnet");
     assert!(!format!("{store:?}").contains("100%"));
     let faults = load("postgresql://carnet:${env:ABSENT}@db/carnet").expect_err("absent").faults;
@@ -264,6 +264,16 @@ fn a_store_key_is_one_text_or_a_list_and_each_is_checked() {
 fn replicas_need_a_store_key() {
     let found = faults(&format!("{MINIMAL}store: postgres://carnet@db.example.com/carnet\n"));
     assert!(found[0].contains("store_key: is missing: replicas share credentials"), "{found:#?}");
+}
+
+#[test]
+fn leases_need_a_store_key_wherever_the_issuers_keys_are() {
+    let leasing = WHOLE.replace("key_files: []", "key_files: [/etc/carnet/issuer.pem]");
+    let without_key = leasing.replace("store_key: ${env:STORE_KEY}\n", "");
+    assert!(load(&leasing).is_ok());
+    assert!(faults(&without_key)[0].contains("store_key: is missing: leases outlive the process"));
+    let without_leases: Vec<&str> = without_key.lines().filter(|line| !line.trim().starts_with("lease:")).collect();
+    assert!(load(&without_leases.join("\n")).is_ok());
 }
 
 #[test]

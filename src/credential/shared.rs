@@ -14,6 +14,7 @@ use super::{CloudIdentity, Credential, IssueError, Key, Origin};
 use crate::clock::Clock;
 use crate::policy::{Given, refresh_in};
 use crate::secret::{SealingKeys, Secret};
+use crate::telemetry::Causes;
 
 /// Where replicas leave credentials for each other, sealed. Declared by the stage, fulfilled by a store that several
 /// brokers use.
@@ -49,7 +50,7 @@ pub async fn keep_swept(store: Arc<dyn SharedCredentials>) {
     loop {
         tick.tick().await;
         if let Err(error) = store.sweep().await {
-            tracing::warn!(error = &error as &dyn std::error::Error, "expired shared credentials were not dropped");
+            tracing::warn!(error = %Causes(&error), "expired shared credentials were not dropped");
         }
     }
 }
@@ -150,7 +151,7 @@ impl Shared {
         };
         *self.away() = Some(Instant::now() + LEFT_ALONE);
         tracing::warn!(
-            error = &*error as &dyn std::error::Error,
+            error = %Causes(&*error),
             "the store does not share credentials; for {}s this replica mints by itself",
             LEFT_ALONE.as_secs()
         );

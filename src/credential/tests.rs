@@ -81,7 +81,7 @@ pub(super) fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims:
     }
     let grant = policy.decide(Inquiry::once(&Arc::new(identity), &Arc::new(job), clock.now()), &ask).expect("a grant");
     Call {
-        grant,
+        grant: Arc::new(grant),
         subject_token: Some(SubjectToken::new(Secret::new("x.y.z")).expect("a token")),
         exchange_id: Uuid::now_v7(),
     }
@@ -92,7 +92,7 @@ pub(super) fn call_of_another_object() -> Call {
 }
 
 fn key_of(shape: &Shape) -> Key {
-    key(&call(shape, |target| target, &[]))
+    key(&call(shape, |target| target, &[]).grant)
 }
 
 #[test]
@@ -128,7 +128,8 @@ fn i22_w16_c18_the_same_scopes_in_another_order_make_the_same_key() {
 
 #[test]
 fn c17_only_a_target_that_says_so_is_shared_between_subjects() {
-    let with = |sharing, object| key(&call(&Shape { object, ..shape() }, |target| Target { sharing, ..target }, &[]));
+    let with =
+        |sharing, object| key(&call(&Shape { object, ..shape() }, |target| Target { sharing, ..target }, &[]).grant);
     assert_ne!(with(Sharing::Subject, 2), with(Sharing::Subject, 3));
     assert_eq!(with(Sharing::Target, 2), with(Sharing::Target, 3));
     assert_ne!(with(Sharing::Target, 2), with(Sharing::Subject, 2));
@@ -137,7 +138,7 @@ fn c17_only_a_target_that_says_so_is_shared_between_subjects() {
 #[test]
 fn a_redeemed_token_counts_with_all_its_claims_but_its_times() {
     let entra = |target: Target| target.with_google(|google| google.subject_token = GoogleSubjectToken::Entra);
-    let with = |claims: &[(&str, serde_json::Value)]| key(&call(&shape(), entra, claims));
+    let with = |claims: &[(&str, serde_json::Value)]| key(&call(&shape(), entra, claims).grant);
     assert_eq!(with(&[("iat", json!(1)), ("uti", json!("a"))]), with(&[("iat", json!(2)), ("uti", json!("b"))]));
     assert_ne!(with(&[("roles", json!(["a"]))]), with(&[("roles", json!(["b"]))]));
     assert_ne!(with(&[]), with(&[("wids", json!(["a"]))]));
@@ -146,7 +147,7 @@ fn a_redeemed_token_counts_with_all_its_claims_but_its_times() {
 #[test]
 fn where_the_cloud_takes_no_wish_callers_with_different_wishes_share() {
     let direct = |target: Target| target.with_google(|google| google.service_account = None);
-    let key_with = |lifetime| key(&call(&Shape { lifetime, ..shape() }, direct, &[]));
+    let key_with = |lifetime| key(&call(&Shape { lifetime, ..shape() }, direct, &[]).grant);
     assert_eq!(key_with(400), key_with(600));
     let id_token = |lifetime| key_of(&Shape { lifetime, token_type: Some("https://a".to_owned()), ..shape() });
     assert_eq!(id_token(600), id_token(1200));

@@ -11,7 +11,7 @@ use crate::target::{Scopes, TokenType};
 /// Holds the token, which only [`token`](Self::token) gives away.
 #[derive(Debug)]
 pub struct IssuedCredential {
-    pub(super) grant: Grant,
+    pub(super) grant: Arc<Grant>,
     pub(super) credential: Arc<Credential>,
     /// Of the cache, which may be told to forget it.
     pub key: Key,
@@ -25,7 +25,7 @@ pub struct IssuedCredential {
 }
 
 impl IssuedCredential {
-    pub(super) fn new(grant: Grant, hit: Hit, now: SystemTime) -> Self {
+    pub(super) fn new(grant: Arc<Grant>, hit: Hit, now: SystemTime) -> Self {
         let Hit { key, credential, cached } = hit;
         let granted = credential.expires_at.duration_since(now).unwrap_or_default();
         let bound = grant.plan().bound(granted, credential.given);

@@ -1,10 +1,10 @@
 //! What jobs of a name have taken, for those that do not say how long they take.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::subject::VerifiedIdentity;
 use crate::target::Job;
@@ -25,26 +25,40 @@ pub struct HistoryError(#[source] pub Box<dyn std::error::Error + Send + Sync>);
 pub struct History {
     runs: Arc<dyn RunHistory>,
     known: moka::sync::Cache<(String, String), Option<Duration>>,
+    /// Until when the store is not asked, because it did not answer.
+    left_alone: Mutex<Option<Instant>>,
 }
 
 impl History {
     pub fn new(runs: Arc<dyn RunHistory>) -> Self {
-        Self { runs, known: moka::sync::Cache::builder().max_capacity(NAMES).time_to_live(KNOWN_FOR).build() }
+        let known = moka::sync::Cache::builder().max_capacity(NAMES).time_to_live(KNOWN_FOR).build();
+        Self { runs, known, left_alone: Mutex::default() }
     }
 
     /// What nine of ten runs of the job's name stayed within; `None` where the job says how long it takes, has no name,
     /// or where too few runs are known.
     pub async fn learned(&self, identity: &VerifiedIdentity, job: &Job) -> Option<Duration> {
         let (None, Some(name)) = (job.expected_duration, &job.name) else { return None };
-        let key = (identity.subject(), name.clone());
+        let key = (identity.subject().to_owned(), name.clone());
         if let Some(known) = self.known.get(&key) {
             return known;
         }
+        if self.is_left_alone() {
+            return None;
+        }
         // A guess is not worth waiting for: without it the target's default holds.
-        let runs = timeout(DEADLINE, self.runs.runs(&key.0, &key.1, RUNS)).await.ok()?.ok()?;
+        let Ok(Ok(runs)) = timeout(DEADLINE, self.runs.runs(&key.0, &key.1, RUNS)).await else {
+            *self.left_alone.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now() + LEAVE_ALONE);
+            return None;
+        };
         let learned = usual(runs);
         self.known.insert(key, learned);
         learned
+    }
+
+    fn is_left_alone(&self) -> bool {
+        let left_alone = self.left_alone.lock().unwrap_or_else(PoisonError::into_inner);
+        left_alone.is_some_and(|until| Instant::now() < until)
     }
 
     /// A run of this name has ended: the next one asks anew.
@@ -79,6 +93,8 @@ const NAMES: u64 = 100_000;
 const KNOWN_FOR: Duration = Duration::from_secs(60);
 
 const DEADLINE: Duration = Duration::from_millis(500);
+
+const LEAVE_ALONE: Duration = Duration::from_secs(5);
 
 /// Runs in memory.
 #[cfg(any(test, feature = "testing"))]
@@ -133,7 +149,7 @@ mod tests {
         assert_eq!(history.learned(&identity, &named("vision")).await, Some(Duration::from_secs(7200)));
         runs.0.lock().expect("no panic").extend(hours(&[9]));
         assert_eq!(history.learned(&identity, &named("vision")).await, Some(Duration::from_secs(7200)));
-        history.changed(&identity.subject(), "vision");
+        history.changed(identity.subject(), "vision");
         assert_eq!(history.learned(&identity, &named("vision")).await, Some(Duration::from_secs(9 * 3600)));
     }
 }

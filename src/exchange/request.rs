@@ -52,20 +52,20 @@ pub struct TargetRequest {
 #[derive(Debug, Clone)]
 pub struct Caller {
     pub door: Door,
-    pub address: String,
-    pub user_agent: String,
+    pub address: Arc<str>,
+    pub user_agent: Arc<str>,
 }
 
 impl Caller {
     /// Texts that the caller chose are cut to what a record can hold.
-    pub fn new(door: Door, address: String, user_agent: &str) -> Self {
-        Self { door, address, user_agent: one_line(user_agent, 200) }
+    pub fn new(door: Door, address: Arc<str>, user_agent: &str) -> Self {
+        Self { door, address, user_agent: one_line(user_agent, 200).into() }
     }
 }
 
 /// The other end of a connection, as the listener saw it: an extension of every request.
 #[derive(Debug, Clone)]
-pub struct Peer(pub String);
+pub struct Peer(pub Arc<str>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Door {

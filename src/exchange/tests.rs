@@ -55,7 +55,7 @@ fn request(token: &str, targets: &[&str]) -> ExchangeRequest {
         targets: targets.iter().map(target).collect(),
         job: Job::default(),
         excess: ExcessScopes::Refuse,
-        caller: Caller::new(Door::Grpc, "127.0.0.1:1".to_owned(), "test"),
+        caller: Caller::new(Door::Grpc, "127.0.0.1:1".into(), "test"),
     }
 }
 

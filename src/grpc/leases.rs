@@ -7,7 +7,7 @@ use futures_util::{Stream, stream};
 use tonic::{Request, Response, Status};
 
 use super::message::{self, Durations};
-use super::service::{caller, deadline, within};
+use super::service::caller;
 use super::{Farewell, status};
 use crate::clock::Clock;
 use crate::exchange::ExchangeError;
@@ -33,7 +33,7 @@ impl proto::leases_server::Leases for LeasesService {
         &self,
         request: Request<proto::OpenLeaseRequest>,
     ) -> Result<Response<proto::OpenLeaseResponse>, Status> {
-        let (deadline, caller, message) = (deadline(request.metadata()), caller(&request), request.into_inner());
+        let (caller, message) = (caller(&request), request.into_inner());
         let mut durations = Durations::default();
         let request = OpenRequest {
             targets: message::targets(message.targets, &mut durations),
@@ -43,7 +43,7 @@ impl proto::leases_server::Leases for LeasesService {
             complaint: durations.complaint,
             caller,
         };
-        let opened = within(deadline, self.leases.open(request)).await?.map_err(refusal)?;
+        let opened = self.leases.open(request).await.map_err(refusal)?;
         let Opened { lease, lease_token, exchange_id, credentials } = opened;
         Ok(Response::new(proto::OpenLeaseResponse {
             lease: Some(message::lease_at(lease, self.clock.now())),
@@ -57,7 +57,7 @@ impl proto::leases_server::Leases for LeasesService {
         &self,
         request: Request<proto::RenewLeaseRequest>,
     ) -> Result<Response<proto::RenewLeaseResponse>, Status> {
-        let (deadline, caller, message) = (deadline(request.metadata()), caller(&request), request.into_inner());
+        let (caller, message) = (caller(&request), request.into_inner());
         let lease_token = Secret::new(message.lease_token);
         let mut durations = Durations::default();
         let duration = durations.read("duration", message.duration);
@@ -69,10 +69,10 @@ impl proto::leases_server::Leases for LeasesService {
                 let message = "a heartbeat does not change the lease's end: show a fresh subject token too".to_owned();
                 return Err(refusal(Failed::new(ExchangeError::Request { field: "duration".to_owned(), message })));
             }
-            within(deadline, self.leases.beat(&lease_token)).await?
+            self.leases.beat(&lease_token).await
         } else {
             let proof = proof(message.subject_token, message.subject_token_type);
-            within(deadline, self.leases.extend(lease_token, proof, duration, caller)).await?
+            self.leases.extend(lease_token, proof, duration, caller).await
         };
         let lease = message::lease_at(renewed.map_err(refusal)?, self.clock.now());
         Ok(Response::new(proto::RenewLeaseResponse { lease: Some(lease) }))
@@ -82,10 +82,10 @@ impl proto::leases_server::Leases for LeasesService {
         &self,
         request: Request<proto::GetCredentialsRequest>,
     ) -> Result<Response<proto::GetCredentialsResponse>, Status> {
-        let (deadline, caller, message) = (deadline(request.metadata()), caller(&request), request.into_inner());
+        let (caller, message) = (caller(&request), request.into_inner());
         let lease_token = Secret::new(message.lease_token);
         let asked = self.leases.credentials(&lease_token, &message.targets, caller);
-        let Update { lease, exchange_id, credentials } = within(deadline, asked).await?.map_err(refusal)?;
+        let Update { lease, exchange_id, credentials } = asked.await.map_err(refusal)?;
         Ok(Response::new(proto::GetCredentialsResponse {
             lease: Some(message::lease_at(lease, self.clock.now())),
             exchange_id: exchange_id.to_string(),
@@ -125,9 +125,9 @@ impl proto::leases_server::Leases for LeasesService {
         &self,
         request: Request<proto::CloseLeaseRequest>,
     ) -> Result<Response<proto::CloseLeaseResponse>, Status> {
-        let (deadline, message) = (deadline(request.metadata()), request.into_inner());
+        let message = request.into_inner();
         let lease_token = Secret::new(message.lease_token);
-        let lease = within(deadline, self.leases.close(&lease_token)).await?.map_err(refusal)?;
+        let lease = self.leases.close(&lease_token).await.map_err(refusal)?;
         Ok(Response::new(proto::CloseLeaseResponse { lease: Some(message::lease_at(lease, self.clock.now())) }))
     }
 }

@@ -1,15 +1,11 @@
 //! `TokenExchange`: the contract's messages in, the exchange, the contract's messages out.
 
-use std::future::Future;
-use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
-use tonic::metadata::MetadataMap;
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
 use super::message::{self, Durations};
-use super::{LONGEST_CALL, status};
+use super::status;
 use crate::exchange::{Caller, Door, Exchange, ExchangeError, ExchangeRequest, Exchanged, Peer, Proof};
 use crate::policy::{ExcessScopes, Tenure};
 use crate::proto;
@@ -33,11 +29,10 @@ impl TokenExchange for TokenExchangeService {
         &self,
         request: Request<proto::ExchangeRequest>,
     ) -> Result<Response<proto::ExchangeResponse>, Status> {
-        let deadline = deadline(request.metadata());
         let caller = caller(&request);
         let exchanged = match exchange_request(request.into_inner(), caller) {
-            Ok(request) => within(deadline, self.exchange.run(request)).await?,
-            Err(refused) => within(deadline, self.exchange.refuse(refused.request, refused.error)).await?,
+            Ok(request) => self.exchange.run(request).await,
+            Err(refused) => self.exchange.refuse(refused.request, refused.error).await,
         };
         let Exchanged { exchange_id, result } = exchanged;
         let credentials = result.map_err(|error| status::of(&error, exchange_id))?;
@@ -46,34 +41,9 @@ impl TokenExchange for TokenExchangeService {
     }
 }
 
-/// The caller's own deadline. The exchange goes on without it, because it runs in a task of its own.
-pub(super) async fn within<T>(deadline: Duration, exchange: impl Future<Output = T>) -> Result<T, Status> {
-    let late = |_elapsed| Status::new(Code::DeadlineExceeded, "the call's deadline passed before the exchange ended");
-    tokio::time::timeout(deadline, exchange).await.map_err(late)
-}
-
-/// `grpc-timeout` (gRPC over HTTP/2): at most eight digits and a unit.
-pub(super) fn deadline(metadata: &MetadataMap) -> Duration {
-    let parse = |text: &str| {
-        let (number, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
-        let number: u64 = number.parse().ok().filter(|_number| number.len() <= 8)?;
-        Some(match unit {
-            "H" => Duration::from_secs(number * 3600),
-            "M" => Duration::from_secs(number * 60),
-            "S" => Duration::from_secs(number),
-            "m" => Duration::from_millis(number),
-            "u" => Duration::from_micros(number),
-            "n" => Duration::from_nanos(number),
-            _ => return None,
-        })
-    };
-    let asked = metadata.get("grpc-timeout").and_then(|value| value.to_str().ok()).and_then(parse);
-    asked.unwrap_or(LONGEST_CALL).min(LONGEST_CALL)
-}
-
 pub(super) fn caller<T>(request: &Request<T>) -> Caller {
     let peer = request.extensions().get::<Peer>().map(|peer| peer.0.clone());
-    let address = peer.or_else(|| request.remote_addr().as_ref().map(SocketAddr::to_string)).unwrap_or_default();
+    let address = peer.or_else(|| Some(request.remote_addr()?.to_string().into())).unwrap_or_default();
     let user_agent = request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok()).unwrap_or_default();
     Caller::new(Door::Grpc, address, user_agent)
 }

@@ -57,7 +57,7 @@ impl Leases {
         });
         let now = self.clock.now();
         let mut entry = record(&lease, exchange_id, now, "lease.extend", Outcome::Done);
-        entry.attributes.push(("peer", request.caller.address.clone()));
+        entry.attributes.push(("peer", request.caller.address.to_string()));
         if let Err(error) = &permitted {
             (entry.outcome, entry.reason) = (error.outcome(), Some(error.reason()));
         }

@@ -1,9 +1,9 @@
 //! The order in which watches get new credentials when many want one at once: the soonest to expire first, below the rate
 //! that the clouds allow.
 
-use std::cmp::{self, Reverse};
-use std::collections::BinaryHeap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::num::NonZeroU32;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -11,7 +11,10 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::AbortHandle;
 use tokio::time::{Instant, sleep_until};
 
-/// Gives turns, at most `per_second` of them in any second. Dropping it ends its task.
+use crate::credential::Key;
+
+/// Gives turns, at most `per_second` of them in any second; all who want the same credential have one turn together.
+/// Dropping it ends its task.
 #[derive(Debug)]
 pub(super) struct Pace {
     waiting: Arc<Waiting>,
@@ -20,31 +23,49 @@ pub(super) struct Pace {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    queue: Mutex<BinaryHeap<Reverse<Place>>>,
-    arrivals: AtomicU64,
+    queue: Mutex<Queue>,
     came: Notify,
 }
 
-/// Ordered by urgency, then by arrival.
-#[derive(Debug)]
-struct Place {
-    urgency: SystemTime,
-    number: u64,
-    turn: oneshot::Sender<()>,
+/// By urgency, then by arrival. A key whose turn has come is in the heap no more than in the map.
+#[derive(Debug, Default)]
+struct Queue {
+    arrivals: u64,
+    places: BinaryHeap<Reverse<(SystemTime, u64, Key)>>,
+    turns: HashMap<Key, Vec<oneshot::Sender<()>>>,
+}
+
+impl Queue {
+    fn join(&mut self, urgency: SystemTime, key: Key, turn: oneshot::Sender<()>) {
+        self.arrivals += 1;
+        self.places.push(Reverse((urgency, self.arrivals, key)));
+        self.turns.entry(key).or_default().push(turn);
+    }
+
+    /// Those whose turn is next and who are still there.
+    fn next(&mut self) -> Option<Vec<oneshot::Sender<()>>> {
+        while let Some(Reverse((_urgency, _arrival, key))) = self.places.pop() {
+            let mut turns = self.turns.remove(&key).unwrap_or_default();
+            turns.retain(|turn| !turn.is_closed());
+            if !turns.is_empty() {
+                return Some(turns);
+            }
+        }
+        None
+    }
 }
 
 impl Pace {
-    pub fn start(per_second: u32) -> Self {
+    pub fn start(per_second: NonZeroU32) -> Self {
         let waiting = Arc::new(Waiting::default());
-        let giving = tokio::spawn(give(waiting.clone(), Duration::from_secs(1) / per_second.max(1))).abort_handle();
+        let giving = tokio::spawn(give(waiting.clone(), Duration::from_secs(1) / per_second.get())).abort_handle();
         Self { waiting, giving }
     }
 
-    /// Returns when it is the caller's turn. `urgency`: when what it has expires.
-    pub async fn turn(&self, urgency: SystemTime) {
+    /// Returns when it is the turn of `key`. `urgency`: when what the caller has expires.
+    pub async fn turn(&self, urgency: SystemTime, key: Key) {
         let (turn, come) = oneshot::channel();
-        let number = self.waiting.arrivals.fetch_add(1, Ordering::Relaxed);
-        self.waiting.queue().push(Reverse(Place { urgency, number, turn }));
+        self.waiting.queue().join(urgency, key, turn);
         self.waiting.came.notify_one();
         // An end of the giving task is the end of the broker.
         let _ = come.await;
@@ -58,7 +79,7 @@ impl Drop for Pace {
 }
 
 impl Waiting {
-    fn queue(&self) -> MutexGuard<'_, BinaryHeap<Reverse<Place>>> {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -66,39 +87,19 @@ impl Waiting {
 async fn give(waiting: Arc<Waiting>, every: Duration) {
     let mut next = Instant::now();
     loop {
-        let place = waiting.queue().pop();
-        match place {
-            None => waiting.came.notified().await,
-            // Whoever has left costs no turn.
-            Some(Reverse(place)) => {
-                if place.turn.send(()).is_ok() {
-                    next = next.max(Instant::now()) + every;
-                    sleep_until(next).await;
-                }
-            }
+        let turns = waiting.queue().next();
+        let Some(turns) = turns else {
+            waiting.came.notified().await;
+            continue;
+        };
+        for turn in turns {
+            // Whoever has left meanwhile needs none.
+            let _ = turn.send(());
         }
+        next = next.max(Instant::now()) + every;
+        sleep_until(next).await;
     }
 }
-
-impl Ord for Place {
-    fn cmp(&self, other: &Self) -> cmp::Ordering {
-        (self.urgency, self.number).cmp(&(other.urgency, other.number))
-    }
-}
-
-impl PartialOrd for Place {
-    fn partial_cmp(&self, other: &Self) -> Option<cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Place {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Place {}
 
 #[cfg(test)]
 mod tests {
@@ -106,14 +107,14 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_soonest_to_expire_comes_first_and_no_second_has_more_turns_than_the_rate() {
-        let pace = Pace::start(10);
+        let pace = start(10);
         let began = Instant::now();
         let expiry = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let order = Mutex::new(Vec::new());
         let turns = (0..100u64).rev().map(|number| {
             let (pace, order) = (&pace, &order);
             async move {
-                pace.turn(expiry(number)).await;
+                pace.turn(expiry(number), key(number)).await;
                 order.lock().expect("no panic").push((number, began.elapsed()));
             }
         });
@@ -128,13 +129,34 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn who_comes_alone_does_not_wait_and_who_leaves_costs_nothing() {
-        let pace = Pace::start(1);
+        let pace = start(1);
         let began = Instant::now();
-        pace.turn(SystemTime::UNIX_EPOCH).await;
+        pace.turn(SystemTime::UNIX_EPOCH, key(1)).await;
         assert_eq!(began.elapsed(), Duration::ZERO);
-        let leaving = tokio::time::timeout(Duration::from_millis(1), pace.turn(SystemTime::UNIX_EPOCH)).await;
-        assert!(leaving.is_err());
-        pace.turn(SystemTime::UNIX_EPOCH).await;
+        let leaving = pace.turn(SystemTime::UNIX_EPOCH, key(2));
+        assert!(tokio::time::timeout(Duration::from_millis(1), leaving).await.is_err());
+        pace.turn(SystemTime::UNIX_EPOCH, key(3)).await;
         assert_eq!(began.elapsed().as_secs(), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_gang_that_wants_one_credential_has_one_turn() {
+        let pace = start(1);
+        let began = Instant::now();
+        let gang = (0..1000).map(|_worker| pace.turn(SystemTime::UNIX_EPOCH, key(7)));
+        futures_util::future::join_all(gang).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        pace.turn(SystemTime::UNIX_EPOCH, key(7)).await;
+        assert_eq!(began.elapsed().as_secs(), 1, "whoever comes later has another");
+    }
+
+    fn start(per_second: u32) -> Pace {
+        Pace::start(NonZeroU32::new(per_second).expect("some"))
+    }
+
+    fn key(number: u64) -> Key {
+        let mut key = [0; 32];
+        key[..8].copy_from_slice(&number.to_be_bytes());
+        key
     }
 }

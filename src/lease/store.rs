@@ -38,10 +38,11 @@ pub trait LeaseStore: fmt::Debug + Send + Sync {
     async fn prune(&self, before: SystemTime) -> Result<usize, LeaseStoreError>;
 }
 
-/// A lease as it is kept, with the snapshot of who opened it; an ended lease has none any more.
+/// A lease as it is kept, with the snapshot of who opened it; an ended lease has none any more. A snapshot that the store's
+/// keys do not open is an error for those who need it: the lease can be kept and closed all the same.
 pub struct Found {
     pub lease: Lease,
-    pub identity: Option<Zeroizing<Vec<u8>>>,
+    pub identity: Result<Option<Zeroizing<Vec<u8>>>, LeaseStoreError>,
 }
 
 /// A change of one lease, or of nothing where the lease is not as the change needs it.
@@ -137,6 +138,7 @@ pub struct FakeLeaseStore {
 #[derive(Debug, Default)]
 struct Kept {
     leases: std::collections::BTreeMap<Uuid, Row>,
+    by_token: std::collections::HashMap<[u8; 32], Uuid>,
     alive: Option<SystemTime>,
 }
 
@@ -174,6 +176,7 @@ impl Kept {
         };
         if let Change::Open { lease, identity } = change {
             let row = Row { lease: *lease.clone(), identity: Some(identity), ended: None, recorded: false };
+            self.by_token.insert(lease.token_sha256, id);
             self.leases.insert(id, row);
             return Applied { lease: Some(*lease), changed: true };
         }
@@ -215,8 +218,8 @@ impl LeaseStore for FakeLeaseStore {
 
     async fn find(&self, token_sha256: &[u8; 32]) -> Result<Option<Found>, LeaseStoreError> {
         let kept = self.kept()?;
-        let row = kept.leases.values().find(|row| row.lease.token_sha256 == *token_sha256);
-        Ok(row.map(|row| Found { lease: row.lease.clone(), identity: row.identity.clone() }))
+        let row = kept.by_token.get(token_sha256).and_then(|id| kept.leases.get(id));
+        Ok(row.map(|row| Found { lease: row.lease.clone(), identity: Ok(row.identity.clone()) }))
     }
 
     async fn list(&self, query: &LeaseQuery, now: SystemTime) -> Result<Vec<Lease>, LeaseStoreError> {

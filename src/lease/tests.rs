@@ -101,7 +101,7 @@ fn broker(
         clock: Arc::new(clock.clone()),
         places: Arc::new(Semaphore::new(1 << 20)),
     };
-    Leases::start(Arc::new(exchange), store.clone(), 1000)
+    Leases::start(Arc::new(exchange), store.clone(), NonZeroU32::MAX)
 }
 
 fn opening(token: &str, targets: &[&str], duration: Option<Duration>) -> OpenRequest {
@@ -121,7 +121,7 @@ fn proof(token: &str) -> SubjectProof {
 }
 
 fn caller() -> Caller {
-    Caller::new(Door::Grpc, "127.0.0.1:1".to_owned(), "test")
+    Caller::new(Door::Grpc, "127.0.0.1:1".into(), "test")
 }
 
 fn reason<T: std::fmt::Debug>(result: Result<T, Failed>) -> Reason {
@@ -330,6 +330,31 @@ async fn an_open_watch_is_a_heartbeat_and_a_watch_that_ends_is_none() {
     assert_eq!(reason(world.leases.beat(&lease_token).await), Reason::LeaseEnded);
     let expired = world.log.records().into_iter().find(|record| record.action == "lease.expire").expect("a record");
     assert!(expired.attributes.contains(&("end_reason", "no heartbeat arrived in time".to_owned())));
+    ticking.abort();
+    upkeep.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_watch_that_waits_for_its_turn_in_a_storm_keeps_its_lease() {
+    let world = World::new().await;
+    let exchange = world.leases.exchange.clone();
+    let slow = Leases::start(exchange, world.store.clone(), NonZeroU32::MIN);
+    let upkeep = tokio::spawn(slow.clone().keep(DAY));
+    let ticking = tokio::spawn(follow(world.clock.clone()));
+    let mut watches = Vec::new();
+    for number in 0..400 {
+        let mut request = opening("good", &["t"], None);
+        request.job.id = Some(format!("run-{number}"));
+        let opened = slow.open(request).await.expect("a lease");
+        slow.heard_of_end(opened.lease.id).await;
+        watches.push(slow.watch(&opened.lease_token, &[], caller()).await.expect("a watch"));
+    }
+    let first = watches.iter_mut().map(async |watch| {
+        let update = watch.next().await.expect("an update").expect("no refusal");
+        (update.credentials.len(), update.lease.end)
+    });
+    let first = futures_util::future::join_all(first).await;
+    assert!(first.iter().all(|first| *first == (1, None)), "the last of them waits for more than a heartbeat");
     ticking.abort();
     upkeep.abort();
 }

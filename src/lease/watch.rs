@@ -1,5 +1,6 @@
 //! A watch: the current credentials at once, then every replacement before the last one expires, until the lease ends.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -52,14 +53,19 @@ impl Leases {
         targets: &[String],
         caller: Caller,
     ) -> Result<Watch, Failed> {
-        let (lease, _identity) = match self.holder_of(lease_token).await {
+        let held = match self.holder_of(lease_token).await {
             Ok(held) => held,
-            Err(failed) => return Err(self.refused(failed, targets, caller).await),
+            Err(failed) => return Err(self.refused(failed, None, targets, caller).await),
         };
         count("watch");
+        let targets = match named(&held.0, targets) {
+            Ok(targets) => targets,
+            Err(failed) => return Err(self.refused(failed, Some(held), targets, caller).await),
+        };
+        let (lease, _identity) = held;
         let now = self.clock.now();
         let slot = |target: TargetRequest| Slot { target, token_sha256: None, expires_at: now, due_at: now };
-        let slots = named(&lease, targets)?.into_iter().map(slot).collect();
+        let slots = targets.into_iter().map(slot).collect();
         let watching = self.ends.watch(lease.id);
         let counted = Counted::new();
         Ok(Watch { leases: self.clone(), lease, caller, slots, watching, beat_at: now, over: false, _counted: counted })
@@ -84,10 +90,8 @@ impl Watch {
             if self.watching.ended.is_cancelled() || now >= self.lease.not_after {
                 return self.end().await;
             }
-            if now >= self.beat_at
-                && let Err(ended) = self.beat().await
-            {
-                return ended;
+            if now >= self.beat_at && self.beat().await.is_err() {
+                return self.end().await;
             }
             if self.slots.iter().any(|slot| now >= slot.due_at) {
                 // Boxed: the hours between two replacements should not carry what a moment needs.
@@ -111,23 +115,30 @@ impl Watch {
     /// Until something is due, or the lease ends.
     async fn wait(&self) {
         let due = self.slots.iter().map(|slot| slot.due_at).chain([self.beat_at, self.lease.not_after]).min();
-        let wait = due.and_then(|due| due.duration_since(self.leases.clock.now()).ok()).unwrap_or_default();
+        let wait = due.map(|due| self.until(due)).unwrap_or(LONGEST_WAIT);
         tokio::select! {
             () = self.watching.ended.cancelled() => {}
-            // A clock that is set must not make a watch sleep through its lease.
-            () = sleep(wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)) => {}
+            () = sleep(wait) => {}
         }
     }
 
-    async fn beat(&mut self) -> Result<(), Option<Result<Update, Failed>>> {
+    /// How long to sleep before looking again: a clock that is set must not make a watch sleep through its lease.
+    fn until(&self, due: SystemTime) -> Duration {
+        let wait = due.duration_since(self.leases.clock.now()).unwrap_or_default();
+        wait.clamp(SHORTEST_WAIT, LONGEST_WAIT)
+    }
+
+    /// # Errors
+    /// The lease has ended.
+    async fn beat(&mut self) -> Result<(), Failed> {
         match self.leases.beat_of(self.lease.id).await {
             Ok(lease) => {
                 self.lease = lease;
                 self.beat_at = self.leases.clock.now() + between(0.4, 0.5, self.lease.heartbeat);
                 Ok(())
             }
-            Err(Failed { error: ExchangeError::LeaseEnded(_) | ExchangeError::LeaseNotFound, .. }) => {
-                Err(self.end().await)
+            Err(failed) if matches!(failed.error, ExchangeError::LeaseEnded(_) | ExchangeError::LeaseNotFound) => {
+                Err(failed)
             }
             // The store is away: soon again, for the heartbeat has half of its time left.
             Err(_unavailable) => {
@@ -144,12 +155,17 @@ impl Watch {
         let due_slots = || due.iter().filter_map(|number| self.slots.get(*number));
         let urgency = due_slots().map(|slot| slot.expires_at).min().unwrap_or(now);
         let targets = due_slots().map(Slot::request).collect();
-        tokio::select! {
-            () = self.watching.ended.cancelled() => return Ok(None),
-            () = self.leases.pace.turn(urgency) => {}
-        }
         let first = self.slots.iter().all(|slot| slot.token_sha256.is_none());
-        let answer = self.leases.current_credentials(&self.lease, targets, self.caller.clone()).await;
+        let (leases, lease, caller) = (self.leases.clone(), self.lease.clone(), self.caller.clone());
+        let mut asking = pin!(async move { leases.in_turn(&lease, targets, caller, urgency).await });
+        // In a storm the turn may come late, and the lease must not lapse meanwhile.
+        let answer = loop {
+            tokio::select! {
+                () = self.watching.ended.cancelled() => return Ok(None),
+                answer = asking.as_mut() => break answer,
+                () = sleep(self.until(self.beat_at)) => self.beat().await?,
+            }
+        };
         let now = self.leases.clock.now();
         let due = due.into_iter();
         match answer {

@@ -27,7 +27,7 @@ pub(super) struct Facts<'a> {
 /// A compiled expression.
 pub(super) struct Condition {
     program: Program,
-    /// What it can read: `job.name`, or `job` where it takes the job as a whole.
+    /// What it can read: `job.name`, or all of `job.*` where it takes the job as a whole.
     reads: BTreeSet<String>,
 }
 
@@ -41,7 +41,13 @@ impl Condition {
         let program = parse(source.to_owned())?;
         let mut check = Check::default();
         check.expression(program.expression())?;
-        Ok(Self { program, reads: check.reads })
+        let mut reads = check.reads;
+        for (root, members) in VARIABLES {
+            if reads.contains(root) {
+                reads.extend(members.iter().map(|member| format!("{root}.{member}")));
+            }
+        }
+        Ok(Self { program, reads })
     }
 
     /// `None` where the expression fails on these facts.
@@ -279,13 +285,9 @@ impl Variables<'_> {
             "subject" if *subject.groups() == Groups::Overage => return None,
             // Whole, for `has(job.name)` and the like.
             "subject" | "job" | "request" => {
-                let (_root, members) = VARIABLES.iter().find(|(root, _members)| *root == variable)?;
-                let whole = self.reads.contains(variable);
-                let present = members.iter().filter_map(|member| {
-                    let name = format!("{variable}.{member}");
-                    let read = whole || self.reads.contains(&name);
-                    let value = read.then(|| self.resolve(&name)).flatten()?;
-                    Some(((*member).to_owned(), Value::try_from(value.as_ref()).ok()?))
+                let present = self.reads.iter().filter_map(|name| {
+                    let member = name.strip_prefix(variable)?.strip_prefix('.')?;
+                    Some((member.to_owned(), Value::try_from(self.resolve(name)?.as_ref()).ok()?))
                 });
                 present.collect::<HashMap<_, _>>().into()
             }

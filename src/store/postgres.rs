@@ -42,8 +42,6 @@ enum PostgresError {
     #[error(transparent)]
     Postgres(#[from] tokio_postgres::Error),
     #[error(transparent)]
-    Encode(#[from] prost::EncodeError),
-    #[error(transparent)]
     Key(#[from] KeyRowError),
     #[error(transparent)]
     Lease(#[from] LeaseRowError),
@@ -89,11 +87,10 @@ impl PostgresStore {
     }
 }
 
-#[async_trait::async_trait]
-impl AuditLog for PostgresStore {
-    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
+impl PostgresStore {
+    pub(super) async fn append_group(&self, group: &Group) -> Result<(), AuditError> {
         let append = async {
-            let Group { records, newest_ms, bytes, tokens } = Group::encode(group)?;
+            let Group { records, newest_ms, bytes, tokens } = group;
             let tokens: Vec<&[u8]> = tokens.iter().map(<[u8; 32]>::as_slice).collect();
             let sql = "WITH appended AS (
                            INSERT INTO audit (records, newest_ms, bytes) VALUES ($1, $2, $3) RETURNING sequence
@@ -101,14 +98,21 @@ impl AuditLog for PostgresStore {
                        INSERT INTO audit_token (token_sha256, sequence)
                        SELECT token, sequence FROM appended, unnest($4) AS token";
             let values = [
-                (&records as _, Type::INT8),
-                (&newest_ms as _, Type::INT8),
-                (&bytes as _, Type::BYTEA),
+                (records as _, Type::INT8),
+                (newest_ms as _, Type::INT8),
+                (bytes as _, Type::BYTEA),
                 (&tokens as _, Type::BYTEA_ARRAY),
             ];
             Ok(self.pool.query(sql, &values).await.map(drop)?)
         };
         append.await.map_err(written)
+    }
+}
+
+#[async_trait::async_trait]
+impl AuditLog for PostgresStore {
+    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
+        self.append_group(&Group::encode(&group)).await
     }
 
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {

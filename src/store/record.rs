@@ -1,18 +1,19 @@
 //! Audit records as bytes: the contract's own `AuditRecord` message.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use prost::Message as _;
+use prost::encoding::{WireType, encode_key, encode_varint, message};
+use prost_types::Timestamp;
 use uuid::Uuid;
 
 use crate::audit::{AuditRecord, HandOut, Issued};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::proto;
 use crate::reason::Reason;
+use crate::target::Job;
 
 /// The records that are committed together, as one row.
 pub(super) struct Group {
@@ -25,7 +26,7 @@ pub(super) struct Group {
 }
 
 impl Group {
-    pub fn encode(records: Vec<AuditRecord>) -> Result<Self, prost::EncodeError> {
+    pub fn encode(records: &[AuditRecord]) -> Self {
         let mut group = Self {
             records: i64::try_from(records.len()).unwrap_or(i64::MAX),
             newest_ms: records.iter().map(|record| milliseconds(record.time)).max().unwrap_or_default(),
@@ -35,54 +36,103 @@ impl Group {
         for record in records {
             let first = record.issued.as_ref().filter(|issued| issued.first);
             group.tokens.extend(first.map(|issued| issued.token_sha256));
-            encode(record, &mut group.bytes)?;
+            encode(record, &mut group.bytes);
         }
         group.tokens.sort_unstable();
         group.tokens.dedup();
-        Ok(group)
+        group
     }
 }
 
-/// Appends `record` to a group, its length before it.
-fn encode(record: AuditRecord, group: &mut Vec<u8>) -> Result<(), prost::EncodeError> {
-    let mut attributes: BTreeMap<String, String> =
-        record.attributes.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let mut token_sha256 = String::new();
-    if let Some(issued) = record.issued {
-        token_sha256 = BASE64_URL_SAFE_NO_PAD.encode(issued.token_sha256);
-        attributes.insert(SCOPES.to_owned(), issued.scopes);
-        attributes.insert(ACTS_AS.to_owned(), issued.acts_as);
-        attributes.insert(ISSUED_AT.to_owned(), unix_seconds(issued.issued_at).to_string());
-        attributes.insert(EXPIRES_AT.to_owned(), unix_seconds(issued.expires_at).to_string());
+/// Appends `record` to a group, its length before it. Field by field, because the contract's own message
+/// would want a text of its own for each.
+fn encode(record: &AuditRecord, group: &mut Vec<u8>) {
+    Writer(group).record(record);
+}
+
+/// Writes fields of protobuf messages; like `prost`, it leaves out what is empty.
+struct Writer<'a>(&'a mut Vec<u8>);
+
+impl Writer<'_> {
+    fn record(&mut self, record: &AuditRecord) {
+        self.framed(|message| {
+            message.text(1, record.exchange_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+            message::encode(2, &Timestamp::from(record.time), message.0);
+            message.text(3, record.action);
+            message.text(4, record.outcome.as_str());
+            message.text(5, record.reason.map_or("", Reason::as_str));
+            message.text(6, &record.subject);
+            message.text(7, &record.entra_token_id);
+            message.text(8, &record.client_id);
+            message.text(9, &record.target);
+            message.text(10, &record.rule);
+            message.nested(11, |message| message.job(&record.job));
+            if let Some(lease_id) = record.lease_id {
+                message.text(12, lease_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
+            }
+            message.duration(13, record.lifetime);
+            if record.cached {
+                prost::encoding::bool::encode(14, &true, message.0);
+            }
+            for (name, value) in &record.attributes {
+                message.entry(16, name, value);
+            }
+            if let Some(issued) = &record.issued {
+                message.text(15, &BASE64_URL_SAFE_NO_PAD.encode(issued.token_sha256));
+                message.entry(16, SCOPES, &issued.scopes);
+                message.entry(16, ACTS_AS, &issued.acts_as);
+                message.entry(16, ISSUED_AT, &unix_seconds(issued.issued_at).to_string());
+                message.entry(16, EXPIRES_AT, &unix_seconds(issued.expires_at).to_string());
+            }
+        });
     }
-    let job = Arc::unwrap_or_clone(record.job);
-    proto::AuditRecord {
-        exchange_id: record.exchange_id.to_string(),
-        time: Some(record.time.into()),
-        action: record.action.to_owned(),
-        outcome: record.outcome.as_str().to_owned(),
-        reason: record.reason.map_or("", Reason::as_str).to_owned(),
-        subject: record.subject,
-        entra_token_id: record.entra_token_id,
-        client_id: record.client_id,
-        target: record.target,
-        rule: record.rule,
-        job: Some(proto::Job {
-            id: job.id.unwrap_or_default(),
-            name: job.name.unwrap_or_default(),
-            expected_duration: job.expected_duration.and_then(|duration| duration.try_into().ok()),
-            labels: job.labels,
-            datasets: job.datasets,
-        }),
-        lease_id: String::new(),
-        lifetime: record.lifetime.and_then(|lifetime| lifetime.try_into().ok()),
-        cached: record.cached,
-        token_sha256,
-        attributes,
-        sequence: 0,
-        chain_hash: String::new(),
+
+    fn job(&mut self, job: &Job) {
+        self.text(1, job.id.as_deref().unwrap_or_default());
+        self.text(2, job.name.as_deref().unwrap_or_default());
+        self.duration(3, job.expected_duration);
+        for (name, label) in &job.labels {
+            self.entry(4, name, label);
+        }
+        prost::encoding::string::encode_repeated(5, &job.datasets, self.0);
     }
-    .encode_length_delimited(group)
+
+    fn text(&mut self, tag: u32, text: &str) {
+        if !text.is_empty() {
+            encode_key(tag, WireType::LengthDelimited, self.0);
+            encode_varint(text.len() as u64, self.0);
+            self.0.extend_from_slice(text.as_bytes());
+        }
+    }
+
+    fn duration(&mut self, tag: u32, duration: Option<Duration>) {
+        if let Some(duration) = duration.and_then(|duration| prost_types::Duration::try_from(duration).ok()) {
+            message::encode(tag, &duration, self.0);
+        }
+    }
+
+    /// Of a map.
+    fn entry(&mut self, tag: u32, name: &str, value: &str) {
+        self.nested(tag, |entry| {
+            entry.text(1, name);
+            entry.text(2, value);
+        });
+    }
+
+    fn nested(&mut self, tag: u32, write: impl FnOnce(&mut Writer<'_>)) {
+        encode_key(tag, WireType::LengthDelimited, self.0);
+        self.framed(write);
+    }
+
+    /// Puts the length of what `write` writes before it.
+    fn framed(&mut self, write: impl FnOnce(&mut Writer<'_>)) {
+        let start = self.0.len();
+        write(&mut Writer(self.0));
+        let end = self.0.len();
+        encode_varint((end - start) as u64, self.0);
+        let prefix = self.0.len() - end;
+        self.0.get_mut(start..).unwrap_or_default().rotate_right(prefix);
+    }
 }
 
 /// The records of a group, as far as they can be read.
@@ -130,3 +180,85 @@ pub(super) fn milliseconds(time: SystemTime) -> i64 {
 
 /// An ordinary record, so that a group's buffer does not grow record by record.
 const RECORD_BYTES: usize = 700;
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::Outcome;
+
+    #[test]
+    fn a_record_reads_back_as_the_contracts_message() {
+        let job = Job {
+            id: Some("run-1".to_owned()),
+            name: None,
+            expected_duration: Some(Duration::from_secs(90)),
+            labels: [("team", "x".repeat(200)), ("empty", String::new())]
+                .map(|(name, label)| (name.to_owned(), label))
+                .into(),
+            datasets: vec!["a".to_owned(), "b".to_owned()],
+        };
+        let issued = Issued {
+            token_sha256: [7; 32],
+            first: true,
+            scopes: "a b".to_owned(),
+            acts_as: "sa".to_owned(),
+            issued_at: SystemTime::UNIX_EPOCH + Duration::from_secs(1),
+            expires_at: SystemTime::UNIX_EPOCH + Duration::from_secs(2),
+        };
+        let record = AuditRecord {
+            time: SystemTime::UNIX_EPOCH + Duration::from_millis(1_500),
+            outcome: Outcome::Issued,
+            reason: None,
+            subject: "entra:1:2".to_owned(),
+            entra_token_id: "uti".to_owned(),
+            client_id: "client".to_owned(),
+            rule: "rule".to_owned(),
+            job: std::sync::Arc::new(job.clone()),
+            lifetime: Some(Duration::from_secs(600)),
+            cached: true,
+            issued: Some(issued),
+            attributes: vec![("door", "grpc".to_owned()), ("peer", String::new())],
+            ..AuditRecord::for_test(9)
+        };
+        let mut group = Vec::new();
+        encode(&AuditRecord::for_test(1), &mut group);
+        encode(&record, &mut group);
+        let records: Vec<_> = decode(&group).collect();
+        let [refused, read] = records.as_slice() else { panic!("{} records", records.len()) };
+        assert_eq!((refused.outcome.as_str(), refused.reason.as_str(), refused.lifetime), ("denied", "DENIED", None));
+        let attributes = [
+            ("acts_as", "sa"),
+            ("door", "grpc"),
+            ("expires_at", "2"),
+            ("issued_at", "1"),
+            ("peer", ""),
+            ("scopes", "a b"),
+        ];
+        let expected = proto::AuditRecord {
+            exchange_id: Uuid::from_u128(9).to_string(),
+            time: Some(Timestamp { seconds: 1, nanos: 500_000_000 }),
+            action: "exchange".to_owned(),
+            outcome: "issued".to_owned(),
+            reason: String::new(),
+            subject: "entra:1:2".to_owned(),
+            entra_token_id: "uti".to_owned(),
+            client_id: "client".to_owned(),
+            target: "t".to_owned(),
+            rule: "rule".to_owned(),
+            job: Some(proto::Job {
+                id: "run-1".to_owned(),
+                name: String::new(),
+                expected_duration: Some(prost_types::Duration { seconds: 90, nanos: 0 }),
+                labels: job.labels,
+                datasets: job.datasets,
+            }),
+            lease_id: String::new(),
+            lifetime: Some(prost_types::Duration { seconds: 600, nanos: 0 }),
+            cached: true,
+            token_sha256: BASE64_URL_SAFE_NO_PAD.encode([7; 32]),
+            attributes: attributes.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+            sequence: 0,
+            chain_hash: String::new(),
+        };
+        assert!(*read == expected, "a field is lost or changed");
+    }
+}

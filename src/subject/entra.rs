@@ -214,6 +214,7 @@ pub(super) fn identity(
     Ok(VerifiedIdentity {
         tenant,
         object,
+        subject: super::subject(tenant, object),
         kind,
         client,
         groups,

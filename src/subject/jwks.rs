@@ -145,9 +145,13 @@ impl KeyCache {
     /// Whether the tenant still publishes the key with this fingerprint, by what is known now.
     pub(super) fn holds(&self, tenant: Uuid, version: Version, kid: &str, fingerprint: &[u8; 32]) -> bool {
         let Some(slot) = self.slots.get(&(tenant, version)) else { return false };
-        slot.refresh_if_due();
-        slot.usable()
-            .is_some_and(|fetched| fetched.set.keys.get(kid).is_some_and(|key| key.fingerprint == *fingerprint))
+        let Some(fetched) = &*slot.current.load() else { return false };
+        // Once for both limits: every cached exchange comes by here.
+        let age = fetched.at.elapsed();
+        if age >= REFRESH_AFTER {
+            slot.fetch_unless_cooling();
+        }
+        age < MAX_AGE && fetched.set.keys.get(kid).is_some_and(|key| key.fingerprint == *fingerprint)
     }
 
     /// Fetches what is not there yet for every tenant; true once a tenant's v2.0 keys are known.

@@ -6,11 +6,14 @@ mod cold;
 mod empty;
 mod herd;
 mod idle;
+mod leases;
 mod load;
 mod machine;
 mod memory;
+mod storm;
 mod table;
 mod warm;
+mod watches;
 
 use std::process::ExitCode;
 
@@ -68,12 +71,15 @@ fn run(chosen: &[&str]) -> Result<()> {
 
 type Part = fn() -> std::pin::Pin<Box<dyn Future<Output = Result<Vec<Row>>>>>;
 
-const PARTS: [(&str, Part); 5] = [
+const PARTS: [(&str, Part); 8] = [
     ("warm", || Box::pin(warm::run())),
     ("cold", || Box::pin(cold::run())),
     ("herd", || Box::pin(herd::run())),
     ("memory", || Box::pin(memory::run())),
     ("idle", || Box::pin(idle::run())),
+    ("leases", || Box::pin(leases::run())),
+    ("watches", || Box::pin(watches::run())),
+    ("storm", || Box::pin(storm::run())),
 ];
 
 #[expect(clippy::print_stderr, reason = "the bench's own voice")]

@@ -79,9 +79,14 @@ impl Place {
     }
 
     pub fn in_folder(clouds: &Clouds, folder: TempDir) -> Result<Self> {
+        let store = format!("sqlite:{}", folder.path().join("carnet.db").display());
+        Self::with_store(clouds, folder, &store)
+    }
+
+    pub fn with_store(clouds: &Clouds, folder: TempDir, store: &str) -> Result<Self> {
         let (grpc, http) = (free_address()?, free_address()?);
         let config = folder.path().join("carnet.yaml");
-        fs::write(&config, configuration(clouds, grpc, http, folder.path()))?;
+        fs::write(&config, configuration(clouds, grpc, http, store))?;
         clouds.trust(&format!("http://{http}"))?;
         Ok(Self { folder, config, grpc, http })
     }
@@ -145,7 +150,7 @@ pub fn free_address() -> Result<SocketAddr> {
 }
 
 /// The store's key is made of zeros: nothing here is secret.
-pub fn configuration(clouds: &Clouds, grpc: SocketAddr, http: SocketAddr, folder: &Path) -> String {
+pub fn configuration(clouds: &Clouds, grpc: SocketAddr, http: SocketAddr, store: &str) -> String {
     format!(
         "\
 server: {{ grpc: '{grpc}', http: '{http}' }}
@@ -168,13 +173,13 @@ rules:
     subject: {{ tenants: [{TENANT}], roles: [Training.Submit] }}
     when: '!has(job.expected_duration) || job.expected_duration <= duration(\"72h\")'
     max_lifetime: 1h
-store: sqlite:{store}
+    lease: {{ max_duration: 72h, heartbeat: 5m, token_lifetime: 1h }}
+store: {store}
 store_key: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
 ",
         authority = clouds.entra.authority(),
         sts = clouds.google.sts_endpoint(),
         iam = clouds.google.iam_credentials_endpoint(),
-        store = folder.join("carnet.db").display(),
     )
 }
 

@@ -18,7 +18,8 @@ pub async fn run() -> Result<Vec<Row>> {
     let request = place.folder.path().join("request");
     fs::write(&request, broker::frame(&broker::request(clouds.subject_token(), "run-1"))?)?;
     let shape = Shape::Once { streams: STREAMS };
-    let job = Job { address: place.grpc, request, answer: (500, 5_000), connections: CONNECTIONS, shape };
+    let method = load::EXCHANGE.to_owned();
+    let job = Job { address: place.grpc, method, request, answer: (500, 5_000), connections: CONNECTIONS, shape };
     let outcome = load::run(&job).await?;
     let calls = clouds.google.calls();
     Ok(vec![

@@ -19,11 +19,15 @@ use crate::machine::{self, Core};
 
 pub const ROLE: &str = "make-load";
 
+pub const EXCHANGE: &str = "carnet.v1.TokenExchange/Exchange";
+
 /// What one process of load is to do.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Job {
     pub address: SocketAddr,
-    /// A file with the request as a gRPC frame.
+    /// The path of the method, such as [`EXCHANGE`].
+    pub method: String,
+    /// A file with requests as gRPC frames, which are sent in turn.
     pub request: PathBuf,
     /// Least and greatest length of a right answer: its times vary by some bytes.
     pub answer: (usize, usize),
@@ -79,19 +83,20 @@ pub fn child(job: &str) -> Result<()> {
 /// Everything that a call needs, made once.
 struct Load {
     head: Request<()>,
-    frame: Bytes,
+    frames: Vec<Bytes>,
+    sent: AtomicUsize,
     answer: (usize, usize),
 }
 
 impl Load {
     async fn run(job: Job) -> Result<Outcome> {
-        let frame = Bytes::from(std::fs::read(&job.request)?);
-        let head = Request::post(format!("http://{}/carnet.v1.TokenExchange/Exchange", job.address))
+        let frames = frames(Bytes::from(std::fs::read(&job.request)?))?;
+        let head = Request::post(format!("http://{}/{}", job.address, job.method))
             .header("content-type", "application/grpc")
             .header("te", "trailers")
             .header("user-agent", "carnet-bench")
             .body(())?;
-        let load = Arc::new(Self { head, frame, answer: job.answer });
+        let load = Arc::new(Self { head, frames, sent: AtomicUsize::new(0), answer: job.answer });
         let mut connections = Vec::new();
         for _ in 0..job.connections {
             connections.push(connect(job.address).await?);
@@ -184,7 +189,8 @@ impl Load {
     async fn call(&self, connection: SendRequest<Bytes>) -> Result<()> {
         let mut connection = connection.ready().await?;
         let (answer, mut request) = connection.send_request(self.head.clone(), false)?;
-        request.send_data(self.frame.clone(), true)?;
+        let turn = self.sent.fetch_add(1, Ordering::Relaxed) % self.frames.len();
+        request.send_data(self.frames.get(turn).cloned().unwrap_or_default(), true)?;
         let answer = answer.await?;
         ensure!(answer.status() == http::StatusCode::OK, "HTTP status {}", answer.status());
         // An error without a message has its status here.
@@ -205,6 +211,19 @@ impl Load {
         ensure!((least..=greatest).contains(&message.len()), "{} bytes, not {least} to {greatest}", message.len());
         Ok(())
     }
+}
+
+/// One after the other, each with its length before it.
+fn frames(mut file: Bytes) -> Result<Vec<Bytes>> {
+    let mut frames = Vec::new();
+    while !file.is_empty() {
+        let length = file.get(1..PREFIX).context("a frame's prefix")?.try_into().map(u32::from_be_bytes)?;
+        let length = PREFIX + length as usize;
+        ensure!(length <= file.len(), "a frame is cut off");
+        frames.push(file.split_to(length));
+    }
+    ensure!(!frames.is_empty(), "no request");
+    Ok(frames)
 }
 
 async fn connect(address: SocketAddr) -> Result<SendRequest<Bytes>> {

@@ -89,7 +89,8 @@ impl Caller {
         };
         let job = Arc::new(Job { id: Some(format!("run-{job}")), ..Job::default() });
         let grant = self.policy.decide(Inquiry::once(&self.identity, &job, clock.now()), &ask)?;
-        Ok(Call { grant, subject_token: Some(self.subject_token.clone()), exchange_id: Uuid::now_v7() })
+        let (grant, subject_token) = (Arc::new(grant), Some(self.subject_token.clone()));
+        Ok(Call { grant, subject_token, exchange_id: Uuid::now_v7() })
     }
 }
 
@@ -106,7 +107,7 @@ impl CredentialProvider for Mint {
         let number = self.minted.fetch_add(1, Ordering::Relaxed);
         let (now, life) = (self.clock.now(), Duration::from_secs(3600));
         let identity = CloudIdentity::Google {
-            principal: call.grant.identity().subject(),
+            principal: call.grant.identity().subject().to_owned(),
             service_account: Some("trainer@ml-sandbox.iam.gserviceaccount.com".to_owned()),
         };
         Ok(Credential::new(Secret::new(format!("ya29.{number:01195}")), now, now + life, life, identity))

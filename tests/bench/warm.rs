@@ -37,6 +37,7 @@ pub async fn run() -> Result<Vec<Row>> {
     let length = answer.encoded_len();
     let job = |address: SocketAddr, shape| Job {
         address,
+        method: load::EXCHANGE.to_owned(),
         request: request_path.clone(),
         answer: (length - TIMES_VARY, length + TIMES_VARY),
         connections: CONNECTIONS,

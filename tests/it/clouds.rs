@@ -252,7 +252,7 @@ impl World {
         let identity = self.verifier.verify(&subject_token).await.unwrap();
         let policy = Policy::compile(&rules, vec![target]).unwrap();
         let grant = policy.decide(Inquiry::once(&identity, &Arc::new(Job::default()), self.clock.now()), &ask).unwrap();
-        Call { grant, subject_token: Some(subject_token), exchange_id: Uuid::now_v7() }
+        Call { grant: Arc::new(grant), subject_token: Some(subject_token), exchange_id: Uuid::now_v7() }
     }
 
     async fn issue(&self, call: &Call) -> Result<Credential, IssueError> {

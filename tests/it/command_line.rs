@@ -3,6 +3,7 @@
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use crate::process::serve;
 use crate::support::{Broker, with_broker};
 
 pub fn carnet(arguments: &[&str]) -> Command {
@@ -192,26 +193,4 @@ async fn traces_reach_a_collector_with_every_stage_and_without_a_token() {
         assert!(!holds(token.rsplit('.').next().expect("a signature")), "a token is in a span");
     })
     .await;
-}
-
-/// A real process beside the broker of the test, with the same clouds and a store of its own.
-struct Process {
-    child: std::process::Child,
-    http: String,
-    log: std::path::PathBuf,
-}
-
-async fn serve(broker: &Broker, more: &str, grpc: &str) -> Process {
-    let port = crate::support::free_port();
-    let text = std::fs::read_to_string(broker.config_path()).expect("the file");
-    let server = text.lines().find(|line| line.starts_with("server:")).expect("a line").to_owned();
-    let changed = text.replace(&server, &format!("server: {{ grpc: '{grpc}', http: '127.0.0.1:{port}' }}"));
-    let (own, log) = (broker.folder.path().join("own.yaml"), broker.folder.path().join("own.log"));
-    std::fs::write(&own, format!("{}\n{more}\n", changed.replace("carnet.db", "own.db"))).expect("written");
-    let mut command = carnet(&["serve", "--config", own.to_str().expect("a path")]);
-    let child = command.stderr(std::fs::File::create(&log).expect("a file")).spawn().expect("a process");
-    let http = format!("http://127.0.0.1:{port}");
-    let ready = async || reqwest::get(format!("{http}/readyz")).await.is_ok_and(|answer| answer.status().is_success());
-    crate::support::eventually("readiness", ready).await;
-    Process { child, http, log }
 }

@@ -2,13 +2,27 @@
 
 use std::time::{Duration, SystemTime};
 
-use carnet::proto::{ExchangeRequest, TargetRequest};
+use carnet::proto::{ExchangeRequest, OpenLeaseRequest, TargetRequest};
 use carnet::sandbox::{EntraToken, Fault};
 use tonic::Code;
 
-use crate::support::{Broker, PERSON, RUNNER, TENANT, reason, with_broker};
+use crate::holder::try_open;
+use crate::support::{Broker, PERSON, RUNNER, Setup, TENANT, reason, with_broker, with_setup};
 
-/// A change of the good request of the runner for `vertex`, and what both doors must answer.
+/// The rules of every set-up, with leases.
+const RULES: &str = "
+rules:
+  - name: training
+    targets: [vertex, azure-ml]
+    subject: { roles: [Training.Submit] }
+    lease: { max_duration: 72h, heartbeat: 5m }
+  - name: by-group
+    targets: [grouped]
+    subject: { groups: [44444444-4444-4444-4444-444444444444] }
+    lease: { max_duration: 72h, heartbeat: 5m }
+";
+
+/// A change of the good request of the runner for `vertex`, and what every door must answer.
 struct Case {
     name: &'static str,
     token: fn(&Broker) -> EntraToken,
@@ -123,24 +137,25 @@ impl Now for SystemTime {
 #[tokio::test(flavor = "multi_thread")]
 async fn i14_i32_every_door_gives_every_outcome_the_same_reason_and_exactly_one_record() {
     for case in cases() {
-        with_broker(async |broker| {
+        with_setup(Setup { rules: Some(RULES), ..Setup::default() }, async |broker| {
             (case.before)(broker);
             let through_grpc = grpc(broker, &case).await;
+            let through_lease = lease(broker, &case).await;
             let through_http = http(broker, &case).await;
             assert_eq!(through_grpc, (case.code, case.reason.to_owned()), "{} over gRPC", case.name);
+            assert_eq!(through_lease, through_grpc, "{} with a lease", case.name);
             let (status, word) = case.http;
             assert_eq!(through_http, (status, word.to_owned(), case.reason.to_owned()), "{} over HTTP", case.name);
             let records = broker.audit_records();
             let seen: Vec<_> = records
                 .iter()
-                .map(|record| (record.attributes["door"].as_str(), record.outcome.as_str(), record.reason.as_str()))
+                .map(|record| {
+                    let door = (record.attributes["door"].as_str(), record.action.as_str());
+                    (door, record.outcome.as_str(), record.reason.as_str())
+                })
                 .collect();
-            assert_eq!(
-                seen,
-                [("grpc", case.outcome, case.reason), ("http", case.outcome, case.reason)],
-                "{}",
-                case.name
-            );
+            let doors = [("grpc", "exchange"), ("grpc", "lease.open"), ("http", "exchange")];
+            assert_eq!(seen, doors.map(|door| (door, case.outcome, case.reason)), "{}", case.name);
         })
         .await;
     }
@@ -154,6 +169,19 @@ async fn grpc(broker: &Broker, case: &Case) -> (Code, String) {
         ..Default::default()
     };
     match broker.exchange(request).await {
+        Ok(_answer) => (Code::Ok, String::new()),
+        Err(status) => (status.code(), reason(&status)),
+    }
+}
+
+async fn lease(broker: &Broker, case: &Case) -> (Code, String) {
+    let lifetime = case.lifetime.map(|_zero| prost_types::Duration::default());
+    let request = OpenLeaseRequest {
+        subject_token: broker.signed(&(case.token)(broker)),
+        targets: vec![TargetRequest { target: case.target.to_owned(), lifetime, ..Default::default() }],
+        ..Default::default()
+    };
+    match try_open(broker, request).await {
         Ok(_answer) => (Code::Ok, String::new()),
         Err(status) => (status.code(), reason(&status)),
     }

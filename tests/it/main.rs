@@ -1,7 +1,9 @@
 //! One binary for everything that needs the real application or the real stand-ins.
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
+mod holder;
 mod postgres;
+mod process;
 mod support;
 
 mod clouds;
@@ -10,6 +12,8 @@ mod doors;
 mod exchange;
 mod grpc;
 mod issuer_keys;
+mod killed;
+mod lease;
 mod lease_commands;
 mod lifecycle;
 mod oauth;

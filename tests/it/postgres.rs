@@ -46,6 +46,15 @@ impl Database {
         connect(&self.url()).await
     }
 
+    /// From now on nobody is let in, and whoever is in is put out; or everybody is let in again.
+    pub async fn is_away(&self, away: bool) {
+        let admin = connect(&self.server.url).await;
+        let sql = format!("ALTER DATABASE {} ALLOW_CONNECTIONS {}", self.name, !away);
+        admin.batch_execute(&sql).await.expect("altered");
+        let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
+        admin.execute(sql, &[&self.name]).await.expect("ended");
+    }
+
     /// Ends every connection but the one that does it.
     pub async fn cut_connections(&self) {
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity

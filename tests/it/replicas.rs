@@ -1,15 +1,20 @@
 //! Several brokers on one PostgreSQL: one issuer, one mint for all of them, and no end when the database restarts.
 
-use futures_util::future::join_all;
+use std::time::Duration;
 
+use carnet::proto::LeaseState;
+use futures_util::future::join_all;
+use tokio::time::timeout;
+
+use crate::holder::{LEASING, beat, by_id, close, credentials, open, revoke, watch};
 use crate::postgres::{Database, with_database};
-use crate::support::{Broker, Setup, eventually};
+use crate::support::{Broker, Setup, eventually, reason, with_setup};
 
 /// Three brokers of one cluster, which must end cleanly and leave no secret behind.
 async fn with_replicas(database: &Database, test: impl AsyncFnOnce(&[Broker; 3])) {
-    let store = Some(database.url());
-    let first = Broker::start_for(Setup { store: store.clone(), ..Setup::default() }).await;
-    let replica = || Setup { store: store.clone(), replica_of: Some(first.original()), ..Setup::default() };
+    let setup = || Setup { store: Some(database.url()), rules: Some(LEASING), ..Setup::default() };
+    let first = Broker::start_for(setup()).await;
+    let replica = || Setup { replica_of: Some(first.original()), ..setup() };
     let (second, third) = tokio::join!(Broker::start_for(replica()), Broker::start_for(replica()));
     let mut replicas = [first, second, third];
     test(&replicas).await;
@@ -91,3 +96,112 @@ async fn exchanges_go_on_after_the_database_has_cut_every_connection() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_one_replica_opened_is_served_watched_renewed_and_closed_by_the_others() {
+    with_database(async |database| {
+        with_replicas(database, async |[one, two, three]| {
+            let opened = open(one, &["vertex", "azure-ml"]).await;
+            let mut watch = watch(three, &opened.lease_token).await.expect("a watch");
+            let first = watch.next().await.expect("no error").expect("a message");
+            let served = credentials(two, &opened.lease_token, &[]).await.expect("credentials");
+            for credentials in [&first.credentials, &served.credentials] {
+                let tokens: Vec<&str> = credentials.iter().map(|credential| credential.token.as_str()).collect();
+                assert!(tokens.iter().eq(opened.credentials.iter().map(|credential| &credential.token)));
+            }
+            assert_eq!(one.google.calls().count("/v1/token"), 1, "minted once for all of them");
+            let beaten = beat(three, &opened.lease_token).await.expect("a beat");
+            assert!(beaten.lease_id == opened.lease.expect("a lease").lease_id);
+            assert!(close(two, &opened.lease_token).await.expect("closed").state() == LeaseState::Closed);
+            let last = timeout(HEARD_WITHIN, watch.next()).await.expect("in time").expect("no error");
+            assert!(last.and_then(|last| last.lease).is_some_and(|lease| lease.state() == LeaseState::Closed));
+            for replica in [one, two, three] {
+                assert_eq!(reason(&beat(replica, &opened.lease_token).await.err().expect("closed")), "LEASE_ENDED");
+            }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_at_one_replica_is_heard_by_the_watches_of_the_others_and_nobody_knows_the_opener_any_more() {
+    with_database(async |database| {
+        with_replicas(database, async |[one, two, three]| {
+            let (opened, kept) = (open(one, &["vertex"]).await, open(two, &["vertex"]).await);
+            let mut watches = Vec::new();
+            for replica in [one, two, three] {
+                let mut watch = watch(replica, &opened.lease_token).await.expect("a watch");
+                watch.next().await.expect("no error").expect("a message");
+                watches.push(watch);
+            }
+            let client = database.client().await;
+            let known = async || {
+                let sql = "SELECT count(*) FROM lease_detail WHERE identity IS NOT NULL";
+                client.query_one(sql, &[]).await.expect("a row").get::<_, i64>(0)
+            };
+            assert_eq!(known().await, 2);
+            let id = opened.lease.expect("a lease").lease_id;
+            assert_eq!(revoke(two, "Carnet.Operator", by_id(&id)).await.expect("revoked"), 1);
+            let ends = watches.iter_mut().map(async |watch| {
+                let last = watch.next().await.expect("no error").expect("a message").lease.expect("a lease");
+                assert!(last.state() == LeaseState::Revoked);
+                assert!(watch.next().await.expect("a good end").is_none());
+            });
+            timeout(HEARD_WITHIN, join_all(ends)).await.expect("in time");
+            assert_eq!(known().await, 1);
+            for replica in [one, two, three] {
+                beat(replica, &kept.lease_token).await.expect("a beat");
+            }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_a_spool_exchanges_go_on_while_the_database_is_away_and_no_record_is_lost() {
+    with_database(async |database| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let spool = format!("audit: {{ spool: '{}' }}", folder.path().join("spool.db").display());
+        let setup = Setup { store: Some(database.url()), more: spool, ..Setup::default() };
+        with_setup(setup, async |broker| {
+            let cached = broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+            database.is_away(true).await;
+            for _ in 0..5 {
+                let again = broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+                assert_eq!(again.credentials[0].token, cached.credentials[0].token);
+            }
+            broker.exchange(broker.request(&["azure-ml"])).await.expect("a new credential");
+            database.is_away(false).await;
+            let records = async || {
+                let sql = "SELECT coalesce(sum(records), 0)::bigint FROM audit";
+                database.client().await.query_one(sql, &[]).await.expect("a row").get::<_, i64>(0)
+            };
+            eventually("all records in the log", async || records().await == 7).await;
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_spool_nothing_is_released_while_the_database_is_away() {
+    with_database(async |database| {
+        let setup = Setup { store: Some(database.url()), ..Setup::default() };
+        with_setup(setup, async |broker| {
+            broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+            database.is_away(true).await;
+            let refused = broker.exchange(broker.request(&["vertex"])).await.err().expect("no record, no credential");
+            assert_eq!(reason(&refused), "STORE_UNAVAILABLE");
+            database.is_away(false).await;
+            eventually("the database's return", async || broker.exchange(broker.request(&["vertex"])).await.is_ok())
+                .await;
+        })
+        .await;
+    })
+    .await;
+}
+
+/// What the product promises.
+const HEARD_WITHIN: Duration = Duration::from_secs(2);

@@ -317,6 +317,8 @@ async fn a_store_whose_connections_are_cut_connects_anew() {
             database.cut_connections().await;
             eventually("a new connection", async || store.audit.probe().await.is_ok()).await;
         }
+        let why = "terminating connection due to administrator command";
+        eventually("a line that says why", async || captured_logs().text().contains(why)).await;
         assert_eq!(store.keys.keys().await.expect("read").len(), 0);
     })
     .await;

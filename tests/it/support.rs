@@ -28,6 +28,8 @@ pub const TRAINER: &str = "trainer@ml.iam.gserviceaccount.com";
 pub const PROVIDER: &str =
     "//iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet";
 
+pub const STORE_KEY: &str = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
+
 const RULES: &str = "
 rules:
   - name: training
@@ -219,15 +221,7 @@ impl Broker {
         let store = rusqlite::Connection::open(self.store_path()).expect("the store");
         let mut select = store.prepare("SELECT bytes FROM audit ORDER BY sequence").expect("a table");
         let groups = select.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
-        let mut records = Vec::new();
-        for group in groups {
-            let group = group.expect("a row");
-            let mut rest = group.as_slice();
-            while !rest.is_empty() {
-                records.push(AuditRecord::decode_length_delimited(&mut rest).expect("a record"));
-            }
-        }
-        records
+        groups.flat_map(|group| records_of(&group.expect("a row"))).collect()
     }
 
     pub fn store_path(&self) -> PathBuf {
@@ -274,6 +268,15 @@ fn trust(entra: &Entra, google: &Google, issuer: &str) {
     entra.trust(ML, FederatedCredential::new(issuer, "carnet:azure-ml")).expect("a credential");
 }
 
+/// Those that were committed together, as a store keeps them.
+pub fn records_of(mut group: &[u8]) -> Vec<AuditRecord> {
+    let mut records = Vec::new();
+    while !group.is_empty() {
+        records.push(AuditRecord::decode_length_delimited(&mut group).expect("a record"));
+    }
+    records
+}
+
 /// `google.rpc.ErrorInfo`'s reason.
 pub fn reason(status: &Status) -> String {
     status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
@@ -308,7 +311,7 @@ targets:
     azure: {{ tenant: {TENANT}, client_id: {ML}, source: issuer, scopes: [https://ml.azure.com/.default] }}
 {rules}
 store: '{store}'
-store_key: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
+store_key: {STORE_KEY}
 {more}
 "
     )

@@ -71,7 +71,7 @@ fn the_call() -> Call {
 }
 
 fn the_key() -> Key {
-    crate::credential::key(&the_call())
+    crate::credential::key(&the_call().grant)
 }
 
 #[tokio::test(start_paused = true)]
@@ -133,12 +133,12 @@ async fn a_store_that_is_away_does_not_stop_minting_and_is_left_alone_for_a_whil
         assert_eq!(cluster.token(replica).await, expected);
     }
     assert_eq!(cluster.store.asked(), 2);
-    cluster.replicas[0].forget(&crate::credential::key(&the_call())).await;
+    cluster.replicas[0].forget(&crate::credential::key(&the_call().grant)).await;
     assert_eq!(cluster.token(0).await, "token-3");
     assert_eq!(cluster.store.asked(), 2);
     cluster.store.is_away(false);
     sleep(LEFT_ALONE).await;
-    cluster.replicas[0].forget(&crate::credential::key(&the_call())).await;
+    cluster.replicas[0].forget(&crate::credential::key(&the_call().grant)).await;
     assert_eq!(cluster.token(0).await, "token-4");
     assert_eq!(cluster.token(2).await, "token-4");
 }
@@ -157,7 +157,7 @@ async fn an_entry_of_another_key_does_not_open() {
     let cluster = Cluster::start();
     cluster.token(0).await;
     let moved = cluster.store.find(&the_key()).await.expect("an answer").expect("an entry");
-    let key = crate::credential::key(&call_of_another_object());
+    let key = crate::credential::key(&call_of_another_object().grant);
     cluster.store.put(&key, OTHER, moved, cluster.clock.now() + HOUR).await.expect("an answer");
     let hit = cluster.replicas[1].credential(call_of_another_object()).await.expect("a credential");
     assert_eq!(hit.credential.token.expose(), "token-2");
@@ -196,7 +196,7 @@ async fn a_failed_mint_leaves_the_key_to_the_next() {
 async fn what_is_forgotten_is_forgotten_for_all() {
     let cluster = Cluster::start();
     cluster.token(0).await;
-    cluster.replicas[0].forget(&crate::credential::key(&the_call())).await;
+    cluster.replicas[0].forget(&crate::credential::key(&the_call().grant)).await;
     assert!(cluster.store.is_empty());
     assert_eq!(cluster.token(1).await, "token-2");
 }

@@ -284,7 +284,8 @@ impl LeaseStore for PostgresStore {
             let Some(row) = rows.first() else { return Ok(None) };
             let lease = lease(row)?;
             let sealed: Option<Vec<u8>> = row.try_get(12)?;
-            let identity = sealed.map(|sealed| unseal(&self.sealing, lease.id, &sealed)).transpose()?;
+            let identity = sealed.map(|sealed| unseal(&self.sealing, lease.id, &sealed)).transpose();
+            let identity = identity.map_err(LeaseStoreError::read);
             Ok(Some(Found { lease, identity }))
         };
         find.await.map_err(|error: PostgresError| LeaseStoreError::read(error))

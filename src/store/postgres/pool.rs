@@ -14,6 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::settings::{PostgresSettings, Transport};
 use super::tls::Tls;
 use crate::http::ClientError;
+use crate::telemetry::Causes;
 
 /// Connections are made when they are needed and given back when their statement succeeded. Where one broke, or did not
 /// answer in time, all that are idle are dropped with it: after a partition the others are no better.
@@ -137,7 +138,7 @@ impl Session {
     {
         let driving = tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::warn!(error = &error as &dyn std::error::Error, "a connection to PostgreSQL was lost");
+                tracing::warn!(error = %Causes(&error), "a connection to PostgreSQL was lost");
             }
         });
         Self { client, _connection: AbortOnDropHandle::new(driving) }

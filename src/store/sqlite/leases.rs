@@ -204,7 +204,7 @@ impl LeaseStore for SqliteStore {
         };
         let Some((row, sealed)) = self.run(find).await.map_err(LeaseStoreError::read)? else { return Ok(None) };
         let identity = sealed.map(|sealed| unseal(&self.sealing, row.id, &sealed)).transpose();
-        let identity = identity.map_err(LeaseStoreError::read)?;
+        let identity = identity.map_err(LeaseStoreError::read);
         Ok(Some(Found { lease: row.lease().map_err(LeaseStoreError::read)?, identity }))
     }
 
