@@ -35,7 +35,7 @@ use crate::issuer::{Issuer, KeyStore, Rotation};
 use crate::lease::{LeaseStoreError, Leases};
 use crate::oauth::{self, Http, Ready};
 use crate::operator::Operator;
-use crate::policy::Policy;
+use crate::policy::{Operators, Policy};
 use crate::secret::{SealError, SealingKeys, sha256};
 use crate::store::{self, OpenError};
 use crate::subject::{EntraVerifier, KeyCache};
@@ -108,6 +108,7 @@ impl App {
         }
         let (audit, audit_writer) = Audit::start(stores.audit);
         let policy = Arc::new(ArcSwap::from_pointee(config.policy));
+        let operators = Arc::new(ArcSwap::from_pointee(config.operators));
         let exchange = Arc::new(Exchange {
             verifier: verifier.clone(),
             policy: policy.clone(),
@@ -122,7 +123,7 @@ impl App {
         leases.begin().await?;
         let operator = Operator {
             verifier,
-            operators: config.operators,
+            operators: operators.clone(),
             leases: leases.clone(),
             audit: audit.clone(),
             clock: clock.clone(),
@@ -147,7 +148,8 @@ impl App {
         let (http_address, http) = servers.add("http", &config.server.http, Serves::Http(http_router)).await?;
 
         let seen = Mutex::new(config.digest);
-        let reloading = Arc::new(Reloading { path, policy, fixed: config.fixed, seen, stale: AtomicBool::new(false) });
+        let reloading =
+            Arc::new(Reloading { path, policy, operators, fixed: config.fixed, seen, stale: AtomicBool::new(false) });
         let watching = reloading.clone();
         background.spawn(async move { watching.watch().await });
         let (keeping, kept_for) = (audit.clone(), config.retention);
@@ -189,7 +191,7 @@ impl App {
         }
     }
 
-    /// Loads targets and rules anew from the file.
+    /// Loads targets, rules and operators anew from the file.
     ///
     /// # Errors
     /// What is wrong with the file; the old rules stay in force.
@@ -322,6 +324,7 @@ impl Servers<'_> {
 struct Reloading {
     path: Option<PathBuf>,
     policy: Arc<ArcSwap<Policy>>,
+    operators: Arc<ArcSwap<Operators>>,
     fixed: [u8; 32],
     /// Digest of the file as it was last loaded, or tried to.
     seen: Mutex<[u8; 32]>,
@@ -362,10 +365,11 @@ impl Reloading {
             tracing::error!(%error, "the changed configuration cannot be used; the old rules stay in force");
         })?;
         if config.fixed != self.fixed {
-            tracing::warn!("besides targets and rules, settings changed that need a restart");
+            tracing::warn!("besides targets, rules and operators, settings changed that need a restart");
         }
         self.policy.store(Arc::new(config.policy));
-        tracing::info!(path = %path.display(), "targets and rules were loaded anew");
+        self.operators.store(Arc::new(config.operators));
+        tracing::info!(path = %path.display(), "targets, rules and operators were loaded anew");
         Ok(())
     }
 

@@ -124,11 +124,10 @@ impl Config {
         environment: &dyn Fn(&str) -> Option<String>,
         mistakes: &mut Vec<Mistake>,
     ) -> Option<Self> {
-        let Document { server: s, entra: e, issuer: i, outbound: o, audit: a, telemetry: t, operators: p, .. } =
-            &document;
+        let Document { server: s, entra: e, issuer: i, outbound: o, audit: a, telemetry: t, .. } = &document;
         let secrets: Vec<_> =
             std::iter::once(&document.store).chain(&document.store_key.0).map(Secret::sha256).collect();
-        let fixed = sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {t:?} {p:?} {secrets:?}").as_bytes());
+        let fixed = sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {t:?} {secrets:?}").as_bytes());
         let server = server(&document.server, mistakes);
         let entra = entra(&document.entra, mistakes);
         let issuer = issuer(document.issuer.as_ref(), mistakes);

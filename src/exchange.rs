@@ -28,10 +28,11 @@ use uuid::Uuid;
 
 use self::completion::Completion;
 use self::record::Record;
+use self::request::Asks;
 use crate::audit::{Audit, AuditError};
 use crate::clock::Clock;
 use crate::credential::{Call, Credentials, Key};
-use crate::policy::{Grant, Inquiry, Policy};
+use crate::policy::{Grant, Inquiry, Policy, Tenure};
 use crate::subject::{SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::telemetry::SPANS;
 
@@ -61,12 +62,12 @@ pub struct Exchanged {
 
 impl Exchange {
     pub async fn run(self: &Arc<Self>, request: ExchangeRequest) -> Exchanged {
-        self.decide(request, None).await
+        self.complete(request, None).await
     }
 
     /// For what a door could not even read as a request: refused like any other, and recorded.
     pub async fn refuse(self: &Arc<Self>, request: ExchangeRequest, error: ExchangeError) -> Exchanged {
-        self.decide(request, Some(error)).await
+        self.complete(request, Some(error)).await
     }
 
     async fn steps(&self, request: &ExchangeRequest, record: &mut Record) -> Answer {
@@ -83,10 +84,7 @@ impl Exchange {
         let asked = request.check()?;
         let (identity, subject_token) = self.identify(&request.proof, record).await?;
         record.verified(&identity, &asked.job);
-        let learned = self.history.learned(&identity, &asked.job).await;
-        let inquiry =
-            Inquiry { learned, tenure: request.tenure, ..Inquiry::once(&identity, &asked.job, self.clock.now()) };
-        let grants = self.policy.load_full().decide_all(inquiry, &asked.asks)?;
+        let grants = self.decide(&identity, &asked, request.tenure).await?;
         record.granted(&grants);
         Ok((grants, subject_token))
     }
@@ -98,13 +96,37 @@ impl Exchange {
         self.credentials.missing(&grants)
     }
 
-    /// Whom the request's token shows, and until when the rules would let a lease of theirs last; issues nothing.
-    pub async fn permit(&self, request: &ExchangeRequest) -> Result<Permit, ExchangeError> {
+    /// Nobody's history is looked at who may not have what they ask for.
+    async fn decide(
+        &self,
+        identity: &Arc<VerifiedIdentity>,
+        asked: &Asks,
+        tenure: Tenure,
+    ) -> Result<Vec<Arc<Grant>>, ExchangeError> {
+        let policy = self.policy.load_full();
+        let inquiry = Inquiry { tenure, ..Inquiry::once(identity, &asked.job, self.clock.now()) };
+        let grants = policy.decide_all(inquiry, &asked.asks)?;
+        match self.history.learned(identity, &asked.job).await {
+            None => Ok(grants),
+            learned => Ok(policy.decide_all(Inquiry { learned, ..inquiry }, &asked.asks)?),
+        }
+    }
+
+    /// Whom the request's token shows; issues nothing.
+    pub async fn shown(&self, request: &ExchangeRequest) -> Result<Arc<VerifiedIdentity>, ExchangeError> {
         let mut record = Record::about(request, Uuid::nil(), self.clock.now());
-        let (grants, _subject_token) = self.grants(request, &mut record).await?;
+        Ok(self.identify(&request.proof, &mut record).await?.0)
+    }
+
+    /// Until when the rules would let a lease of `identity` last that begins now; issues nothing.
+    pub async fn lease_end(
+        &self,
+        identity: &Arc<VerifiedIdentity>,
+        request: &ExchangeRequest,
+    ) -> Result<SystemTime, ExchangeError> {
+        let grants = self.decide(identity, &request.check()?, request.tenure).await?;
         let ends_at = grants.iter().filter_map(|grant| grant.lease()).map(|terms| terms.ends_at).min();
-        let (Some(grant), Some(not_after)) = (grants.first(), ends_at) else { return Err(ExchangeError::Internal) };
-        Ok(Permit { identity: grant.identity().clone(), not_after })
+        ends_at.ok_or(ExchangeError::Internal)
     }
 
     /// Whoever holds a lease was verified when it was opened.
@@ -149,7 +171,7 @@ impl Exchange {
     }
 
     /// To its end: a caller that leaves cannot keep a decision from being recorded, nor can a panic.
-    async fn decide(self: &Arc<Self>, request: ExchangeRequest, refusal: Option<ExchangeError>) -> Exchanged {
+    async fn complete(self: &Arc<Self>, request: ExchangeRequest, refusal: Option<ExchangeError>) -> Exchanged {
         let exchange_id = Uuid::now_v7();
         let Ok(place) = self.places.clone().try_acquire_owned() else {
             metrics::counter!("carnet_exchanges_shed_total").increment(1);
@@ -174,13 +196,6 @@ impl Exchange {
         let result = Completion::of(decision).await.unwrap_or(Err(ExchangeError::Internal));
         Exchanged { exchange_id, result }
     }
-}
-
-/// What an extension of a lease needs to know.
-#[derive(Debug)]
-pub struct Permit {
-    pub identity: Arc<VerifiedIdentity>,
-    pub not_after: SystemTime,
 }
 
 /// Places enough for a gang of ten thousand workers; each costs some 10 KB while it waits for a cloud.

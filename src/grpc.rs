@@ -1,4 +1,4 @@
-//! The gRPC door: `carnet.v1.TokenExchange`, with health and reflection.
+//! The gRPC door: `carnet.v1.TokenExchange`, `Leases` and `Operator`, with health and reflection.
 
 mod client;
 mod leases;
@@ -78,7 +78,6 @@ pub async fn services(doors: Doors) -> Result<Services, tonic_reflection::server
     let exchange = TokenExchangeServer::new(service::TokenExchangeService::new(exchange))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(ANSWER_MAX_BYTES);
-    // Both versions: Python's own client knows v1alpha only.
     let leases = LeasesServer::new(leases::LeasesService::new(leases, clock))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(ANSWER_MAX_BYTES);
@@ -88,6 +87,7 @@ pub async fn services(doors: Doors) -> Result<Services, tonic_reflection::server
     let others = tonic::service::Routes::new(health_service)
         .add_service(leases)
         .add_service(operator)
+        // Both versions: Python's own client knows v1alpha only.
         .add_service(reflection().build_v1()?)
         .add_service(reflection().build_v1alpha()?)
         .into_axum_router();

@@ -1,6 +1,7 @@
 //! A grant that outlives its token: open, beat, extend, credentials, watch, end. Its credentials come through the same
 //! [`Exchange`] as all others, so every rule is asked again at each of them.
 
+mod ending;
 mod ends;
 mod extend;
 mod pace;
@@ -166,7 +167,12 @@ impl Leases {
 
     async fn beat_of(&self, id: Uuid) -> Result<Lease, Failed> {
         let now = self.clock.now();
-        let Applied { lease, changed } = self.writer.apply(Change::Beat { id, now }).await?;
+        let mut applied = self.writer.apply(Change::Beat { id, now }).await?;
+        if applied.lease.as_ref().is_some_and(|lease| lease.has_lapsed(now)) {
+            self.begin().await?;
+            applied = self.writer.apply(Change::Beat { id, now }).await?;
+        }
+        let Applied { lease, changed } = applied;
         let lease = lease.ok_or_else(|| Failed::new(ExchangeError::LeaseNotFound))?;
         match lease.end_at(now) {
             None if changed => Ok(lease),
@@ -202,14 +208,14 @@ impl Leases {
         caller: Caller,
         urgency: SystemTime,
     ) -> Result<Update, Failed> {
-        let held = self.holder(self.store.find(&lease.token_sha256).await?)?;
+        let held = self.holder(self.look_up(&lease.token_sha256).await?)?;
         let request = request(&held, targets.clone(), caller.clone());
         let Some(missing) = self.exchange.missing(&request).await else {
             return self.credentials_of(held, targets, caller).await;
         };
         self.pace.turn(urgency, missing).await;
         // The turn may have come late.
-        let held = self.holder(self.store.find(&lease.token_sha256).await?)?;
+        let held = self.holder(self.look_up(&lease.token_sha256).await?)?;
         self.credentials_of(held, targets, caller).await
     }
 
@@ -218,9 +224,12 @@ impl Leases {
         let (request, (lease, _identity)) = (request(&held, targets, caller), held);
         let Exchanged { exchange_id, result } = self.exchange.run(request).await;
         let credentials = result.map_err(|error| Failed { exchange_id, error })?;
-        let now = self.store.find(&lease.token_sha256).await?.map(|found| found.lease);
+        let now = self.look_up(&lease.token_sha256).await?.map(|found| found.lease);
         let now = now.ok_or(Failed { exchange_id, error: ExchangeError::LeaseNotFound })?;
         if let Some(end) = now.end_at(self.clock.now()) {
+            for credential in &credentials {
+                self.exchange.credentials.forget(&credential.key).await;
+            }
             return Err(Failed { exchange_id, error: ExchangeError::LeaseEnded(end.kind.as_str()) });
         }
         self.remember(lease.id, &credentials);
@@ -263,102 +272,36 @@ impl Leases {
         // A program that reads claims by other rules than the one that opened it does not know who this is.
         let identity = identity?.and_then(|snapshot| VerifiedIdentity::restore(&snapshot));
         let identity = identity.ok_or_else(|| Failed::new(ExchangeError::Internal))?;
+        // A tenant or an audience may have been taken out of the configuration since.
+        self.exchange
+            .verifier
+            .still_accepts(&identity)
+            .map_err(|refused| Failed::new(ExchangeError::Subject(refused)))?;
         Ok((lease, Arc::new(identity)))
     }
 
     async fn found(&self, lease_token: &Secret) -> Result<Found, Failed> {
         let digest = lease_token.sha256();
-        let found = self.store.find(&digest).await?;
+        let found = self.look_up(&digest).await?;
         // The store compared digests of 256 random bits; this comparison takes the same time for all.
         let found = found.filter(|found| bool::from(found.lease.token_sha256.ct_eq(&digest)));
         found.ok_or_else(|| Failed::new(ExchangeError::LeaseNotFound))
     }
 
-    /// By its job. A lease that has ended stays as it ended.
-    pub async fn close(self: &Arc<Self>, lease_token: &Secret) -> Result<Lease, Failed> {
-        let lease = self.found(lease_token).await?.lease;
-        let closed = || End {
-            kind: EndKind::Closed,
-            at: whole_milliseconds(self.clock.now()),
-            reason: "its job closed it".to_owned(),
-        };
-        let end = lease.end_at(self.clock.now()).unwrap_or_else(closed);
-        let (this, id) = (self.clone(), lease.id);
-        detached(async move { this.end(vec![(id, end)]).await }).await?;
-        Ok(self.found(lease_token).await?.lease)
-    }
-
-    /// Ends every lease that matches; returns how many.
-    pub async fn revoke(self: &Arc<Self>, filter: LeaseFilter, reason: String) -> Result<usize, Failed> {
-        let (this, mut revoked) = (self.clone(), 0);
-        loop {
-            let query = LeaseQuery { filter: filter.clone(), states: vec![None], before: None, most: PIECE };
-            let now = self.clock.now();
-            let active = self.store.list(&query, now).await?;
-            if active.is_empty() {
-                return Ok(revoked);
-            }
-            let end = End { kind: EndKind::Revoked, at: whole_milliseconds(now), reason: reason.clone() };
-            let ends = active.into_iter().map(|lease| (lease.id, end.clone())).collect();
-            let this = this.clone();
-            revoked += detached(async move { this.end(ends).await }).await?;
+    /// A lease that seems to have lapsed may do so only because nobody could take its heartbeat: that is settled first.
+    async fn look_up(&self, token_sha256: &[u8; 32]) -> Result<Option<Found>, LeaseStoreError> {
+        let found = self.store.find(token_sha256).await?;
+        if !found.as_ref().is_some_and(|found| found.lease.has_lapsed(self.clock.now())) {
+            return Ok(found);
         }
+        self.begin().await?;
+        self.store.find(token_sha256).await
     }
 
     pub async fn list(&self, query: &LeaseQuery) -> Result<Vec<(Lease, Option<End>)>, Failed> {
         let now = self.clock.now();
         let leases = self.store.list(query, now).await?;
         Ok(leases.into_iter().map(|lease| (lease.end_at(now), lease)).map(|(end, lease)| (lease, end)).collect())
-    }
-
-    /// Writes ends down, then records them; what fails between is made good by the upkeep. Returns how many were new.
-    async fn end(&self, ends: Vec<(Uuid, End)>) -> Result<usize, Failed> {
-        let changes = ends.into_iter().map(|(id, end)| Change::End { id, end }).collect();
-        let applied = self.store.apply(changes).await?;
-        let ended: Vec<Lease> =
-            applied.into_iter().filter(|applied| applied.changed).filter_map(|applied| applied.lease).collect();
-        for lease in &ended {
-            self.heard_of_end(lease.id).await;
-            if let (Some(name), Some(EndKind::Closed)) = (&lease.job.name, lease.end.as_ref().map(|end| end.kind)) {
-                self.exchange.history.changed(&lease.subject, name);
-            }
-        }
-        self.record_ends(&ended).await?;
-        Ok(ended.len())
-    }
-
-    async fn record_ends(&self, ended: &[Lease]) -> Result<(), Failed> {
-        if ended.is_empty() {
-            return Ok(());
-        }
-        let records: Vec<AuditRecord> = ended.iter().filter_map(|lease| self.end_record(lease)).collect();
-        self.exchange.audit.record(records).await.map_err(|error| Failed::new(ExchangeError::Audit(error)))?;
-        self.store.apply(ended.iter().map(|lease| Change::Recorded { id: lease.id }).collect()).await?;
-        Ok(())
-    }
-
-    fn end_record(&self, lease: &Lease) -> Option<AuditRecord> {
-        let end = lease.end.as_ref()?;
-        let action = match end.kind {
-            EndKind::Closed => "lease.close",
-            EndKind::Expired => "lease.expire",
-            EndKind::Revoked => "lease.revoke",
-        };
-        count(action.trim_start_matches("lease."));
-        let mut record = record(lease, Uuid::now_v7(), self.clock.now(), action, Outcome::Done);
-        record.lifetime = end.at.duration_since(lease.opened_at).ok();
-        record.attributes = vec![("state", end.kind.as_str().to_owned()), ("end_reason", end.reason.clone())];
-        tracing::info!(
-            lease.id = %lease.id, lease.state = end.kind.as_str(), subject.id = lease.subject,
-            job.id = lease.job.id.as_deref(), "lease {}: {}", end.kind.as_str(), end.reason
-        );
-        Some(record)
-    }
-
-    async fn heard_of_end(&self, id: Uuid) {
-        for key in self.ends.ended(id) {
-            self.exchange.credentials.forget(&key).await;
-        }
     }
 
     fn remember(&self, id: Uuid, credentials: &[IssuedCredential]) {
@@ -415,9 +358,6 @@ async fn detached<T: Send + 'static>(
 fn count(action: &'static str) {
     metrics::counter!("carnet_lease_calls_total", "action" => action).increment(1);
 }
-
-/// Leases that end in one transaction.
-const PIECE: usize = 500;
 
 #[cfg(test)]
 mod tests;

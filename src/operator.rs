@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use uuid::Uuid;
 
 use crate::audit::{Audit, AuditRecord, Outcome};
@@ -16,7 +17,8 @@ use crate::subject::{SubjectToken, VerifiedIdentity, Verifier};
 #[derive(Debug)]
 pub struct Operator {
     pub verifier: Arc<dyn Verifier>,
-    pub operators: Operators,
+    /// Replaced as a whole when the configuration file changes.
+    pub operators: Arc<ArcSwap<Operators>>,
     pub leases: Arc<Leases>,
     pub audit: Audit,
     pub clock: Arc<dyn Clock>,
@@ -73,7 +75,7 @@ impl Operator {
             record.attributes.extend(details);
         }
         let allowed = verified.and_then(|identity| {
-            let permitted = self.operators.permit(&identity, permission);
+            let permitted = self.operators.load().permit(&identity, permission);
             permitted.then_some(identity).ok_or(ExchangeError::Policy(Refusal::Denied(Denial::NoRule)))
         });
         if let Err(error) = &allowed {

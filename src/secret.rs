@@ -115,6 +115,11 @@ pub enum SealError {
 }
 
 impl SealingKeys {
+    /// Something may be sealed with another key than the first.
+    pub fn is_rotating(&self) -> bool {
+        !self.older.is_empty()
+    }
+
     /// Each text: 32 bytes in base64; blanks around it are ignored.
     pub fn from_base64(texts: &[Secret]) -> Result<Self, SealError> {
         let mut keys = texts.iter().map(|text| {

@@ -22,6 +22,10 @@ use crate::secret::Secret;
 #[async_trait::async_trait]
 pub trait Verifier: fmt::Debug + Send + Sync {
     async fn verify(&self, token: &SubjectToken) -> Result<Arc<VerifiedIdentity>, SubjectError>;
+
+    /// Whether an identity that was verified earlier would still be taken: its tenant and its token's audience may have
+    /// been taken out of the settings since.
+    fn still_accepts(&self, identity: &VerifiedIdentity) -> Result<(), SubjectError>;
 }
 
 /// A token as it came in: nothing of it is verified.
@@ -255,6 +259,10 @@ impl Verifier for FakeVerifier {
             "other" => Ok(Arc::new(good.with_object(99))),
             _ => Err(SubjectError::Issuer),
         }
+    }
+
+    fn still_accepts(&self, identity: &VerifiedIdentity) -> Result<(), SubjectError> {
+        (identity.tenant() == Uuid::from_u128(1)).then_some(()).ok_or(SubjectError::Tenant)
     }
 }
 

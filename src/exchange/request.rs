@@ -113,8 +113,8 @@ impl ExchangeRequest {
                 ));
             }
         }
-        if self.tenure == Tenure::Opening(Some(Duration::ZERO)) {
-            return Err(invalid("duration", "a lease is longer than nothing"));
+        if matches!(self.tenure, Tenure::Opening(Some(duration)) if duration < SHORTEST_LEASE) {
+            return Err(invalid("duration", "a lease lasts at least a second"));
         }
         let job = self.job.clone().check().map_err(|complaint| invalid("job", complaint.0))?;
         Ok(Asks { asks, job: Arc::new(job) })
@@ -168,6 +168,8 @@ fn invalid(field: &str, message: &str) -> ExchangeError {
 /// An Entra access token is a JWT; both names are right (RFC 8693 section 3).
 const SUBJECT_TOKEN_TYPES: [&str; 3] =
     ["", "urn:ietf:params:oauth:token-type:jwt", "urn:ietf:params:oauth:token-type:access_token"];
+
+const SHORTEST_LEASE: Duration = Duration::from_secs(1);
 
 const MAX_TARGETS: usize = 16;
 const MAX_SCOPES: usize = 64;

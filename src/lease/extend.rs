@@ -49,29 +49,37 @@ impl Leases {
             excess: ExcessScopes::Refuse,
             caller,
         };
-        let permitted = self.exchange.permit(&request).await;
-        // Somebody else's token must not tell that there is such a lease.
-        let permitted = permitted.and_then(|permit| {
-            let same = permit.identity.subject() == lease.subject;
-            same.then_some(permit).ok_or(ExchangeError::LeaseNotFound)
-        });
+        let shown = self.exchange.shown(&request).await;
+        let permitted = match &shown {
+            // Somebody else's token must not tell that there is such a lease, whatever the rules allow them.
+            Ok(identity) if identity.subject() != lease.subject => Err(ExchangeError::LeaseNotFound),
+            Ok(identity) => self.exchange.lease_end(identity, &request).await,
+            Err(_refused) => Err(ExchangeError::Internal),
+        };
         let now = self.clock.now();
         let mut entry = record(&lease, exchange_id, now, "lease.extend", Outcome::Done);
-        entry.attributes.push(("peer", request.caller.address.to_string()));
+        entry.attributes = vec![("peer", request.caller.address.to_string()), ("lease_subject", lease.subject.clone())];
+        // The record names whoever asked, who need not be the lease's holder.
+        entry.subject = shown.as_ref().map(|identity| identity.subject().to_owned()).unwrap_or_default();
+        if let Ok(identity) = &shown {
+            entry.client_id = identity.client().to_string();
+            entry.entra_token_id = identity.token_id().unwrap_or_default().to_owned();
+        }
+        let permitted = shown.and_then(|identity| Ok((identity, permitted?)));
         if let Err(error) = &permitted {
             (entry.outcome, entry.reason) = (error.outcome(), Some(error.reason()));
         }
         self.exchange.audit.record(vec![entry]).await.map_err(|error| failed(ExchangeError::Audit(error)))?;
-        let permit = permitted.map_err(failed)?;
+        let (identity, allowed_until) = permitted.map_err(failed)?;
         let not_after = match duration {
-            Some(_) => permit.not_after,
-            None => permit.not_after.max(lease.not_after),
+            Some(_) => allowed_until,
+            None => allowed_until.max(lease.not_after),
         };
         let extension = Change::Extend {
             id: lease.id,
             now: whole_milliseconds(now),
             not_after: whole_milliseconds(not_after),
-            identity: permit.identity.snapshot(),
+            identity: identity.snapshot(),
         };
         let Applied { lease, changed } = self.writer.apply(extension).await?;
         let lease = lease.ok_or_else(|| failed(ExchangeError::LeaseNotFound))?;

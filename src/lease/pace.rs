@@ -27,28 +27,40 @@ struct Waiting {
     came: Notify,
 }
 
-/// By urgency, then by arrival. A key whose turn has come is in the heap no more than in the map.
+/// By urgency, then by arrival. Places of a turn that was given stay in the heap until they come up, and count no more.
 #[derive(Debug, Default)]
 struct Queue {
     arrivals: u64,
     places: BinaryHeap<Reverse<(SystemTime, u64, Key)>>,
-    turns: HashMap<Key, Vec<oneshot::Sender<()>>>,
+    turns: HashMap<Key, Turn>,
+}
+
+/// All who wait for one key.
+#[derive(Debug)]
+struct Turn {
+    /// The first of them.
+    since: u64,
+    waiting: Vec<oneshot::Sender<()>>,
 }
 
 impl Queue {
     fn join(&mut self, urgency: SystemTime, key: Key, turn: oneshot::Sender<()>) {
         self.arrivals += 1;
         self.places.push(Reverse((urgency, self.arrivals, key)));
-        self.turns.entry(key).or_default().push(turn);
+        let since = self.arrivals;
+        self.turns.entry(key).or_insert_with(|| Turn { since, waiting: Vec::new() }).waiting.push(turn);
     }
 
     /// Those whose turn is next and who are still there.
     fn next(&mut self) -> Option<Vec<oneshot::Sender<()>>> {
-        while let Some(Reverse((_urgency, _arrival, key))) = self.places.pop() {
-            let mut turns = self.turns.remove(&key).unwrap_or_default();
-            turns.retain(|turn| !turn.is_closed());
-            if !turns.is_empty() {
-                return Some(turns);
+        while let Some(Reverse((_urgency, arrival, key))) = self.places.pop() {
+            if self.turns.get(&key).is_none_or(|turn| arrival < turn.since) {
+                continue;
+            }
+            let mut waiting = self.turns.remove(&key).map(|turn| turn.waiting).unwrap_or_default();
+            waiting.retain(|turn| !turn.is_closed());
+            if !waiting.is_empty() {
+                return Some(waiting);
             }
         }
         None

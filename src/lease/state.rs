@@ -70,6 +70,11 @@ impl Lease {
         })
     }
 
+    /// Time has ended it, and nobody has written that down.
+    pub fn has_lapsed(&self, now: SystemTime) -> bool {
+        self.end.is_none() && now >= self.heartbeat_before
+    }
+
     pub fn is_active(&self, now: SystemTime) -> bool {
         self.end.is_none() && now < self.heartbeat_before
     }

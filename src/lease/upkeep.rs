@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
-use super::{Failed, LeaseStoreError, Leases, PIECE};
+use super::ending::PIECE;
+use super::{Failed, LeaseStoreError, Leases};
 
 impl Leases {
     /// Before the first call is served: jobs that lived while no broker did keep their leases.
@@ -47,8 +48,9 @@ impl Leases {
 
     /// One round: outages first, so that none of them ends a lease.
     pub async fn sweep_once(&self) -> Result<(), Failed> {
-        self.begin().await?;
         loop {
+            // In each turn: while many leases are written down, the broker lives.
+            self.begin().await?;
             let now = self.clock.now();
             let lapsed = self.store.lapsed(now, PIECE).await?;
             let more = lapsed.len() == PIECE;
@@ -76,9 +78,7 @@ impl Leases {
             // Ends become visible a moment after their time.
             if let Ok(ended) = self.store.ended_within(heard.elapsed() + OVERLAP).await {
                 heard = asked;
-                for lease in ended {
-                    self.heard_of_end(lease).await;
-                }
+                self.heard_of_ends(ended.into_iter()).await;
             }
         }
     }
@@ -86,8 +86,9 @@ impl Leases {
 
 const SWEEP_EVERY: Duration = Duration::from_secs(3);
 
-/// A few rounds that did not come; less than any heartbeat.
-const OUTAGE: Duration = Duration::from_secs(12);
+/// Two rounds that did not come. A job that beats at a third of its heartbeat, which is 15 s or more, outlives what is
+/// shorter.
+const OUTAGE: Duration = Duration::from_secs(7);
 
 const RECORDED_WITHIN: Duration = Duration::from_secs(30);
 

@@ -74,8 +74,8 @@ impl Leases {
 
 /// The lease's targets of these names; all of them where none is named.
 pub(super) fn named(lease: &Lease, names: &[String]) -> Result<Vec<TargetRequest>, Failed> {
-    if let Some(unknown) = names.iter().find(|name| !lease.targets.iter().any(|target| target.target == **name)) {
-        let message = format!("{unknown} is not one of the lease's");
+    if names.iter().any(|name| !lease.targets.iter().any(|target| target.target == *name)) {
+        let message = "one of them is not the lease's".to_owned();
         return Err(Failed::new(ExchangeError::Request { field: "targets".to_owned(), message }));
     }
     let wanted = |target: &&TargetRequest| names.is_empty() || names.contains(&target.target);
@@ -83,14 +83,15 @@ pub(super) fn named(lease: &Lease, names: &[String]) -> Result<Vec<TargetRequest
 }
 
 impl Watch {
-    /// `None` after the end: the last update but one says how the lease ended.
+    /// `None` after the end, which the last update tells.
     pub async fn next(&mut self) -> Option<Result<Update, Failed>> {
         while !self.over {
             let now = self.leases.clock.now();
-            if self.watching.ended.is_cancelled() || now >= self.lease.not_after {
+            if self.watching.ended.is_cancelled() {
                 return self.end().await;
             }
-            if now >= self.beat_at && self.beat().await.is_err() {
+            // At the end too: the lease may have been extended since it was last looked at.
+            if (now >= self.beat_at || now >= self.lease.not_after) && self.beat().await.is_err() {
                 return self.end().await;
             }
             if self.slots.iter().any(|slot| now >= slot.due_at) {
@@ -199,7 +200,7 @@ impl Watch {
     async fn end(&mut self) -> Option<Result<Update, Failed>> {
         self.over = true;
         let now = self.leases.clock.now();
-        match self.leases.store.find(&self.lease.token_sha256).await {
+        match self.leases.look_up(&self.lease.token_sha256).await {
             Ok(Some(found)) => {
                 let mut lease = found.lease;
                 lease.end = lease.end_at(now);

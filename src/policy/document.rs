@@ -57,7 +57,7 @@ pub struct LeaseDocument {
     pub max_duration: Span,
     /// Without a heartbeat for this long, the lease lapses.
     pub heartbeat: Span,
-    /// Of the tokens under a lease; default: 30m.
+    /// Of the tokens under a lease, where the cloud takes a wish; default: 30m.
     pub token_lifetime: Option<Span>,
 }
 

@@ -26,7 +26,8 @@ pub struct LeaseTerms {
     pub heartbeat: Duration,
     /// The end, whatever is renewed without a subject token.
     pub ends_at: SystemTime,
-    /// Of the tokens under the lease: what a revocation cannot take back lives no longer than this.
+    /// Of the tokens under the lease, where the cloud takes a wish (Google with a service account) and six minutes or more
+    /// of the lease are left. Managed identities' tokens live some 24 h, and a revocation cannot take them back.
     pub token_lifetime: Duration,
 }
 

@@ -11,7 +11,7 @@ use crate::clock::{from_unix_milliseconds, unix_milliseconds};
 use crate::exchange::TargetRequest;
 use crate::lease::{End, EndKind, Lease};
 use crate::proto;
-use crate::secret::{SealError, SealingKeys};
+use crate::secret::{FieldDigest, SealError, SealingKeys};
 use crate::target::Job;
 
 /// The narrow row, which every heartbeat writes anew. Times are milliseconds since 1970.
@@ -132,15 +132,26 @@ fn target(message: proto::TargetRequest) -> TargetRequest {
     }
 }
 
-/// Who opened the lease, sealed for its row.
-pub(super) fn seal(key: &SealingKeys, id: Uuid, identity: &[u8]) -> Result<Vec<u8>, LeaseRowError> {
-    key.seal(identity, &row(id)).map_err(|source| LeaseRowError::Identity { id, source })
+/// Who opened the lease, sealed for it as it is: whoever can write the database, and has no key, cannot give it another
+/// token, other targets or a later end.
+pub(super) fn seal(key: &SealingKeys, lease: &Lease, identity: &[u8]) -> Result<Vec<u8>, LeaseRowError> {
+    key.seal(identity, &place(lease)).map_err(|source| LeaseRowError::Identity { id: lease.id, source })
 }
 
-pub(super) fn unseal(key: &SealingKeys, id: Uuid, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, LeaseRowError> {
-    key.open(sealed, &row(id)).map_err(|source| LeaseRowError::Identity { id, source })
+pub(super) fn unseal(key: &SealingKeys, lease: &Lease, sealed: &[u8]) -> Result<Zeroizing<Vec<u8>>, LeaseRowError> {
+    key.open(sealed, &place(lease)).map_err(|source| LeaseRowError::Identity { id: lease.id, source })
 }
 
-fn row(id: Uuid) -> String {
-    format!("lease/{id}")
+/// What takes the place of `sealed`, where an older key had sealed it.
+pub(super) fn renewed(key: &SealingKeys, lease: &Lease, sealed: &[u8]) -> Option<Vec<u8>> {
+    key.renewed(sealed, &place(lease)).ok().flatten()
+}
+
+fn place(lease: &Lease) -> String {
+    let mut digest = FieldDigest::new("lease 1");
+    digest.field(&lease.token_sha256).field(lease.subject.as_bytes()).field(&details(lease).encode_to_vec());
+    for time in [lease.opened_at, lease.proved_at, lease.not_after] {
+        digest.field(&unix_milliseconds(time).to_le_bytes());
+    }
+    format!("lease/{}/{}", lease.id, hex::encode(digest.finish()))
 }

@@ -61,6 +61,7 @@ impl PostgresStore {
             return Err(OpenError::Newer { store: settings.to_string(), found: version, known: SCHEMA_VERSION });
         }
         store.renew_keys().await.map_err(failed)?;
+        store.renew_leases().await.map_err(failed)?;
         Ok(store)
     }
 

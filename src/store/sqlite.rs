@@ -51,6 +51,7 @@ impl SqliteStore {
         let failed =
             |source: Box<dyn Error + Send + Sync>| OpenError::Open { store: path.display().to_string(), source };
         renew_keys(&mut connection, &sealing).map_err(|error| failed(error.into()))?;
+        leases::renew(&mut connection, &sealing).map_err(|error| failed(error.into()))?;
         let (jobs, queue) = mpsc::channel(64);
         let (working, ended) = std::sync::mpsc::channel();
         let thread = |name: &str| thread::Builder::new().name(name.to_owned());

@@ -146,6 +146,15 @@ impl Verifier for EntraVerifier {
         self.verdicts.insert(token.sha256, verdict);
         Ok(identity)
     }
+
+    fn still_accepts(&self, identity: &VerifiedIdentity) -> Result<(), SubjectError> {
+        if !self.settings.tenants.contains(&identity.tenant()) {
+            return Err(SubjectError::Tenant);
+        }
+        let audience = identity.claims().get("aud").and_then(Value::as_str).unwrap_or_default();
+        let ours = self.settings.audiences.iter().any(|ours| same_audience(ours, audience));
+        ours.then_some(()).ok_or(SubjectError::Audience)
+    }
 }
 
 impl fmt::Debug for EntraVerifier {

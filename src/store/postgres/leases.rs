@@ -13,7 +13,7 @@ use super::{PostgresError, PostgresStore};
 use crate::clock::unix_milliseconds;
 use crate::exchange::{HistoryError, RunHistory};
 use crate::lease::{Applied, Change, Found, Lease, LeaseQuery, LeaseStore, LeaseStoreError};
-use crate::store::lease::{LeaseRow, seal, unseal};
+use crate::store::lease::{LeaseRow, renewed, seal, unseal};
 
 /// Heartbeats write the narrow table alone.
 pub(super) const TABLES: &str = "
@@ -97,7 +97,7 @@ impl<'a> Group<'a> {
     async fn apply(&mut self, store: &PostgresStore, change: Change) -> Result<Applied, PostgresError> {
         let id = id_of(&change);
         if let Change::Open { lease, identity } = change {
-            self.opened.push((Lease::clone(&lease), sealed(store, id, &identity)?));
+            self.opened.push((Lease::clone(&lease), seal(&store.sealing, &lease, &identity)?));
             self.leases.insert(id, Lease::clone(&lease));
             return Ok(Applied { lease: Some(*lease), changed: true });
         }
@@ -108,7 +108,7 @@ impl<'a> Group<'a> {
             Change::Extend { now, not_after, identity, .. } => {
                 let extended = lease.extend(now, not_after);
                 if extended {
-                    self.identities.insert(id, sealed(store, id, &identity)?);
+                    self.identities.insert(id, seal(&store.sealing, lease, &identity)?);
                 }
                 extended
             }
@@ -214,15 +214,35 @@ fn id_of(change: &Change) -> Uuid {
     }
 }
 
-fn sealed(store: &PostgresStore, id: Uuid, identity: &[u8]) -> Result<Vec<u8>, PostgresError> {
-    Ok(seal(&store.sealing, id, identity)?)
-}
-
 fn bytes<'a>(bytes: &'a (impl tokio_postgres::types::ToSql + Sync)) -> Parameter<'a> {
     (bytes, Type::BYTEA)
 }
 
 impl PostgresStore {
+    /// Seals anew who opened the leases that an older key had sealed.
+    pub(super) async fn renew_leases(&self) -> Result<(), PostgresError> {
+        let mut last = Vec::new();
+        while self.sealing.is_rotating() {
+            let sql = format!(
+                "SELECT {COLUMNS}, identity FROM lease JOIN lease_detail USING (id)
+                 WHERE identity IS NOT NULL AND lease.id > $1 ORDER BY lease.id LIMIT 500"
+            );
+            let rows = self.pool.query(&sql, &[bytes(&last)]).await?;
+            let Some(row) = rows.last() else { break };
+            last = row.try_get::<_, Vec<u8>>(0)?;
+            for row in &rows {
+                let (lease, sealed): (Lease, Vec<u8>) = (lease(row)?, row.try_get(12)?);
+                if let Some(renewed) = renewed(&self.sealing, &lease, &sealed) {
+                    // An extension may have sealed it anew meanwhile.
+                    let sql = "UPDATE lease_detail SET identity = $3 WHERE id = $1 AND identity = $2";
+                    let id = lease.id.as_bytes().as_slice();
+                    self.pool.query(sql, &[bytes(&id), bytes(&sealed), bytes(&renewed)]).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     async fn apply_group(&self, changes: Vec<Change>) -> Result<Vec<Applied>, PostgresError> {
         let mut lent = self.pool.lend().await?;
         let transaction = lent.client_mut().transaction().await?;
@@ -284,7 +304,7 @@ impl LeaseStore for PostgresStore {
             let Some(row) = rows.first() else { return Ok(None) };
             let lease = lease(row)?;
             let sealed: Option<Vec<u8>> = row.try_get(12)?;
-            let identity = sealed.map(|sealed| unseal(&self.sealing, lease.id, &sealed)).transpose();
+            let identity = sealed.map(|sealed| unseal(&self.sealing, &lease, &sealed)).transpose();
             let identity = identity.map_err(LeaseStoreError::read);
             Ok(Some(Found { lease, identity }))
         };

@@ -4,13 +4,13 @@ use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension as _, Row, Transaction, TransactionBehavior, params};
 use uuid::Uuid;
-use zeroize::Zeroizing;
 
 use super::{JobError, SqliteStore};
 use crate::clock::{from_unix_milliseconds, unix_milliseconds};
 use crate::exchange::{HistoryError, RunHistory};
 use crate::lease::{Applied, Change, Found, Lease, LeaseQuery, LeaseStore, LeaseStoreError};
-use crate::store::lease::{LeaseRow, seal, unseal};
+use crate::secret::SealingKeys;
+use crate::store::lease::{LeaseRow, renewed, seal, unseal};
 
 /// Heartbeats write the narrow table alone.
 pub(super) const TABLES: &str = "
@@ -73,50 +73,69 @@ fn by_id(connection: &Connection, id: Uuid) -> Result<Option<Lease>, JobError> {
     Ok(row.map(LeaseRow::lease).transpose()?)
 }
 
-/// A change with what of it is secret already sealed.
-enum Sealed {
-    Open { lease: Box<Lease>, identity: Vec<u8> },
-    Beat { id: Uuid, now: SystemTime },
-    Extend { id: Uuid, now: SystemTime, not_after: SystemTime, identity: Vec<u8> },
-    End { id: Uuid, end: crate::lease::End },
-    Recorded { id: Uuid },
+fn make(change: Change, transaction: &Transaction<'_>, sealing: &SealingKeys) -> Result<Applied, JobError> {
+    match change {
+        Change::Open { lease, identity } => {
+            insert(transaction, &LeaseRow::of(&lease), &lease, &seal(sealing, &lease, &identity)?)?;
+            Ok(Applied { lease: Some(*lease), changed: true })
+        }
+        Change::Beat { id, now } => change_of(transaction, id, |lease| lease.beat(now)),
+        Change::Extend { id, now, not_after, identity } => {
+            let applied = change_of(transaction, id, |lease| lease.extend(now, not_after))?;
+            if let (true, Some(lease)) = (applied.changed, &applied.lease) {
+                let sql = "UPDATE lease_detail SET identity = ?2 WHERE id = ?1";
+                let sealed = seal(sealing, lease, &identity)?;
+                transaction.prepare_cached(sql)?.execute(params![id.as_bytes(), sealed])?;
+            }
+            Ok(applied)
+        }
+        Change::End { id, end } => {
+            let sql = format!(
+                "UPDATE lease SET end_kind = ?2, ended_ms = ?3, end_reason = ?4, written_ms = {NOW_MS}
+                 WHERE id = ?1 AND end_kind IS NULL"
+            );
+            let values = params![id.as_bytes(), end.kind.as_str(), unix_milliseconds(end.at), end.reason];
+            let changed = transaction.prepare_cached(&sql)?.execute(values)? > 0;
+            if changed {
+                let sql = "UPDATE lease_detail SET identity = NULL WHERE id = ?1";
+                transaction.prepare_cached(sql)?.execute([id.as_bytes()])?;
+            }
+            Ok(Applied { lease: by_id(transaction, id)?, changed })
+        }
+        Change::Recorded { id } => {
+            let sql = "UPDATE lease SET recorded = 1 WHERE id = ?1 AND end_kind IS NOT NULL AND recorded = 0";
+            let changed = transaction.prepare_cached(sql)?.execute([id.as_bytes()])? > 0;
+            Ok(Applied { lease: by_id(transaction, id)?, changed })
+        }
+    }
 }
 
-impl Sealed {
-    fn make(self, transaction: &Transaction<'_>) -> Result<Applied, JobError> {
-        match self {
-            Self::Open { lease, identity } => {
-                insert(transaction, &LeaseRow::of(&lease), &lease, &identity)?;
-                Ok(Applied { lease: Some(*lease), changed: true })
-            }
-            Self::Beat { id, now } => change(transaction, id, |lease| lease.beat(now)),
-            Self::Extend { id, now, not_after, identity } => {
-                let applied = change(transaction, id, |lease| lease.extend(now, not_after))?;
-                if applied.changed {
-                    let sql = "UPDATE lease_detail SET identity = ?2 WHERE id = ?1";
-                    transaction.prepare_cached(sql)?.execute(params![id.as_bytes(), identity])?;
-                }
-                Ok(applied)
-            }
-            Self::End { id, end } => {
-                let sql = format!(
-                    "UPDATE lease SET end_kind = ?2, ended_ms = ?3, end_reason = ?4, written_ms = {NOW_MS}
-                     WHERE id = ?1 AND end_kind IS NULL"
-                );
-                let values = params![id.as_bytes(), end.kind.as_str(), unix_milliseconds(end.at), end.reason];
-                let changed = transaction.prepare_cached(&sql)?.execute(values)? > 0;
-                if changed {
-                    let sql = "UPDATE lease_detail SET identity = NULL WHERE id = ?1";
-                    transaction.prepare_cached(sql)?.execute([id.as_bytes()])?;
-                }
-                Ok(Applied { lease: by_id(transaction, id)?, changed })
-            }
-            Self::Recorded { id } => {
-                let sql = "UPDATE lease SET recorded = 1 WHERE id = ?1 AND end_kind IS NOT NULL AND recorded = 0";
-                let changed = transaction.prepare_cached(sql)?.execute([id.as_bytes()])? > 0;
-                Ok(Applied { lease: by_id(transaction, id)?, changed })
+/// Seals anew who opened the leases that an older key had sealed.
+pub(super) fn renew(connection: &mut Connection, sealing: &SealingKeys) -> Result<(), JobError> {
+    if !sealing.is_rotating() {
+        return Ok(());
+    }
+    let mut last = Vec::new();
+    loop {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let sql = format!(
+            "SELECT {COLUMNS}, identity FROM lease JOIN lease_detail USING (id)
+             WHERE identity IS NOT NULL AND lease.id > ?1 ORDER BY lease.id LIMIT 500"
+        );
+        let mut select = transaction.prepare_cached(&sql)?;
+        let rows = select.query_map([&last], |row| Ok((lease_row(row)?, row.get::<_, Vec<u8>>(12)?)))?;
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
+        drop(select);
+        let Some((row, _sealed)) = rows.last() else { return Ok(()) };
+        last = row.id.as_bytes().to_vec();
+        for (row, sealed) in rows {
+            let lease = row.lease()?;
+            if let Some(renewed) = renewed(sealing, &lease, &sealed) {
+                let sql = "UPDATE lease_detail SET identity = ?2 WHERE id = ?1";
+                transaction.prepare_cached(sql)?.execute(params![lease.id.as_bytes(), renewed])?;
             }
         }
+        transaction.commit()?;
     }
 }
 
@@ -142,7 +161,11 @@ fn insert(transaction: &Transaction<'_>, row: &LeaseRow, lease: &Lease, identity
 }
 
 /// The lease's own rules decide; nobody else writes between reading and writing.
-fn change(transaction: &Transaction<'_>, id: Uuid, rule: impl FnOnce(&mut Lease) -> bool) -> Result<Applied, JobError> {
+fn change_of(
+    transaction: &Transaction<'_>,
+    id: Uuid,
+    rule: impl FnOnce(&mut Lease) -> bool,
+) -> Result<Applied, JobError> {
     let Some(mut lease) = by_id(transaction, id)? else { return Ok(Applied { lease: None, changed: false }) };
     let changed = rule(&mut lease);
     if changed {
@@ -155,19 +178,6 @@ fn change(transaction: &Transaction<'_>, id: Uuid, rule: impl FnOnce(&mut Lease)
 }
 
 impl SqliteStore {
-    fn sealed(&self, change: Change) -> Result<Sealed, JobError> {
-        let seal = |id, identity: &Zeroizing<Vec<u8>>| Ok::<_, JobError>(seal(&self.sealing, id, identity)?);
-        Ok(match change {
-            Change::Open { lease, identity } => Sealed::Open { identity: seal(lease.id, &identity)?, lease },
-            Change::Beat { id, now } => Sealed::Beat { id, now },
-            Change::Extend { id, now, not_after, identity } => {
-                Sealed::Extend { identity: seal(id, &identity)?, id, now, not_after }
-            }
-            Change::End { id, end } => Sealed::End { id, end },
-            Change::Recorded { id } => Sealed::Recorded { id },
-        })
-    }
-
     async fn leases(
         &self,
         read: impl FnOnce(&mut Connection) -> Result<Vec<LeaseRow>, JobError> + Send + 'static,
@@ -180,12 +190,11 @@ impl SqliteStore {
 #[async_trait::async_trait]
 impl LeaseStore for SqliteStore {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, LeaseStoreError> {
-        let sealed = changes.into_iter().map(|change| self.sealed(change)).collect::<Result<Vec<_>, _>>();
-        let sealed = sealed.map_err(LeaseStoreError::written)?;
+        let sealing = self.sealing.clone();
         let apply = move |connection: &mut Connection| {
             // Reads before it writes: begun as a reader, it would fail where another process wrote meanwhile.
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-            let applied = sealed.into_iter().map(|change| change.make(&transaction));
+            let applied = changes.into_iter().map(|change| make(change, &transaction, &sealing));
             let applied = applied.collect::<Result<Vec<_>, _>>()?;
             transaction.commit()?;
             Ok(applied)
@@ -203,9 +212,9 @@ impl LeaseStore for SqliteStore {
             Ok(select.query_row([token_sha256.as_slice()], whole).optional()?)
         };
         let Some((row, sealed)) = self.run(find).await.map_err(LeaseStoreError::read)? else { return Ok(None) };
-        let identity = sealed.map(|sealed| unseal(&self.sealing, row.id, &sealed)).transpose();
-        let identity = identity.map_err(LeaseStoreError::read);
-        Ok(Some(Found { lease: row.lease().map_err(LeaseStoreError::read)?, identity }))
+        let lease = row.lease().map_err(LeaseStoreError::read)?;
+        let identity = sealed.map(|sealed| unseal(&self.sealing, &lease, &sealed)).transpose();
+        Ok(Some(Found { lease, identity: identity.map_err(LeaseStoreError::read) }))
     }
 
     async fn list(&self, query: &LeaseQuery, now: SystemTime) -> Result<Vec<Lease>, LeaseStoreError> {

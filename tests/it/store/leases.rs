@@ -149,6 +149,12 @@ pub async fn leases_outlive_the_process_and_who_opened_them_is_sealed_and_goes_w
     assert!(sealed.identity.is_err(), "another store key opens nothing");
     assert!(sealed.lease == lease, "and the lease can be kept and closed");
 
+    let renewed = place.open_with(&[super::OTHER_STORE_KEY, super::STORE_KEY]).await.leases;
+    drop(renewed);
+    let renewed = place.open_with(&[super::OTHER_STORE_KEY]).await.leases;
+    let found = renewed.find(&lease.token_sha256).await.expect("read").expect("a lease");
+    assert_eq!(found.identity.ok(), Some(Some(identity("who opened it"))), "sealed anew with the key in front");
+
     let ending = Change::End { id: lease.id, end: end(EndKind::Closed, now + SECOND) };
     let applied = store.apply(vec![ending]).await.expect("ended");
     let ended = Lease { end: Some(end(EndKind::Closed, now + SECOND)), ..lease.clone() };
