@@ -1,6 +1,7 @@
 //! ★ Start here: verify → decide → issue → record → reply. Every front door comes through this one function.
 
 mod answer;
+mod beforehand;
 mod completion;
 mod error;
 mod history;
@@ -17,7 +18,6 @@ pub use request::{Caller, Door, ExchangeRequest, Peer, Proof, TargetRequest};
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use arc_swap::ArcSwap;
 use futures_util::FutureExt as _;
@@ -31,7 +31,7 @@ use self::record::Record;
 use self::request::Asks;
 use crate::audit::{Audit, AuditError};
 use crate::clock::Clock;
-use crate::credential::{Call, Credentials, Key};
+use crate::credential::{Call, Credentials};
 use crate::policy::{Grant, Inquiry, Policy, Tenure};
 use crate::subject::{SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::telemetry::SPANS;
@@ -89,13 +89,6 @@ impl Exchange {
         Ok((grants, subject_token))
     }
 
-    /// What a cloud would have to be asked for; `None` where the answer is in the cache, or is a refusal.
-    pub async fn missing(&self, request: &ExchangeRequest) -> Option<Key> {
-        let mut record = Record::about(request, Uuid::nil(), self.clock.now());
-        let (grants, _subject_token) = self.grants(request, &mut record).await.ok()?;
-        self.credentials.missing(&grants)
-    }
-
     /// Nobody's history is looked at who may not have what they ask for.
     async fn decide(
         &self,
@@ -110,23 +103,6 @@ impl Exchange {
             None => Ok(grants),
             learned => Ok(policy.decide_all(Inquiry { learned, ..inquiry }, &asked.asks)?),
         }
-    }
-
-    /// Whom the request's token shows; issues nothing.
-    pub async fn shown(&self, request: &ExchangeRequest) -> Result<Arc<VerifiedIdentity>, ExchangeError> {
-        let mut record = Record::about(request, Uuid::nil(), self.clock.now());
-        Ok(self.identify(&request.proof, &mut record).await?.0)
-    }
-
-    /// Until when the rules would let a lease of `identity` last that begins now; issues nothing.
-    pub async fn lease_end(
-        &self,
-        identity: &Arc<VerifiedIdentity>,
-        request: &ExchangeRequest,
-    ) -> Result<SystemTime, ExchangeError> {
-        let grants = self.decide(identity, &request.check()?, request.tenure).await?;
-        let ends_at = grants.iter().filter_map(|grant| grant.lease()).map(|terms| terms.ends_at).min();
-        ends_at.ok_or(ExchangeError::Internal)
     }
 
     /// Whoever holds a lease was verified when it was opened.

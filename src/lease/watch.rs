@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::ends::Watching;
 use super::{Failed, Lease, Leases, count};
-use crate::exchange::{Caller, ExchangeError, IssuedCredential, TargetRequest};
+use crate::exchange::{Caller, ExchangeError, IssuedCredential, TargetRequest, one_line};
 use crate::secret::Secret;
 
 /// The lease as it is, with credentials that were not sent before.
@@ -74,8 +74,8 @@ impl Leases {
 
 /// The lease's targets of these names; all of them where none is named.
 pub(super) fn named(lease: &Lease, names: &[String]) -> Result<Vec<TargetRequest>, Failed> {
-    if names.iter().any(|name| !lease.targets.iter().any(|target| target.target == *name)) {
-        let message = "one of them is not the lease's".to_owned();
+    if let Some(unknown) = names.iter().find(|name| !lease.targets.iter().any(|target| target.target == **name)) {
+        let message = format!("{} is not one of the lease's", one_line(unknown, 63));
         return Err(Failed::new(ExchangeError::Request { field: "targets".to_owned(), message }));
     }
     let wanted = |target: &&TargetRequest| names.is_empty() || names.contains(&target.target);
