@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_postgres::types::Type;
 
-use self::pool::{DEADLINE, Pool, StatementError, in_time};
+use self::pool::{DEADLINE, Pool, StatementError};
 use self::schema::SCHEMA_VERSION;
 use super::OpenError;
 use super::issuer_key::{self, KeyRow, KeyRowError};
@@ -65,9 +65,11 @@ impl PostgresStore {
     }
 
     async fn prepare(&self) -> Result<i64, PostgresError> {
-        let mut lent = in_time(DEADLINE, self.pool.lend()).await?;
-        let prepared = async { Ok(schema::prepare(lent.client_mut()).await?) };
-        let version = in_time(PREPARE_DEADLINE, prepared).await?;
+        let mut lent = self.pool.in_time(DEADLINE, self.pool.lend()).await?;
+        let version = self
+            .pool
+            .in_time(PREPARE_DEADLINE, async { Ok::<_, StatementError>(schema::prepare(lent.client_mut()).await?) });
+        let version = version.await?;
         lent.give_back();
         Ok(version)
     }
@@ -188,8 +190,7 @@ impl KeyStore for PostgresStore {
     async fn add(&self, key: &StoredKey, after: Option<&str>) -> Result<(), KeyStoreError> {
         let add = async {
             let row = KeyRow::seal(&self.sealing, key)?;
-            in_time(DEADLINE, self.add_after(&row, after)).await?;
-            Ok(())
+            Ok(self.pool.in_time(DEADLINE, self.add_after(&row, after)).await?)
         };
         add.await.map_err(|error: PostgresError| KeyStoreError { action: "kept", source: error.into() })
     }

@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
-use super::pool::{DEADLINE, Parameter, StatementError, in_time};
+use super::pool::{DEADLINE, Parameter, StatementError};
 use super::{PostgresError, PostgresStore};
 use crate::clock::unix_milliseconds;
 use crate::exchange::{HistoryError, RunHistory};
@@ -271,9 +271,7 @@ impl PostgresStore {
 #[async_trait::async_trait]
 impl LeaseStore for PostgresStore {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, LeaseStoreError> {
-        let applied = tokio::time::timeout(DEADLINE, self.apply_group(changes)).await;
-        let applied = applied.unwrap_or_else(|_elapsed| Err(StatementError::Deadline(DEADLINE).into()));
-        applied.map_err(LeaseStoreError::written)
+        self.pool.in_time(DEADLINE, self.apply_group(changes)).await.map_err(LeaseStoreError::written)
     }
 
     async fn find(&self, token_sha256: &[u8; 32]) -> Result<Option<Found>, LeaseStoreError> {
@@ -347,7 +345,7 @@ impl LeaseStore for PostgresStore {
     }
 
     async fn alive(&self, now: SystemTime, outage: Duration) -> Result<bool, LeaseStoreError> {
-        in_time(DEADLINE, self.alive_since(now, outage)).await.map_err(LeaseStoreError::written)
+        self.pool.in_time(DEADLINE, self.alive_since(now, outage)).await.map_err(LeaseStoreError::written)
     }
 
     async fn prune(&self, before: SystemTime) -> Result<usize, LeaseStoreError> {
