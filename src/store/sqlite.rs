@@ -129,7 +129,7 @@ fn renew_keys(connection: &mut Connection, sealing: &SealingKeys) -> rusqlite::R
 }
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
