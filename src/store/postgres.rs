@@ -14,7 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio_postgres::types::Type;
 
-use self::pool::{DEADLINE, Pool, StatementError, in_time};
+use self::pool::{DEADLINE, Pool, StatementError};
 use self::schema::SCHEMA_VERSION;
 use super::OpenError;
 use super::issuer_key::{self, KeyRow, KeyRowError};
@@ -29,6 +29,8 @@ use crate::secret::SealingKeys;
 #[derive(Debug)]
 pub struct PostgresStore {
     pool: Pool,
+    /// Connections of their own, for leases and whatever is looked up: nobody queues before the audit log.
+    leases: Pool,
     /// Connections of their own: a rush of new credentials does not hold the audit log up.
     shared: Pool,
     sealing: Arc<SealingKeys>,
@@ -54,8 +56,8 @@ impl PostgresStore {
     pub async fn open(settings: &PostgresSettings, sealing: Arc<SealingKeys>) -> Result<Self, OpenError> {
         let failed = |source: PostgresError| OpenError::Open { store: settings.to_string(), source: Box::new(source) };
         let pool = Pool::new(settings, CONNECTIONS).map_err(|error| failed(error.into()))?;
-        let shared = pool.beside(SHARING_CONNECTIONS);
-        let store = Self { pool, shared, sealing };
+        let (leases, shared) = (pool.beside(LEASE_CONNECTIONS), pool.beside(SHARING_CONNECTIONS));
+        let store = Self { pool, leases, shared, sealing };
         let version = store.prepare().await.map_err(failed)?;
         if version > SCHEMA_VERSION {
             return Err(OpenError::Newer { store: settings.to_string(), found: version, known: SCHEMA_VERSION });
@@ -66,9 +68,11 @@ impl PostgresStore {
     }
 
     async fn prepare(&self) -> Result<i64, PostgresError> {
-        let mut lent = in_time(DEADLINE, self.pool.lend()).await?;
-        let prepared = async { Ok(schema::prepare(lent.client_mut()).await?) };
-        let version = in_time(PREPARE_DEADLINE, prepared).await?;
+        let mut lent = self.pool.in_time(DEADLINE, self.pool.lend()).await?;
+        let version = self
+            .pool
+            .in_time(PREPARE_DEADLINE, async { Ok::<_, StatementError>(schema::prepare(lent.client_mut()).await?) });
+        let version = version.await?;
         lent.give_back();
         Ok(version)
     }
@@ -120,7 +124,7 @@ impl AuditLog for PostgresStore {
         let find = async {
             let sql = "SELECT bytes FROM audit_token JOIN audit USING (sequence)
                        WHERE token_sha256 = $1 ORDER BY sequence LIMIT 1";
-            let rows = self.pool.query(sql, &[(&token_sha256.as_slice(), Type::BYTEA)]).await?;
+            let rows = self.leases.query(sql, &[(&token_sha256.as_slice(), Type::BYTEA)]).await?;
             Ok(rows.first().map(|row| row.try_get::<_, Vec<u8>>(0)).transpose()?)
         };
         let found = find.await.map_err(|error: PostgresError| AuditError::Read(Arc::new(error)))?;
@@ -189,8 +193,7 @@ impl KeyStore for PostgresStore {
     async fn add(&self, key: &StoredKey, after: Option<&str>) -> Result<(), KeyStoreError> {
         let add = async {
             let row = KeyRow::seal(&self.sealing, key)?;
-            in_time(DEADLINE, self.add_after(&row, after)).await?;
-            Ok(())
+            Ok(self.pool.in_time(DEADLINE, self.add_after(&row, after)).await?)
         };
         add.await.map_err(|error: PostgresError| KeyStoreError { action: "kept", source: error.into() })
     }
@@ -220,8 +223,9 @@ impl PostgresStore {
     }
 }
 
-/// For the audit log, which writes one group at a time, and whatever is read beside it.
+/// For the audit log, which writes one group at a time, and the issuer's keys.
 const CONNECTIONS: usize = 4;
+const LEASE_CONNECTIONS: usize = 8;
 const SHARING_CONNECTIONS: usize = 8;
 
 /// Long enough to wait for another replica that is making the tables.

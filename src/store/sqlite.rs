@@ -130,7 +130,7 @@ fn renew_keys(connection: &mut Connection, sealing: &SealingKeys) -> rusqlite::R
 }
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
@@ -158,6 +158,7 @@ const MIGRATIONS: [&str; 3] = [
     UPDATE issuer_key SET signs_from_ms = created_ms;
 ",
     leases::TABLES,
+    leases::ENDED,
 ];
 
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
@@ -211,6 +212,15 @@ impl SqliteStore {
             Ok(Some((sequence, group)))
         };
         self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    /// How many groups there are, at most `most`.
+    pub(super) async fn groups(&self, most: u32) -> Result<u32, AuditError> {
+        let count = move |connection: &mut Connection| {
+            let sql = "SELECT count(*) FROM (SELECT 1 FROM audit LIMIT ?1)";
+            Ok(connection.query_row(sql, [most], |row| row.get(0))?)
+        };
+        self.run(count).await.map_err(|error| AuditError::Read(Arc::new(error)))
     }
 
     pub(super) async fn drop_group(&self, sequence: i64) -> Result<(), AuditError> {

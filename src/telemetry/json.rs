@@ -1,5 +1,6 @@
 //! A log event as one line of JSON, written straight into the line.
 
+use std::error::Error;
 use std::fmt::{self, Write};
 
 use tracing::field::{Field, Visit};
@@ -8,6 +9,8 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
+
+use super::Causes;
 
 /// `timestamp`, `level`, `message` and the event's own fields, all on one level.
 pub(super) struct Json;
@@ -63,6 +66,14 @@ impl Visit for Fields<'_> {
         self.field(field, |line| {
             line.write_char('"')?;
             write!(Escaped(line), "{value:?}")?;
+            line.write_char('"')
+        });
+    }
+
+    fn record_error(&mut self, field: &Field, error: &(dyn Error + 'static)) {
+        self.field(field, |line| {
+            line.write_char('"')?;
+            write!(Escaped(line), "{}", Causes(error))?;
             line.write_char('"')
         });
     }
@@ -168,6 +179,16 @@ mod tests {
             "level": "WARN", "message": "two 2", "a.text": "x", "a.shown": "y", "a.truth": true, "a.number": 7, "a.below": -1,
         });
         assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn an_error_comes_with_all_that_led_to_it() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot \"write\"")]
+        struct Outer(#[source] io::Error);
+        let error = Outer(io::Error::other("disk full"));
+        let lines = logged(|| tracing::error!(error = &error as &dyn Error, "lost"));
+        assert_eq!(lines[0]["error"], "cannot \"write\": disk full");
     }
 
     proptest! {

@@ -2,6 +2,7 @@
 
 mod leases;
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -13,6 +14,7 @@ use carnet::issuer::{Algorithm, SigningKey, StoredKey};
 use carnet::reason::Reason;
 use carnet::secret::{SealingKeys, Secret};
 use carnet::store::{OpenError, StoreSettings, Stores, open};
+use futures_util::FutureExt as _;
 use uuid::Uuid;
 
 use self::leases::{
@@ -349,6 +351,24 @@ async fn of_connections_that_a_partition_has_silenced_one_costs_an_error_and_the
         store.audit.append(vec![record(5)]).await.expect_err("no answer in time");
         store.audit.append(vec![record(6)]).await.expect("by a new connection");
         store.audit.probe().await.expect("by a new connection");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_leaves_before_the_answer_costs_one_connection_and_no_other() {
+    with_database(async |database| {
+        let (store, client) = (Place(database.url()).open().await, database.client().await);
+        let several = async || {
+            let found = (0..4).map(|_| store.audit.find_issued(&[0; 32]));
+            assert!(futures_util::future::join_all(found).await.iter().all(Result::is_ok));
+            let sql = "SELECT pid FROM pg_stat_activity WHERE datname = current_database()";
+            let rows = client.query(sql, &[]).await.expect("rows");
+            rows.iter().map(|row| row.get(0)).collect::<BTreeSet<i32>>()
+        };
+        let before = several().await;
+        assert!(store.audit.find_issued(&[0; 32]).now_or_never().is_none(), "left before the answer");
+        assert_eq!(several().await.difference(&before).count(), 1, "new connections");
     })
     .await;
 }

@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 use tokio_postgres::{Row, Transaction};
 use uuid::Uuid;
 
-use super::pool::{DEADLINE, Parameter, StatementError, in_time};
+use super::pool::{DEADLINE, Parameter, StatementError};
 use super::{PostgresError, PostgresStore};
 use crate::clock::unix_milliseconds;
 use crate::exchange::{HistoryError, RunHistory};
@@ -49,6 +49,11 @@ pub(super) const TABLES: &str = "
     );
 ";
 
+pub(super) const ENDED: &str = "CREATE INDEX lease_ended ON lease (ended_ms) WHERE end_kind IS NOT NULL";
+
+/// What a replica's clock says, unless it is ahead of the server's: it must not end what the cluster keeps.
+const NOW_MS: &str = "least($1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)";
+
 /// The columns of [`LeaseRow`], in its order.
 const COLUMNS: &str = "lease.id, token_sha256, subject, opened_ms, proved_ms, not_after_ms, heartbeat_ms, \
                        heartbeat_before_ms, end_kind, ended_ms, end_reason, details";
@@ -79,6 +84,7 @@ struct Group<'a> {
     opened: Vec<(Lease, Vec<u8>)>,
     changed: BTreeSet<Uuid>,
     identities: BTreeMap<Uuid, Vec<u8>>,
+    recorded: BTreeSet<Uuid>,
 }
 
 impl<'a> Group<'a> {
@@ -90,11 +96,11 @@ impl<'a> Group<'a> {
         );
         let rows = transaction.query_typed(&sql, &[(&ids as _, Type::BYTEA_ARRAY)]).await?;
         let leases = rows.iter().map(|row| lease(row).map(|lease| (lease.id, lease))).collect::<Result<_, _>>()?;
-        let (opened, changed, identities) = (Vec::new(), BTreeSet::new(), BTreeMap::new());
-        Ok(Self { transaction, leases, opened, changed, identities })
+        let (opened, identities) = (Vec::new(), BTreeMap::new());
+        Ok(Self { transaction, leases, opened, changed: BTreeSet::new(), identities, recorded: BTreeSet::new() })
     }
 
-    async fn apply(&mut self, store: &PostgresStore, change: Change) -> Result<Applied, PostgresError> {
+    fn apply(&mut self, store: &PostgresStore, change: Change) -> Result<Applied, PostgresError> {
         let id = id_of(&change);
         if let Change::Open { lease, identity } = change {
             self.opened.push((Lease::clone(&lease), seal(&store.sealing, &lease, &identity)?));
@@ -118,10 +124,8 @@ impl<'a> Group<'a> {
                 open
             }
             Change::Recorded { .. } => {
-                let sql = "UPDATE lease SET recorded = true WHERE id = $1 AND end_kind IS NOT NULL AND NOT recorded
-                           RETURNING 1";
-                let recorded = self.transaction.query_typed(sql, &[bytes(&id.as_bytes().as_slice())]).await?;
-                return Ok(Applied { lease: Some(lease.clone()), changed: !recorded.is_empty() });
+                let first = lease.end.is_some() && self.recorded.insert(id);
+                return Ok(Applied { lease: Some(lease.clone()), changed: first });
             }
         };
         if changed {
@@ -130,9 +134,15 @@ impl<'a> Group<'a> {
         Ok(Applied { lease: Some(lease.clone()), changed })
     }
 
-    async fn write(self) -> Result<(), PostgresError> {
+    /// Returns what was on record before.
+    async fn write(self) -> Result<BTreeSet<Uuid>, PostgresError> {
         try_join_all(self.opened.iter().map(|(lease, identity)| insert(self.transaction, lease, identity))).await?;
         self.write_identities().await?;
+        self.write_changed().await?;
+        self.write_recorded().await
+    }
+
+    async fn write_changed(&self) -> Result<(), PostgresError> {
         if self.changed.is_empty() {
             return Ok(());
         }
@@ -166,6 +176,19 @@ impl<'a> Group<'a> {
         ];
         self.transaction.query_typed(sql, &values).await?;
         Ok(())
+    }
+
+    /// After the ends. Returns what was on record before.
+    async fn write_recorded(mut self) -> Result<BTreeSet<Uuid>, PostgresError> {
+        if self.recorded.is_empty() {
+            return Ok(self.recorded);
+        }
+        let ids: Vec<&[u8]> = self.recorded.iter().map(|id| id.as_bytes().as_slice()).collect();
+        let sql = "UPDATE lease SET recorded = true WHERE id = ANY($1) AND NOT recorded RETURNING id";
+        for row in self.transaction.query_typed(sql, &[(&ids as _, Type::BYTEA_ARRAY)]).await? {
+            self.recorded.remove(&Uuid::from_slice(row.try_get(0)?).unwrap_or_default());
+        }
+        Ok(self.recorded)
     }
 
     /// Of leases that were extended; before the ends, which take them away again.
@@ -207,6 +230,34 @@ async fn insert(transaction: &Transaction<'_>, lease: &Lease, identity: &Vec<u8>
     Ok(())
 }
 
+/// In pieces, each within the time that a statement has, and in the order of ids, as groups lock leases. Nobody sees a
+/// piece before the others: it is one transaction.
+async fn forgive(transaction: &Transaction<'_>, now_ms: i64, last: i64) -> Result<(), tokio_postgres::Error> {
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let sql = "WITH piece AS (
+                       SELECT id FROM lease
+                       WHERE ($3 IS NULL OR id > $3) AND end_kind IS NULL AND heartbeat_before_ms > $2
+                       ORDER BY id LIMIT $4 FOR UPDATE
+                   ), forgiven AS (
+                       UPDATE lease
+                       SET heartbeat_before_ms = least(not_after_ms, greatest(heartbeat_before_ms, $1 + heartbeat_ms))
+                       FROM piece WHERE lease.id = piece.id
+                   )
+                   SELECT id FROM piece ORDER BY id DESC LIMIT 1";
+        let values = [
+            (&now_ms as _, Type::INT8),
+            (&last as _, Type::INT8),
+            (&after as _, Type::BYTEA),
+            (&FORGIVE_PIECE as _, Type::INT8),
+        ];
+        match transaction.query_typed(sql, &values).await?.first() {
+            Some(row) => after = Some(row.try_get(0)?),
+            None => return Ok(()),
+        }
+    }
+}
+
 fn id_of(change: &Change) -> Uuid {
     match change {
         Change::Open { lease, .. } => lease.id,
@@ -244,41 +295,47 @@ impl PostgresStore {
     }
 
     async fn apply_group(&self, changes: Vec<Change>) -> Result<Vec<Applied>, PostgresError> {
-        let mut lent = self.pool.lend().await?;
+        let mut lent = self.leases.lend().await?;
         let transaction = lent.client_mut().transaction().await?;
         let ids: BTreeSet<Uuid> = changes.iter().map(id_of).collect();
         let ids: Vec<&[u8]> = ids.iter().map(|id| id.as_bytes().as_slice()).collect();
         let mut group = Group::lock(&transaction, &ids).await?;
         let mut applied = Vec::with_capacity(changes.len());
-        for change in changes {
-            applied.push(group.apply(self, change).await?);
+        let mut recorded = Vec::new();
+        for (place, change) in changes.into_iter().enumerate() {
+            recorded.extend(matches!(change, Change::Recorded { .. }).then(|| (place, id_of(&change))));
+            applied.push(group.apply(self, change)?);
         }
-        group.write().await?;
+        let before = group.write().await?;
+        for (place, _id) in recorded.iter().filter(|(_place, id)| before.contains(id)) {
+            applied.get_mut(*place).into_iter().for_each(|applied| applied.changed = false);
+        }
         transaction.commit().await?;
         lent.give_back();
         Ok(applied)
     }
 
-    async fn leases(&self, condition: &str, values: &[Parameter<'_>]) -> Result<Vec<Lease>, LeaseStoreError> {
+    async fn read_leases(&self, condition: &str, values: &[Parameter<'_>]) -> Result<Vec<Lease>, LeaseStoreError> {
         let sql = format!("SELECT {COLUMNS} FROM lease JOIN lease_detail USING (id) WHERE {condition}");
-        let rows = self.pool.query(&sql, values).await.map_err(LeaseStoreError::read)?;
+        let rows = self.leases.query(&sql, values).await.map_err(LeaseStoreError::read)?;
         rows.iter().map(lease).collect::<Result<_, _>>().map_err(LeaseStoreError::read)
     }
 
     async fn alive_since(&self, now: SystemTime, outage: Duration) -> Result<bool, StatementError> {
-        let mut lent = self.pool.lend().await?;
+        let mut lent = self.leases.lend().await?;
         let transaction = lent.client_mut().transaction().await?;
+        transaction.batch_execute("SET LOCAL statement_timeout = '60s'").await?;
         // One replica at a time: of those that come back together, one forgives.
-        let sql = "INSERT INTO alive VALUES (1, $1) ON CONFLICT (one) DO UPDATE SET one = 1 RETURNING at_ms";
+        let sql = format!(
+            "INSERT INTO alive VALUES (1, {NOW_MS}) ON CONFLICT (one) DO UPDATE SET one = 1 RETURNING at_ms, {NOW_MS}"
+        );
         let (now_ms, outage_ms) = (unix_milliseconds(now), milliseconds(outage));
-        let row = transaction.query_typed(sql, &[(&now_ms as _, Type::INT8)]).await?;
-        let last: i64 = row.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(now_ms);
+        let row = transaction.query_typed(&sql, &[(&now_ms as _, Type::INT8)]).await?;
+        let Some(row) = row.first() else { return Ok(false) };
+        let (last, now_ms): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
         let forgiven = now_ms > last.saturating_add(outage_ms);
         if forgiven {
-            let sql = "UPDATE lease
-                       SET heartbeat_before_ms = least(not_after_ms, greatest(heartbeat_before_ms, $1 + heartbeat_ms))
-                       WHERE end_kind IS NULL AND heartbeat_before_ms > $2";
-            transaction.query_typed(sql, &[(&now_ms as _, Type::INT8), (&last as _, Type::INT8)]).await?;
+            forgive(&transaction, now_ms, last).await?;
         }
         let sql = "UPDATE alive SET at_ms = greatest(at_ms, $1)";
         transaction.query_typed(sql, &[(&now_ms as _, Type::INT8)]).await?;
@@ -291,16 +348,14 @@ impl PostgresStore {
 #[async_trait::async_trait]
 impl LeaseStore for PostgresStore {
     async fn apply(&self, changes: Vec<Change>) -> Result<Vec<Applied>, LeaseStoreError> {
-        let applied = tokio::time::timeout(DEADLINE, self.apply_group(changes)).await;
-        let applied = applied.unwrap_or_else(|_elapsed| Err(StatementError::Deadline(DEADLINE).into()));
-        applied.map_err(LeaseStoreError::written)
+        self.leases.in_time(DEADLINE, self.apply_group(changes)).await.map_err(LeaseStoreError::written)
     }
 
     async fn find(&self, token_sha256: &[u8; 32]) -> Result<Option<Found>, LeaseStoreError> {
         let find = async {
             let sql =
                 format!("SELECT {COLUMNS}, identity FROM lease JOIN lease_detail USING (id) WHERE token_sha256 = $1");
-            let rows = self.pool.query(&sql, &[bytes(&token_sha256.as_slice())]).await?;
+            let rows = self.leases.query(&sql, &[bytes(&token_sha256.as_slice())]).await?;
             let Some(row) = rows.first() else { return Ok(None) };
             let lease = lease(row)?;
             let sealed: Option<Vec<u8>> = row.try_get(12)?;
@@ -334,7 +389,7 @@ impl LeaseStore for PostgresStore {
                              AND ($3 IS NULL OR job_id = $3) AND ($4 IS NULL OR job_name = $4)
                              AND (NOT $5 OR (end_kind IS NULL AND heartbeat_before_ms > $6))
                              ORDER BY lease.id DESC LIMIT $7";
-            let leases = self.leases(condition, &values).await?;
+            let leases = self.read_leases(condition, &values).await?;
             before = leases.last().map(|lease| lease.id);
             let more = i64::try_from(leases.len()).is_ok_and(|read| read == LIST_PIECE);
             listed.extend(leases.into_iter().filter(wanted).take(query.most - listed.len()));
@@ -347,14 +402,15 @@ impl LeaseStore for PostgresStore {
     async fn lapsed(&self, now: SystemTime, most: usize) -> Result<Vec<Lease>, LeaseStoreError> {
         let (now_ms, most) = (unix_milliseconds(now), limit(most));
         let values = [(&now_ms as _, Type::INT8), (&most as _, Type::INT8)];
-        self.leases("end_kind IS NULL AND heartbeat_before_ms <= $1 LIMIT $2", &values).await
+        let condition = format!("end_kind IS NULL AND heartbeat_before_ms <= {NOW_MS} LIMIT $2");
+        self.read_leases(&condition, &values).await
     }
 
     async fn ended_within(&self, window: Duration) -> Result<Vec<Uuid>, LeaseStoreError> {
         let sql = "SELECT id FROM lease
                    WHERE end_kind IS NOT NULL AND written >= clock_timestamp() - make_interval(secs => $1)";
         let seconds = window.as_secs_f64();
-        let rows = self.pool.query(sql, &[(&seconds as _, Type::FLOAT8)]).await.map_err(LeaseStoreError::read)?;
+        let rows = self.leases.query(sql, &[(&seconds as _, Type::FLOAT8)]).await.map_err(LeaseStoreError::read)?;
         let id = |row: &Row| Ok(Uuid::from_slice(row.try_get(0)?).unwrap_or_default());
         rows.iter().map(id).collect::<Result<_, tokio_postgres::Error>>().map_err(LeaseStoreError::read)
     }
@@ -363,11 +419,11 @@ impl LeaseStore for PostgresStore {
         let (seconds, most) = (age.as_secs_f64(), limit(most));
         let condition = "end_kind IS NOT NULL AND NOT recorded
                          AND written < clock_timestamp() - make_interval(secs => $1) LIMIT $2";
-        self.leases(condition, &[(&seconds as _, Type::FLOAT8), (&most as _, Type::INT8)]).await
+        self.read_leases(condition, &[(&seconds as _, Type::FLOAT8), (&most as _, Type::INT8)]).await
     }
 
     async fn alive(&self, now: SystemTime, outage: Duration) -> Result<bool, LeaseStoreError> {
-        in_time(DEADLINE, self.alive_since(now, outage)).await.map_err(LeaseStoreError::written)
+        self.leases.in_time(ALIVE_DEADLINE, self.alive_since(now, outage)).await.map_err(LeaseStoreError::written)
     }
 
     async fn prune(&self, before: SystemTime) -> Result<usize, LeaseStoreError> {
@@ -382,7 +438,7 @@ impl LeaseStore for PostgresStore {
                            ) RETURNING id
                        ), details AS (DELETE FROM lease_detail USING old WHERE lease_detail.id = old.id)
                        SELECT count(*) FROM old";
-            let rows = self.pool.query(sql, &[(&before as _, Type::INT8)]).await.map_err(LeaseStoreError::written)?;
+            let rows = self.leases.query(sql, &[(&before as _, Type::INT8)]).await.map_err(LeaseStoreError::written)?;
             let dropped: i64 =
                 rows.first().map(|row| row.try_get(0)).transpose().map_err(LeaseStoreError::written)?.unwrap_or(0);
             if dropped == 0 {
@@ -400,7 +456,7 @@ impl RunHistory for PostgresStore {
                    WHERE end_kind = 'closed' AND subject = $1 AND job_name = $2 ORDER BY ended_ms DESC LIMIT $3";
         let most = limit(most);
         let values = [(&subject as _, Type::TEXT), (&job_name as _, Type::TEXT), (&most as _, Type::INT8)];
-        let rows = self.pool.query(sql, &values).await.map_err(|error| HistoryError(Box::new(error)))?;
+        let rows = self.leases.query(sql, &values).await.map_err(|error| HistoryError(Box::new(error)))?;
         let run =
             |row: &Row| row.try_get(0).map(|milliseconds: i64| Duration::from_millis(milliseconds.unsigned_abs()));
         rows.iter().map(run).collect::<Result<_, _>>().map_err(|error| HistoryError(Box::new(error)))
@@ -414,6 +470,12 @@ fn milliseconds(span: Duration) -> i64 {
 fn limit(most: usize) -> i64 {
     i64::try_from(most).unwrap_or(i64::MAX)
 }
+
+/// Leases that are forgiven in one statement.
+const FORGIVE_PIECE: i64 = 5000;
+
+/// Long enough to forgive a million leases, or to wait for the replica that does.
+const ALIVE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Leases that are looked at in one statement.
 const LIST_PIECE: i64 = 1000;

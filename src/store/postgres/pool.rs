@@ -17,7 +17,8 @@ use crate::http::ClientError;
 use crate::telemetry::Causes;
 
 /// Connections are made when they are needed and given back when their statement succeeded. Where one broke, or did not
-/// answer in time, all that are idle are dropped with it: after a partition the others are no better.
+/// answer in time, all that are idle are dropped with it: after a partition the others are no better. Whoever leaves
+/// before the answer costs the one connection.
 pub(super) struct Pool {
     config: Config,
     tls: Option<Tls>,
@@ -49,12 +50,9 @@ struct Session {
 /// is cut off in the middle of a transaction leaves nothing behind.
 pub(super) struct Lent<'a> {
     session: Session,
-    doubt: Doubt<'a>,
+    pool: &'a Pool,
     _place: SemaphorePermit<'a>,
 }
-
-/// Drops the idle connections of its pool, unless it was settled before.
-struct Doubt<'a>(Option<&'a Pool>);
 
 impl Pool {
     pub fn new(settings: &PostgresSettings, connections: usize) -> Result<Self, ClientError> {
@@ -74,7 +72,7 @@ impl Pool {
 
     /// Runs one statement, which is a transaction of its own, in one round trip.
     pub async fn query(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, StatementError> {
-        in_time(DEADLINE, async {
+        self.in_time(DEADLINE, async {
             let lent = self.lend().await?;
             let rows = lent.client().query_typed(sql, parameters).await?;
             lent.give_back();
@@ -85,7 +83,7 @@ impl Pool {
 
     /// Runs several statements without parameters, as one transaction.
     pub async fn execute(&self, sql: &str) -> Result<(), StatementError> {
-        in_time(DEADLINE, async {
+        self.in_time(DEADLINE, async {
             let lent = self.lend().await?;
             lent.client().batch_execute(sql).await?;
             lent.give_back();
@@ -94,14 +92,28 @@ impl Pool {
         .await
     }
 
+    /// `work`, unless it takes longer.
+    pub async fn in_time<T, E: From<StatementError>>(
+        &self,
+        deadline: Duration,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        let done = timeout(deadline, work).await;
+        let done = done.unwrap_or_else(|_elapsed| Err(StatementError::Deadline(deadline).into()));
+        if done.is_err() {
+            self.idle().clear();
+        }
+        done
+    }
+
+    /// For work that is done [in time](Self::in_time).
     pub async fn lend(&self) -> Result<Lent<'_>, StatementError> {
         let place = self.places.acquire().await.map_err(|_closed| StatementError::Closed)?;
-        let doubt = Doubt(Some(self));
         let session = match self.idle_session() {
             Some(session) => session,
             None => self.connect().await?,
         };
-        Ok(Lent { session, doubt, _place: place })
+        Ok(Lent { session, pool: self, _place: place })
     }
 
     fn idle_session(&self) -> Option<Session> {
@@ -146,10 +158,8 @@ impl Session {
 }
 
 impl Lent<'_> {
-    pub fn give_back(mut self) {
-        if let Some(pool) = self.doubt.0.take() {
-            pool.idle().push(self.session);
-        }
+    pub fn give_back(self) {
+        self.pool.idle().push(self.session);
     }
 
     pub fn client(&self) -> &Client {
@@ -161,26 +171,10 @@ impl Lent<'_> {
     }
 }
 
-impl Drop for Doubt<'_> {
-    fn drop(&mut self) {
-        if let Some(pool) = self.0 {
-            pool.idle().clear();
-        }
-    }
-}
-
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Pool({} idle)", self.idle().len())
     }
-}
-
-/// `work`, unless it takes longer.
-pub(super) async fn in_time<T>(
-    deadline: Duration,
-    work: impl Future<Output = Result<T, StatementError>>,
-) -> Result<T, StatementError> {
-    timeout(deadline, work).await.map_err(|_elapsed| StatementError::Deadline(deadline))?
 }
 
 /// A commit is on the disk of the primary, and of its synchronous standbys, before it is answered; a stronger setting of
