@@ -37,7 +37,7 @@ use crate::oauth::{self, Http, Ready};
 use crate::operator::Operator;
 use crate::policy::Policy;
 use crate::secret::{SealError, SealingKeys, sha256};
-use crate::store::{self, OpenError};
+use crate::store::{self, OpenError, SpooledLog};
 use crate::subject::{EntraVerifier, KeyCache};
 use crate::telemetry;
 
@@ -55,6 +55,7 @@ pub struct App {
     /// What runs beside the exchanges; ends when the app does.
     background: JoinSet<()>,
     audit_writer: JoinHandle<()>,
+    spool: Option<Arc<SpooledLog>>,
 }
 
 /// Why the broker does not start.
@@ -103,7 +104,7 @@ impl App {
             credentials = credentials.shared_through(shared.clone(), sealing);
             background.spawn(keep_swept(shared));
         }
-        if let Some(spool) = stores.spool {
+        if let Some(spool) = stores.spool.clone() {
             background.spawn(spool.keep_empty());
         }
         let (audit, audit_writer) = Audit::start(stores.audit);
@@ -170,6 +171,7 @@ impl App {
             http,
             background,
             audit_writer,
+            spool: stores.spool,
         })
     }
 
@@ -216,6 +218,9 @@ impl App {
         // The last exchange drops the last sender; then the writer ends.
         if timeout(WRITER_DEADLINE, &mut self.audit_writer).await.is_err() {
             tracing::error!("the audit log did not take its last records in time");
+        }
+        if let Some(spool) = &self.spool {
+            spool.leave_empty().await;
         }
     }
 }
@@ -392,8 +397,8 @@ async fn become_ready(keys: Arc<KeyCache>, audit: Audit, ready: Ready, health: H
     tokio::join!(follow_the_log, keys.keep_fresh());
 }
 
-/// Together below the 20 s after which the process has to be gone.
-const GRPC_DRAIN: Duration = Duration::from_secs(13);
+/// Together, and with the last look at the spool, below the 20 s after which the process has to be gone.
+const GRPC_DRAIN: Duration = Duration::from_secs(12);
 const HTTP_DRAIN: Duration = Duration::from_secs(3);
 const WRITER_DEADLINE: Duration = Duration::from_secs(3);
 const READY_POLL: Duration = Duration::from_millis(5);

@@ -168,7 +168,11 @@ pub const COUNTERS: [(&str, &str); 13] = [
     ("carnet_connections_refused_total", "Connections that were not served, by reason"),
 ];
 
-pub const GAUGES: [(&str, &str); 8] = [
+pub const GAUGES: [(&str, &str); 9] = [
+    (
+        "carnet_audit_spooled_groups",
+        "Groups of audit records in the spool, not yet in PostgreSQL; at most 10000 are counted",
+    ),
     ("carnet_policy_stale", "1 while the configuration file cannot be loaded and old rules are in force"),
     (
         "carnet_issuer_key_age_seconds",

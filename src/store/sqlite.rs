@@ -212,6 +212,15 @@ impl SqliteStore {
         self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
     }
 
+    /// How many groups there are, at most `most`.
+    pub(super) async fn groups(&self, most: u32) -> Result<u32, AuditError> {
+        let count = move |connection: &mut Connection| {
+            let sql = "SELECT count(*) FROM (SELECT 1 FROM audit LIMIT ?1)";
+            Ok(connection.query_row(sql, [most], |row| row.get(0))?)
+        };
+        self.run(count).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
     pub(super) async fn drop_group(&self, sequence: i64) -> Result<(), AuditError> {
         let drop = move |connection: &mut Connection| {
             let transaction = connection.transaction()?;

@@ -1,14 +1,19 @@
 //! Several brokers on one PostgreSQL: one issuer, one mint for all of them, and no end when the database restarts.
 
+use std::error::Error as _;
+use std::sync::Arc;
 use std::time::Duration;
 
+use carnet::http;
 use carnet::proto::LeaseState;
+use carnet::secret::{SealingKeys, Secret};
+use carnet::store::{PostgresSettings, StoreSettings, open as open_store};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use crate::holder::{LEASING, beat, by_id, close, credentials, open, revoke, watch};
 use crate::postgres::{Database, with_database};
-use crate::support::{Broker, Setup, eventually, reason, with_setup};
+use crate::support::{Broker, STORE_KEY, Setup, eventually, reason, with_setup};
 
 /// Three brokers of one cluster, which must end cleanly and leave no secret behind.
 async fn with_replicas(database: &Database, test: impl AsyncFnOnce(&[Broker; 3])) {
@@ -181,6 +186,36 @@ async fn with_a_spool_exchanges_go_on_while_the_database_is_away_and_no_record_i
             eventually("all records in the log", async || records().await == 7).await;
         })
         .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_ends_leaves_its_spool_empty_and_while_it_lives_no_other_has_it() {
+    with_database(async |database| {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("spool.db");
+        let more = format!("audit: {{ spool: '{}' }}", file.display());
+        let setup = Setup { store: Some(database.url()), more, ..Setup::default() };
+        let mut broker = Broker::start_for(setup).await;
+        let settings = StoreSettings::Postgres {
+            settings: Box::new(
+                PostgresSettings::parse(&Secret::new(database.url()), &http::Settings::default()).expect("settings"),
+            ),
+            spool: Some(file),
+        };
+        let sealing = || Arc::new(SealingKeys::from_base64(&[Secret::new(STORE_KEY)]).expect("keys"));
+        let second = open_store(&settings, sealing()).await.expect_err("it is taken");
+        let why = second.source().expect("a cause").to_string();
+        assert!(why.starts_with("another broker has it for its spool"), "{why}");
+        broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+        database.is_away(true).await;
+        broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+        database.is_away(false).await;
+        broker.take_app().drain().await;
+        let sql = "SELECT sum(records)::bigint FROM audit";
+        assert_eq!(database.client().await.query_one(sql, &[]).await.expect("a row").get::<_, i64>(0), 2);
+        open_store(&settings, sealing()).await.expect("it is free");
     })
     .await;
 }
