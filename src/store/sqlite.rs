@@ -129,7 +129,7 @@ fn renew_keys(connection: &mut Connection, sealing: &SealingKeys) -> rusqlite::R
 }
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
@@ -157,6 +157,7 @@ const MIGRATIONS: [&str; 3] = [
     UPDATE issuer_key SET signs_from_ms = created_ms;
 ",
     leases::TABLES,
+    leases::ENDED,
 ];
 
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

@@ -49,6 +49,11 @@ pub(super) const TABLES: &str = "
     );
 ";
 
+pub(super) const ENDED: &str = "CREATE INDEX lease_ended ON lease (ended_ms) WHERE end_kind IS NOT NULL";
+
+/// What a replica's clock says, unless it is ahead of the server's: it must not end what the cluster keeps.
+const NOW_MS: &str = "least($1, (extract(epoch FROM clock_timestamp()) * 1000)::bigint)";
+
 /// The columns of [`LeaseRow`], in its order.
 const COLUMNS: &str = "lease.id, token_sha256, subject, opened_ms, proved_ms, not_after_ms, heartbeat_ms, \
                        heartbeat_before_ms, end_kind, ended_ms, end_reason, details";
@@ -225,6 +230,34 @@ async fn insert(transaction: &Transaction<'_>, lease: &Lease, identity: &Vec<u8>
     Ok(())
 }
 
+/// In pieces, each within the time that a statement has, and in the order of ids, as groups lock leases. Nobody sees a
+/// piece before the others: it is one transaction.
+async fn forgive(transaction: &Transaction<'_>, now_ms: i64, last: i64) -> Result<(), tokio_postgres::Error> {
+    let mut after: Option<Vec<u8>> = None;
+    loop {
+        let sql = "WITH piece AS (
+                       SELECT id FROM lease
+                       WHERE ($3 IS NULL OR id > $3) AND end_kind IS NULL AND heartbeat_before_ms > $2
+                       ORDER BY id LIMIT $4 FOR UPDATE
+                   ), forgiven AS (
+                       UPDATE lease
+                       SET heartbeat_before_ms = least(not_after_ms, greatest(heartbeat_before_ms, $1 + heartbeat_ms))
+                       FROM piece WHERE lease.id = piece.id
+                   )
+                   SELECT id FROM piece ORDER BY id DESC LIMIT 1";
+        let values = [
+            (&now_ms as _, Type::INT8),
+            (&last as _, Type::INT8),
+            (&after as _, Type::BYTEA),
+            (&FORGIVE_PIECE as _, Type::INT8),
+        ];
+        match transaction.query_typed(sql, &values).await?.first() {
+            Some(row) => after = Some(row.try_get(0)?),
+            None => return Ok(()),
+        }
+    }
+}
+
 fn id_of(change: &Change) -> Uuid {
     match change {
         Change::Open { lease, .. } => lease.id,
@@ -271,17 +304,18 @@ impl PostgresStore {
     async fn alive_since(&self, now: SystemTime, outage: Duration) -> Result<bool, StatementError> {
         let mut lent = self.leases.lend().await?;
         let transaction = lent.client_mut().transaction().await?;
+        transaction.batch_execute("SET LOCAL statement_timeout = '60s'").await?;
         // One replica at a time: of those that come back together, one forgives.
-        let sql = "INSERT INTO alive VALUES (1, $1) ON CONFLICT (one) DO UPDATE SET one = 1 RETURNING at_ms";
+        let sql = format!(
+            "INSERT INTO alive VALUES (1, {NOW_MS}) ON CONFLICT (one) DO UPDATE SET one = 1 RETURNING at_ms, {NOW_MS}"
+        );
         let (now_ms, outage_ms) = (unix_milliseconds(now), milliseconds(outage));
-        let row = transaction.query_typed(sql, &[(&now_ms as _, Type::INT8)]).await?;
-        let last: i64 = row.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(now_ms);
+        let row = transaction.query_typed(&sql, &[(&now_ms as _, Type::INT8)]).await?;
+        let Some(row) = row.first() else { return Ok(false) };
+        let (last, now_ms): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
         let forgiven = now_ms > last.saturating_add(outage_ms);
         if forgiven {
-            let sql = "UPDATE lease
-                       SET heartbeat_before_ms = least(not_after_ms, greatest(heartbeat_before_ms, $1 + heartbeat_ms))
-                       WHERE end_kind IS NULL AND heartbeat_before_ms > $2";
-            transaction.query_typed(sql, &[(&now_ms as _, Type::INT8), (&last as _, Type::INT8)]).await?;
+            forgive(&transaction, now_ms, last).await?;
         }
         let sql = "UPDATE alive SET at_ms = greatest(at_ms, $1)";
         transaction.query_typed(sql, &[(&now_ms as _, Type::INT8)]).await?;
@@ -348,7 +382,8 @@ impl LeaseStore for PostgresStore {
     async fn lapsed(&self, now: SystemTime, most: usize) -> Result<Vec<Lease>, LeaseStoreError> {
         let (now_ms, most) = (unix_milliseconds(now), limit(most));
         let values = [(&now_ms as _, Type::INT8), (&most as _, Type::INT8)];
-        self.read_leases("end_kind IS NULL AND heartbeat_before_ms <= $1 LIMIT $2", &values).await
+        let condition = format!("end_kind IS NULL AND heartbeat_before_ms <= {NOW_MS} LIMIT $2");
+        self.read_leases(&condition, &values).await
     }
 
     async fn ended_within(&self, window: Duration) -> Result<Vec<Uuid>, LeaseStoreError> {
@@ -368,7 +403,7 @@ impl LeaseStore for PostgresStore {
     }
 
     async fn alive(&self, now: SystemTime, outage: Duration) -> Result<bool, LeaseStoreError> {
-        self.leases.in_time(DEADLINE, self.alive_since(now, outage)).await.map_err(LeaseStoreError::written)
+        self.leases.in_time(ALIVE_DEADLINE, self.alive_since(now, outage)).await.map_err(LeaseStoreError::written)
     }
 
     async fn prune(&self, before: SystemTime) -> Result<usize, LeaseStoreError> {
@@ -415,6 +450,12 @@ fn milliseconds(span: Duration) -> i64 {
 fn limit(most: usize) -> i64 {
     i64::try_from(most).unwrap_or(i64::MAX)
 }
+
+/// Leases that are forgiven in one statement.
+const FORGIVE_PIECE: i64 = 5000;
+
+/// Long enough to forgive a million leases, or to wait for the replica that does.
+const ALIVE_DEADLINE: Duration = Duration::from_secs(60);
 
 /// Leases that are looked at in one statement.
 const LIST_PIECE: i64 = 1000;

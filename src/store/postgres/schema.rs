@@ -35,7 +35,7 @@ async fn version(transaction: &Transaction<'_>) -> Result<i64, Error> {
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7163952288194873)";
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
@@ -79,6 +79,7 @@ const MIGRATIONS: [&str; 4] = [
     UPDATE issuer_key SET signs_from_ms = created_ms;
 ",
     leases::TABLES,
+    leases::ENDED,
 ];
 
 pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

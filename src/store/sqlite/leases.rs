@@ -46,6 +46,8 @@ pub(super) const TABLES: &str = "
     ) STRICT;
 ";
 
+pub(super) const ENDED: &str = "CREATE INDEX lease_ended ON lease (ended_ms) WHERE end_kind IS NOT NULL";
+
 /// The columns of [`LeaseRow`], in its order.
 const COLUMNS: &str = "lease.id, token_sha256, subject, opened_ms, proved_ms, not_after_ms, heartbeat_ms, \
                        heartbeat_before_ms, end_kind, ended_ms, end_reason, details";
@@ -303,7 +305,7 @@ impl LeaseStore for SqliteStore {
             let piece = move |connection: &mut Connection| {
                 let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
                 let old = "SELECT id FROM lease WHERE end_kind IS NOT NULL AND recorded = 1 AND ended_ms < ?1
-                           ORDER BY written_ms LIMIT 500";
+                           ORDER BY ended_ms LIMIT 500";
                 transaction.execute(&format!("DELETE FROM lease_detail WHERE id IN ({old})"), [before])?;
                 let dropped = transaction.execute(&format!("DELETE FROM lease WHERE id IN ({old})"), [before])?;
                 transaction.commit()?;
