@@ -15,13 +15,15 @@ pub use sqlite::SqliteStore;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use self::lease::LeaseRow;
 use crate::audit::AuditLog;
 use crate::credential::SharedCredentials;
 use crate::exchange::RunHistory;
 use crate::http;
 use crate::issuer::KeyStore;
-use crate::lease::LeaseStore;
+use crate::lease::{Lease, LeaseStore};
 use crate::secret::{SealingKeys, Secret};
+use crate::telemetry::Causes;
 
 /// Where the store is.
 #[derive(Debug, Clone)]
@@ -69,7 +71,8 @@ pub struct Stores {
     pub spool: Option<Arc<SpooledLog>>,
 }
 
-/// Opens the store, brings its schema up to date and seals anew what an older one of `sealing` had sealed.
+/// Opens the store, brings its schema up to date and seals the issuer's keys anew that an older key of `sealing` had
+/// sealed. Who opened a lease stays as it is: it opens with the older key for as long as `sealing` has that.
 ///
 /// # Errors
 /// [`OpenError`] names the store, without its password.
@@ -92,6 +95,13 @@ pub async fn open(settings: &StoreSettings, sealing: Arc<SealingKeys>) -> Result
             Ok(Stores { audit, keys, leases, history, shared: Some(store), spool })
         }
     }
+}
+
+/// The lease of `row`. One that cannot be read is no reason to leave the others as they are.
+fn readable(row: LeaseRow) -> Option<Lease> {
+    let id = row.id;
+    let lease = row.lease();
+    lease.inspect_err(|error| tracing::error!(lease.id = %id, error = %Causes(error), "a lease cannot be read")).ok()
 }
 
 /// Why a store cannot be opened.

@@ -36,7 +36,8 @@ pub(super) struct Document {
     #[serde(default = "default_store")]
     #[schemars(with = "String")]
     pub store: Secret,
-    /// 32 bytes in base64: encrypts what the store keeps secret. Of a list, the first seals and all of them open.
+    /// 32 bytes in base64: encrypts what the store keeps secret. Of a list, the first seals and all of them open; an older
+    /// one can go when no lease is open that was opened before the new one came.
     #[serde(default)]
     #[schemars(with = "OneOrMany")]
     pub store_key: StoreKeys,

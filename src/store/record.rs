@@ -100,7 +100,7 @@ impl Writer<'_> {
     fn text(&mut self, tag: u32, text: &str) {
         if !text.is_empty() {
             encode_key(tag, WireType::LengthDelimited, self.0);
-            encode_varint(text.len() as u64, self.0);
+            encode_varint(length(text.len()), self.0);
             self.0.extend_from_slice(text.as_bytes());
         }
     }
@@ -129,10 +129,14 @@ impl Writer<'_> {
         let start = self.0.len();
         write(&mut Writer(self.0));
         let end = self.0.len();
-        encode_varint((end - start) as u64, self.0);
+        encode_varint(length(end - start), self.0);
         let prefix = self.0.len() - end;
         self.0.get_mut(start..).unwrap_or_default().rotate_right(prefix);
     }
+}
+
+fn length(bytes: usize) -> u64 {
+    u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
 /// The records of a group, as far as they can be read.

@@ -215,7 +215,10 @@ async fn a_broker_that_ends_leaves_its_spool_empty_and_while_it_lives_no_other_h
         broker.take_app().drain().await;
         let sql = "SELECT sum(records)::bigint FROM audit";
         assert_eq!(database.client().await.query_one(sql, &[]).await.expect("a row").get::<_, i64>(0), 2);
-        open_store(&settings, sealing()).await.expect("it is free");
+        let stores = open_store(&settings, sealing()).await.expect("it is free");
+        assert!(stores.audit.find_issued(&[0; 32]).await.expect("the log").is_none());
+        database.is_away(true).await;
+        assert!(stores.audit.find_issued(&[0; 32]).await.is_err(), "what the log would say is not known");
     })
     .await;
 }

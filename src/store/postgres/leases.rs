@@ -14,6 +14,7 @@ use crate::clock::unix_milliseconds;
 use crate::exchange::{HistoryError, RunHistory};
 use crate::lease::{Applied, Change, Found, Lease, LeaseQuery, LeaseStore, LeaseStoreError};
 use crate::store::lease::{LeaseRow, renewed, seal, unseal};
+use crate::store::readable;
 
 /// Heartbeats write the narrow table alone.
 pub(super) const TABLES: &str = "
@@ -58,8 +59,8 @@ const NOW_MS: &str = "least($1, (extract(epoch FROM clock_timestamp()) * 1000)::
 const COLUMNS: &str = "lease.id, token_sha256, subject, opened_ms, proved_ms, not_after_ms, heartbeat_ms, \
                        heartbeat_before_ms, end_kind, ended_ms, end_reason, details";
 
-fn lease(row: &Row) -> Result<Lease, PostgresError> {
-    let row = LeaseRow {
+fn lease_row(row: &Row) -> Result<LeaseRow, tokio_postgres::Error> {
+    Ok(LeaseRow {
         id: Uuid::from_slice(row.try_get(0)?).unwrap_or_default(),
         token_sha256: row.try_get(1)?,
         subject: row.try_get(2)?,
@@ -72,8 +73,11 @@ fn lease(row: &Row) -> Result<Lease, PostgresError> {
         ended_ms: row.try_get(9)?,
         end_reason: row.try_get(10)?,
         details: row.try_get(11)?,
-    };
-    Ok(row.lease()?)
+    })
+}
+
+fn lease(row: &Row) -> Result<Lease, PostgresError> {
+    Ok(lease_row(row)?.lease()?)
 }
 
 /// A group of changes: every lease that they are about is read and locked at once, the lease's own rules decide, and what
@@ -315,10 +319,15 @@ impl PostgresStore {
         Ok(applied)
     }
 
-    async fn read_leases(&self, condition: &str, values: &[Parameter<'_>]) -> Result<Vec<Lease>, LeaseStoreError> {
+    async fn rows(&self, condition: &str, values: &[Parameter<'_>]) -> Result<Vec<LeaseRow>, LeaseStoreError> {
         let sql = format!("SELECT {COLUMNS} FROM lease JOIN lease_detail USING (id) WHERE {condition}");
         let rows = self.leases.query(&sql, values).await.map_err(LeaseStoreError::read)?;
-        rows.iter().map(lease).collect::<Result<_, _>>().map_err(LeaseStoreError::read)
+        rows.iter().map(lease_row).collect::<Result<_, _>>().map_err(LeaseStoreError::read)
+    }
+
+    /// Those that can be read.
+    async fn read_leases(&self, condition: &str, values: &[Parameter<'_>]) -> Result<Vec<Lease>, LeaseStoreError> {
+        Ok(self.rows(condition, values).await?.into_iter().filter_map(readable).collect())
     }
 
     async fn alive_since(&self, now: SystemTime, outage: Duration) -> Result<bool, StatementError> {
@@ -368,6 +377,11 @@ impl LeaseStore for PostgresStore {
 
     async fn list(&self, query: &LeaseQuery, now: SystemTime) -> Result<Vec<Lease>, LeaseStoreError> {
         let filter = &query.filter;
+        let texts = [&filter.subject, &filter.job_id, &filter.job_name];
+        if texts.into_iter().flatten().any(|text| text.contains('\0')) {
+            // PostgreSQL takes no such text, so no lease has it.
+            return Ok(Vec::new());
+        }
         let (only_active, now_ms, piece) = (query.states == [None], unix_milliseconds(now), LIST_PIECE);
         let wanted = |lease: &Lease| {
             let state = lease.end_at(now).map(|end| end.kind);
@@ -389,9 +403,11 @@ impl LeaseStore for PostgresStore {
                              AND ($3 IS NULL OR job_id = $3) AND ($4 IS NULL OR job_name = $4)
                              AND (NOT $5 OR (end_kind IS NULL AND heartbeat_before_ms > $6))
                              ORDER BY lease.id DESC LIMIT $7";
-            let leases = self.read_leases(condition, &values).await?;
-            before = leases.last().map(|lease| lease.id);
-            let more = i64::try_from(leases.len()).is_ok_and(|read| read == LIST_PIECE);
+            let rows = self.rows(condition, &values).await?;
+            before = rows.last().map(|row| row.id);
+            let more = i64::try_from(rows.len()).is_ok_and(|read| read == LIST_PIECE);
+            let leases = rows.into_iter().map(LeaseRow::lease).collect::<Result<Vec<_>, _>>();
+            let leases = leases.map_err(LeaseStoreError::read)?;
             listed.extend(leases.into_iter().filter(wanted).take(query.most - listed.len()));
             if !more || listed.len() >= query.most {
                 return Ok(listed);
@@ -434,7 +450,7 @@ impl LeaseStore for PostgresStore {
             let sql = "WITH old AS (
                            DELETE FROM lease WHERE id IN (
                                SELECT id FROM lease WHERE end_kind IS NOT NULL AND recorded AND ended_ms < $1
-                               LIMIT 500 FOR UPDATE SKIP LOCKED
+                               ORDER BY ended_ms LIMIT 500 FOR UPDATE SKIP LOCKED
                            ) RETURNING id
                        ), details AS (DELETE FROM lease_detail USING old WHERE lease_detail.id = old.id)
                        SELECT count(*) FROM old";

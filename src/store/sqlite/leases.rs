@@ -11,6 +11,7 @@ use crate::exchange::{HistoryError, RunHistory};
 use crate::lease::{Applied, Change, Found, Lease, LeaseQuery, LeaseStore, LeaseStoreError};
 use crate::secret::SealingKeys;
 use crate::store::lease::{LeaseRow, renewed, seal, unseal};
+use crate::store::readable;
 
 /// Heartbeats write the narrow table alone.
 pub(super) const TABLES: &str = "
@@ -180,12 +181,13 @@ fn change_of(
 }
 
 impl SqliteStore {
+    /// Those that can be read.
     async fn leases(
         &self,
         read: impl FnOnce(&mut Connection) -> Result<Vec<LeaseRow>, JobError> + Send + 'static,
     ) -> Result<Vec<Lease>, LeaseStoreError> {
         let rows = self.run(read).await.map_err(LeaseStoreError::read)?;
-        rows.into_iter().map(LeaseRow::lease).collect::<Result<_, _>>().map_err(LeaseStoreError::read)
+        Ok(rows.into_iter().filter_map(readable).collect())
     }
 }
 
@@ -220,34 +222,45 @@ impl LeaseStore for SqliteStore {
     }
 
     async fn list(&self, query: &LeaseQuery, now: SystemTime) -> Result<Vec<Lease>, LeaseStoreError> {
-        let query = query.clone();
-        let list = move |connection: &mut Connection| {
-            let only_active = query.states == [None];
-            let sql = format!(
-                "SELECT {COLUMNS} FROM lease JOIN lease_detail USING (id)
-                 WHERE (?1 IS NULL OR lease.id < ?1) AND (?2 IS NULL OR subject = ?2) AND (?3 IS NULL OR job_id = ?3)
-                   AND (?4 IS NULL OR job_name = ?4) AND (NOT ?5 OR (end_kind IS NULL AND heartbeat_before_ms > ?6))
-                 ORDER BY lease.id DESC"
-            );
-            let filter = &query.filter;
-            let values = params![
-                query.before.as_ref().map(Uuid::as_bytes),
-                filter.subject,
-                filter.job_id,
-                filter.job_name,
-                only_active,
-                unix_milliseconds(now)
-            ];
-            let mut select = connection.prepare_cached(&sql)?;
-            let leases = select.query_map(values, lease_row)?.map(|row| Ok::<_, JobError>(row?.lease()?));
-            let wanted = |lease: &Lease| {
-                let state = lease.end_at(now).map(|end| end.kind);
-                filter.matches(lease) && (query.states.is_empty() || query.states.contains(&state))
-            };
-            let wanted = leases.filter(|lease| lease.as_ref().map_or(true, wanted)).take(query.most);
-            wanted.collect::<Result<Vec<_>, _>>()
+        let (filter, only_active) = (&query.filter, query.states == [None]);
+        let wanted = |lease: &Lease| {
+            let state = lease.end_at(now).map(|end| end.kind);
+            filter.matches(lease) && (query.states.is_empty() || query.states.contains(&state))
         };
-        self.run(list).await.map_err(LeaseStoreError::read)
+        let (mut listed, mut before) = (Vec::new(), query.before);
+        loop {
+            // In pieces, so that exchanges are not held up.
+            let filter = filter.clone();
+            let piece = move |connection: &mut Connection| {
+                let sql = format!(
+                    "SELECT {COLUMNS} FROM lease JOIN lease_detail USING (id)
+                     WHERE (?1 IS NULL OR lease.id < ?1) AND (?2 IS NULL OR subject = ?2)
+                       AND (?3 IS NULL OR job_id = ?3) AND (?4 IS NULL OR job_name = ?4)
+                       AND (NOT ?5 OR (end_kind IS NULL AND heartbeat_before_ms > ?6))
+                     ORDER BY lease.id DESC LIMIT ?7"
+                );
+                let values = params![
+                    before.as_ref().map(Uuid::as_bytes),
+                    filter.subject,
+                    filter.job_id,
+                    filter.job_name,
+                    only_active,
+                    unix_milliseconds(now),
+                    limit(LIST_PIECE)
+                ];
+                let mut select = connection.prepare_cached(&sql)?;
+                Ok(select.query_map(values, lease_row)?.collect::<Result<Vec<_>, _>>()?)
+            };
+            let rows = self.run(piece).await.map_err(LeaseStoreError::read)?;
+            before = rows.last().map(|row| row.id);
+            let more = rows.len() == LIST_PIECE;
+            let leases = rows.into_iter().map(LeaseRow::lease).collect::<Result<Vec<_>, _>>();
+            let leases = leases.map_err(LeaseStoreError::read)?;
+            listed.extend(leases.into_iter().filter(wanted).take(query.most - listed.len()));
+            if !more || listed.len() >= query.most {
+                return Ok(listed);
+            }
+        }
     }
 
     async fn lapsed(&self, now: SystemTime, most: usize) -> Result<Vec<Lease>, LeaseStoreError> {
@@ -346,6 +359,9 @@ impl RunHistory for SqliteStore {
 
 /// The store's own clock: one for all who look for what was written lately.
 const NOW_MS: &str = "CAST(unixepoch('subsec') * 1000 AS INTEGER)";
+
+/// Leases that are looked at before others have their turn.
+const LIST_PIECE: usize = 1000;
 
 fn milliseconds(span: Duration) -> i64 {
     i64::try_from(span.as_millis()).unwrap_or(i64::MAX)

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use carnet::clock::{Clock as _, SystemClock};
 use carnet::lease::{Applied, Change, End, EndKind, FakeLeaseStore, Lease, LeaseFilter, LeaseQuery, LeaseStore};
 use carnet::target::Job;
 use rand::rngs::StdRng;
@@ -11,6 +12,7 @@ use uuid::Uuid;
 use zeroize::Zeroizing;
 
 use super::{Place, at};
+use crate::postgres::with_database;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -114,6 +116,7 @@ async fn same_answers(store: &dyn LeaseStore, fake: &FakeLeaseStore, leases: &[L
         LeaseQuery { most: 5, states: vec![Some(EndKind::Expired), Some(EndKind::Closed)], ..LeaseQuery::default() },
         LeaseQuery { most: 5, before: leases.get(leases.len() / 2).map(|lease| lease.id), ..LeaseQuery::default() },
         filtered(LeaseFilter { job_id: Some("run-3".to_owned()), ..LeaseFilter::default() }),
+        filtered(LeaseFilter { subject: Some("\0".to_owned()), ..LeaseFilter::default() }),
         filtered(LeaseFilter { target: Some("nobody's".to_owned()), ..LeaseFilter::default() }),
         filtered(LeaseFilter {
             subject: Some("entra:1:2".to_owned()),
@@ -207,4 +210,50 @@ pub async fn what_runs_have_taken_is_known_by_subject_and_name(place: &Place) {
     let runs = stores.history.runs("entra:1:2", "vision", 10).await.expect("read");
     assert_eq!(runs, [hours(2), hours(1)]);
     assert_eq!(stores.history.runs("entra:1:2", "vision", 1).await.expect("read"), [hours(2)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_clock_is_ahead_ends_no_lease_and_sees_no_outage() {
+    with_database(async |database| {
+        let (store, now) = (Place(database.url()).open().await.leases, SystemClock.now());
+        let ahead = now + Duration::from_secs(86_400);
+        store.apply(vec![opening(&Lease::for_test(1, now))]).await.expect("opened");
+        for clock in [now, ahead, now] {
+            assert!(!store.alive(clock, Duration::from_secs(3600)).await.expect("said"));
+        }
+        assert_eq!(store.lapsed(ahead, 10).await.expect("read"), []);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_cannot_be_read_does_not_keep_the_others_from_their_end() {
+    with_database(async |database| {
+        let (store, now) = (Place(database.url()).open().await.leases, at(1_767_225_600));
+        let leases = [1, 2].map(|number| Lease::for_test(number, now));
+        store.apply(leases.iter().map(opening).collect()).await.expect("opened");
+        let sql = "UPDATE lease_detail SET details = '\\xff' WHERE id = $1";
+        database.client().await.execute(sql, &[&leases[0].id.as_bytes().as_slice()]).await.expect("broken");
+        let lapsed = store.lapsed(now + Duration::from_secs(86_400), 10).await.expect("read");
+        assert_eq!(lapsed, [leases[1].clone()]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_outage_is_forgiven_to_more_leases_than_one_statement_takes() {
+    with_database(async |database| {
+        let (store, now) = (Place(database.url()).open().await.leases, at(1_767_225_600));
+        assert!(!store.alive(now, SECOND).await.expect("said"));
+        let sql = "INSERT INTO lease (id, token_sha256, subject, opened_ms, proved_ms, not_after_ms, heartbeat_ms,
+                                      heartbeat_before_ms)
+                   SELECT sha256(int8send(n)), int8send(n), '', now, now, now + 86400000, 300000, now + 300000
+                   FROM generate_series(1, 10001) AS n, (VALUES ($1::bigint)) AS clock (now)";
+        let (client, now_ms) = (database.client().await, 1_767_225_600_000_i64);
+        client.execute(sql, &[&now_ms]).await.expect("rows");
+        assert!(store.alive(now + 3600 * SECOND, SECOND).await.expect("said"));
+        let sql = "SELECT count(*) FROM lease WHERE heartbeat_before_ms = $1::bigint + 3900000";
+        assert_eq!(client.query_one(sql, &[&now_ms]).await.expect("a row").get::<_, i64>(0), 10_001);
+    })
+    .await;
 }
