@@ -44,6 +44,7 @@ pub mod operator;
 pub mod store;
 pub mod grpc;
 pub mod oauth;
+pub mod subject_source;
 pub mod sandbox;
 
 // Assembly.

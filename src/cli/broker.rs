@@ -12,6 +12,7 @@ use tonic_types::StatusExt as _;
 
 use super::{Ended, Exit};
 use crate::grpc::{Address, connect};
+use crate::subject_source::{self, SourceError, SubjectSource};
 
 #[derive(Debug, Args)]
 pub(super) struct Broker {
@@ -49,8 +50,16 @@ impl SubjectToken {
         Self { subject_token_file: Some(path) }
     }
 
-    pub fn read(&self) -> anyhow::Result<String> {
-        token("subject token", self.subject_token_file.as_deref(), "CARNET_SUBJECT_TOKEN")
+    pub fn source(&self) -> SubjectSource {
+        SubjectSource::new(subject_source::Settings { token_file: self.subject_token_file.clone() })
+    }
+
+    pub async fn token(&self) -> anyhow::Result<String> {
+        let token = self.source().token().await.map_err(|error| match error {
+            SourceError::Nowhere => usage(error.to_string()),
+            error => error.into(),
+        })?;
+        Ok(token.expose().to_owned())
     }
 }
 
