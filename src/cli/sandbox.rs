@@ -259,7 +259,7 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
   carnet exchange --target no-such-target
 
   # for tools that run a program to get credentials; see the README for docker, kubectl and Google's libraries
-  printf 'protocol=https\nhost=dev.azure.com\n\n' | carnet credential git get --host dev.azure.com=azure-devops
+  printf 'protocol=https\\nhost=dev.azure.com\\n\\n' | carnet credential git get --host dev.azure.com=azure-devops
 
   # the same exchange as RFC 8693, with any HTTP client
   curl -s {issuer}/v1/token -d grant_type=urn:ietf:params:oauth:grant-type:token-exchange \\

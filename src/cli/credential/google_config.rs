@@ -95,7 +95,6 @@ impl Config {
             return Err(usage("--provider, --service-account and --token-lifetime go with --via google"));
         }
         let source = match self.subject_token.file() {
-            Some(path) if path.as_os_str() == "-" => return Err(usage("the file's users have another standard input")),
             Some(path) => json!({"file": absolute(path)?}),
             None => self.executable(&[])?,
         };
@@ -223,6 +222,9 @@ impl Config {
 }
 
 fn absolute(path: &Path) -> anyhow::Result<String> {
+    if path.as_os_str() == "-" {
+        return Err(usage("the clients that read the file have another standard input: name a file"));
+    }
     let path = std::path::absolute(path).with_context(|| format!("{} has no absolute path", path.display()))?;
     Ok(path.to_str().with_context(|| format!("the path {} is not text", path.display()))?.to_owned())
 }

@@ -27,6 +27,8 @@ struct Named {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Pattern {
+    /// An empty text: a variable that is set to nothing.
+    None,
     One(Host),
     /// Every host below this suffix.
     Below(&'static str),
@@ -48,7 +50,7 @@ impl Hosts {
     pub fn in_full(&self) -> impl Iterator<Item = (&Host, &str)> {
         self.named.iter().filter_map(|named| match &named.hosts {
             Pattern::One(host) => Some((host, named.target.as_str())),
-            Pattern::Below(_) => None,
+            Pattern::None | Pattern::Below(_) => None,
         })
     }
 }
@@ -93,6 +95,9 @@ impl FromStr for Named {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        if text.trim().is_empty() {
+            return Ok(Self { hosts: Pattern::None, target: String::new() });
+        }
         let (hosts, target) = text.trim().split_once('=').ok_or("expected HOST=TARGET")?;
         if target.is_empty() {
             return Err("names no target: expected HOST=TARGET".to_owned());
@@ -145,20 +150,9 @@ mod tests {
 
     #[test]
     fn what_is_no_host_or_too_wide_a_pattern_is_refused() {
-        for wrong in [
-            "",
-            "host",
-            "=target",
-            "host=",
-            "*=t",
-            "*.=t",
-            "*.io=t",
-            "*.example.com=t",
-            "a/b=t",
-            "u@h=t",
-            "h?q=t",
-            "a b=t",
-        ] {
+        for wrong in
+            ["host", "=target", "host=", "*=t", "*.=t", "*.io=t", "*.example.com=t", "a/b=t", "u@h=t", "h?q=t", "a b=t"]
+        {
             assert!(wrong.parse::<Named>().is_err(), "{wrong}");
         }
         for wrong in ["", "a/b", "u:p@h", "@h", "h#f", "a\nb/c", "h:99999"] {
