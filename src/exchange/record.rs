@@ -12,7 +12,7 @@ use crate::audit::{AuditRecord, Issued, Outcome};
 use crate::credential::CloudIdentity;
 use crate::policy::{Grant, Tenure};
 use crate::subject::{SubjectToken, VerifiedIdentity};
-use crate::target::Job;
+use crate::target::{Job, TokenType};
 
 /// What is known of an exchange so far: each stage adds its part, and whatever the outcome, it is recorded.
 pub(super) struct Record {
@@ -89,6 +89,9 @@ impl Record {
         record.lifetime = Some(issued.granted);
         record.cached = issued.cached;
         record.attributes.push(("lifetime_bound", issued.bound.as_str().to_owned()));
+        if issued.token_type() != TokenType::AccessToken {
+            record.attributes.push(("issued_token_type", issued.token_type().urn().to_owned()));
+        }
         record.attributes.extend(credential.upstream.iter().cloned());
         record.issued = Some(Issued {
             token_sha256: credential.token_sha256,

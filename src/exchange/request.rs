@@ -131,11 +131,11 @@ fn ask(request: &TargetRequest, position: usize, excess: ExcessScopes) -> Result
             .map_err(|complaint: crate::target::Invalid| invalid(&at("requested_token_type"), complaint.0))?,
     };
     let audience = match (token_type, request.audience.as_str()) {
-        (TokenType::AccessToken, "") => None,
-        (TokenType::AccessToken, _) => {
+        (TokenType::AccessToken | TokenType::Jwt, "") => None,
+        (TokenType::AccessToken | TokenType::Jwt, _) => {
             return Err(invalid(
                 &at("audience"),
-                "an access token has no audience of its own: ask for an ID token, or leave it out",
+                "only an ID token has an audience of the caller's choice: ask for one, or leave it out",
             ));
         }
         (TokenType::IdToken, "") => return Err(invalid(&at("audience"), "an ID token needs an audience")),

@@ -8,7 +8,7 @@ use crate::exchange::{ExchangeError, IssuedCredential, TargetRequest};
 use crate::lease::{End, EndKind, Lease};
 use crate::policy::Bound;
 use crate::proto;
-use crate::target::{Job, Scope};
+use crate::target::{Job, Scope, TokenType};
 
 /// Reads durations; the first negative one is the complaint.
 #[derive(Debug, Default)]
@@ -111,7 +111,10 @@ pub(super) fn credential(issued: IssuedCredential) -> proto::Credential {
         target: issued.target().to_owned(),
         token: issued.token().to_owned(),
         issued_token_type: issued.token_type().urn().to_owned(),
-        token_type: "Bearer".to_owned(),
+        token_type: match issued.token_type() {
+            TokenType::AccessToken | TokenType::IdToken => "Bearer".to_owned(),
+            TokenType::Jwt => "N_A".to_owned(),
+        },
         scopes: issued.scopes().iter().map(Scope::to_string).collect(),
         expires_at: Some(issued.expires_at().into()),
         refresh_after: Some(issued.refresh_after.into()),

@@ -238,6 +238,35 @@ fn a_direct_token_is_bounded_by_what_it_is_exchanged_for() {
 }
 
 #[test]
+fn an_assertion_is_handed_out_only_where_the_target_says_so_and_outside_of_leases() {
+    let decide = |target: Target, tenure, lease: bool| {
+        let mut rule = everybody();
+        if lease {
+            rule["lease"] = json!({"max_duration": "1h", "heartbeat": "5m"});
+        }
+        let rules: Vec<RuleDocument> = serde_json::from_value(json!([rule])).expect("rules");
+        let policy = Policy::compile(&rules, vec![target]).expect("a policy");
+        let (identity, job) = (Arc::new(identity()), Arc::new(Job::default()));
+        let inquiry = Inquiry { tenure, ..Inquiry::once(&identity, &job, now()) };
+        let ask = Ask { token_type: TokenType::Jwt, ..ask() };
+        policy.decide_all(inquiry, &[ask]).map(|grants| (grants[0].plan().lifetime, grants[0].scopes().is_empty()))
+    };
+    let allowed = || Target::google_for_test("t").with_google(|google| google.hand_out_assertion = true);
+    assert_eq!(decide(allowed(), Tenure::Once, false), Ok((ASSERTION_LIFETIME, true)));
+    for (target, tenure) in [
+        (Target::google_for_test("t"), Tenure::Once),
+        (Target::azure_for_test("t", AzureSource::TokenFile("/token".into())), Tenure::Once),
+        (allowed(), Tenure::Opening(None)),
+        (allowed(), Tenure::Lease { proved_at: now(), not_after: now() + HOUR }),
+    ] {
+        let refused = decide(target, tenure, true);
+        assert!(matches!(refused, Err(Refusal::Request(_))), "{tenure:?}: {refused:?}");
+    }
+    let ask = Ask { token_type: TokenType::Jwt, ..ask() };
+    assert_eq!(decide_for(json!([]), identity(), ask).unwrap_err(), Refusal::Denied(Denial::NoRule));
+}
+
+#[test]
 fn a_subject_token_that_ends_before_the_floor_is_refused_where_the_cloud_ties_to_it() {
     let target = Target::google_for_test("t").with_google(|google| {
         google.service_account = None;
