@@ -1,6 +1,5 @@
 //! Stage 3: a grant becomes a credential, from the cache or with one call upstream for everyone who waits.
 
-mod answer;
 mod azure;
 mod cache;
 mod google;
@@ -22,10 +21,11 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use self::shared::Shared;
+use crate::answer::TokenAnswer;
 use crate::clock::Clock;
-use crate::http::Client;
+use crate::http::{Client, Response};
 use crate::issuer::{Assertion, Issuer};
-use crate::policy::{Given, Grant};
+use crate::policy::{ASSERTION_LIFETIME, Given, Grant};
 use crate::reason::Reason;
 use crate::secret::{FieldDigest, SealingKeys, Secret};
 use crate::subject::SubjectToken;
@@ -162,6 +162,12 @@ impl Hop {
             Self::ManagedIdentity => "managed_identity",
             Self::Broker => "broker",
         }
+    }
+
+    fn token_answer(self, response: &Response) -> Result<TokenAnswer, IssueError> {
+        let malformed =
+            || IssueError::refused(self, "malformed_answer", "the answer holds no bearer token with a life");
+        TokenAnswer::read(response).ok_or_else(malformed)
     }
 }
 
@@ -331,9 +337,10 @@ fn key(grant: &Grant) -> Key {
 
 /// Everywhere else the cloud decides how long a token lives, so callers with different wishes share it.
 fn takes_a_wish(grant: &Grant) -> bool {
-    match &grant.target().platform {
-        Platform::Google(google) => google.service_account.is_some() && !is_id_token(grant),
-        Platform::Azure(_) => false,
+    match (&grant.target().platform, grant.token_type()) {
+        (Platform::Google(google), TokenType::AccessToken) => google.service_account.is_some(),
+        (Platform::Google(_), TokenType::Jwt) => true,
+        (Platform::Google(_), TokenType::IdToken) | (Platform::Azure(_), _) => false,
     }
 }
 
@@ -386,14 +393,19 @@ struct Signer {
 }
 
 impl Signer {
+    /// For a call of the broker's own, which comes at once.
     fn assertion(&self, call: &Call) -> Result<Secret, IssueError> {
+        self.assertion_for(call, ASSERTION_LIFETIME)
+    }
+
+    fn assertion_for(&self, call: &Call, lifetime: Duration) -> Result<Secret, IssueError> {
         let no_issuer = || {
             IssueError::refused(Hop::Broker, "no_issuer", "the configuration has no `issuer`, which this target needs")
         };
         let issuer = self.issuer.as_ref().ok_or_else(no_issuer)?;
         let assertion = Assertion::for_grant(&call.grant).ok_or_else(no_issuer)?;
         let unsigned = |_cause| IssueError::refused(Hop::Broker, "no_signature", "the issuer's key does not sign");
-        issuer.sign(&assertion, call.exchange_id).map_err(unsigned)
+        issuer.sign(&assertion, call.exchange_id, lifetime).map_err(unsigned)
     }
 }
 

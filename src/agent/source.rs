@@ -13,7 +13,7 @@ use crate::proto;
 use crate::proto::credential::Identity;
 use crate::proto::token_exchange_client::TokenExchangeClient;
 use crate::secret::Secret;
-use crate::subject_source::SubjectSource;
+use crate::subject_source::{Fault, SourceError, SubjectSource};
 use crate::target::TokenType;
 use crate::telemetry::Causes;
 
@@ -120,6 +120,17 @@ impl From<Status> for Refusal {
     }
 }
 
+impl From<SourceError> for Refusal {
+    fn from(error: SourceError) -> Self {
+        let message = Causes(&error).to_string();
+        match error.fault() {
+            Fault::Usage | Fault::Refused => Self::failed(message),
+            // What the platform writes it has perhaps not written yet.
+            Fault::Unavailable | Fault::Machine => Self::away(message),
+        }
+    }
+}
+
 impl Credential {
     /// # Errors
     /// Where the broker's answer lacks what belongs to a credential.
@@ -156,8 +167,7 @@ impl Exchanges {
 #[async_trait::async_trait]
 impl Credentials for Exchanges {
     async fn credential(&self, wanted: &Wanted) -> Result<Credential, Refusal> {
-        // What the platform writes it has perhaps not written yet.
-        let token = self.subject.token().await.map_err(|error| Refusal::away(Causes(&error).to_string()))?;
+        let token = self.subject.token().await?;
         let request = proto::ExchangeRequest {
             subject_token: token.expose().to_owned(),
             subject_token_type: String::new(),

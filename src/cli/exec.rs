@@ -14,7 +14,7 @@ use tonic::transport::Channel;
 
 use self::child::Signals;
 use self::environment::Environment;
-use super::broker::{Broker, SubjectToken, answer, call, refusal, usage};
+use super::broker::{Broker, SubjectToken, answer, call, no_subject_token, refusal, usage};
 use super::remark;
 use super::request::{Job, duration, span};
 use crate::agent::{Agent, Credential, Credentials, Exchanges, Lease, Listener, News, Settings, TargetSettings, Users};
@@ -77,7 +77,7 @@ struct Opened {
 
 impl Exec {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        if self.subject_token.is_stdin() {
+        if self.subject_token.file().is_some_and(|path| path.as_os_str() == "-") {
             return Err(usage("--subject-token-file -: standard input is the command's"));
         }
         let mut signals = Signals::install()?;
@@ -134,11 +134,13 @@ impl Exec {
 
     /// A lease, or the first exchange: whoever is refused is told before the command begins.
     async fn open(&self) -> anyhow::Result<Opened> {
-        let (channel, subject_token) = tokio::join!(self.broker.connect(), self.subject_token.token());
-        let (channel, subject_token) = (channel?, subject_token?);
+        let subject = self.subject_token.source(&self.broker);
+        let (channel, subject_token) = tokio::join!(self.broker.connect(), subject.token());
+        let subject_token = subject_token.map_err(no_subject_token)?.expose().to_owned();
+        let channel = channel?;
         let target = |target: &String| proto::TargetRequest { target: target.clone(), ..Default::default() };
         let targets = self.targets.iter().map(target).collect();
-        let exchanges = Exchanges::new(channel.clone(), self.subject_token.source(), self.job.message());
+        let exchanges = Exchanges::new(channel.clone(), subject, self.job.message());
         if self.no_lease {
             return self.exchange(channel, subject_token, targets, exchanges).await;
         }

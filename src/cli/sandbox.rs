@@ -120,6 +120,7 @@ targets:
     google:
       audience: {PROVIDER}
       service_account: {TRAINER}
+      hand_out_assertion: true
       max_lifetime: 1h
       sts_endpoint: {sts}
       iam_credentials_endpoint: {iam}
@@ -129,6 +130,20 @@ targets:
       client_id: {ML_IDENTITY}
       source: issuer
       scopes: [https://ml.azure.com/.default]
+  aks:
+    azure:
+      tenant: {TENANT}
+      client_id: {ML_IDENTITY}
+      source: issuer
+      subject: carnet:azure-ml
+      scopes: [6dae42f8-4368-4678-94ff-3960e28e3630/.default]
+  azure-devops:
+    azure:
+      tenant: {TENANT}
+      client_id: {ML_IDENTITY}
+      source: issuer
+      subject: carnet:azure-ml
+      scopes: [499b84ac-1321-427f-aa17-267ca6975798/.default]
   azure-ml-on-this-machine:
     azure:
       tenant: {TENANT}
@@ -138,7 +153,7 @@ targets:
       scopes: [https://ml.azure.com/.default]
 rules:
   - name: vision-training
-    targets: [vertex-training, azure-ml, azure-ml-on-this-machine]
+    targets: [vertex-training, azure-ml, aks, azure-devops, azure-ml-on-this-machine]
     subject: {{ tenants: [{TENANT}], roles: [Training.Submit] }}
     when: '!has(job.expected_duration) || job.expected_duration <= duration(\"72h\")'
     max_lifetime: 1h
@@ -222,7 +237,7 @@ fn next_steps(grpc: &str, issuer: &str, [token, operator]: [&Path; 2], folder: &
 The broker and the stand-ins run until you press Ctrl-C. In another terminal:
 
   alias carnet={program}
-  export CARNET_ADDRESS=http://{grpc} CARNET_SUBJECT_TOKEN_FILE={token} OPERATOR_TOKEN_FILE={operator}
+  export CARNET_ADDRESS=http://{grpc} CARNET_HTTP_ADDRESS={issuer} CARNET_SUBJECT_TOKEN_FILE={token} OPERATOR_TOKEN_FILE={operator}
 
   # one target, the token alone
   carnet exchange --target vertex-training --job-id run-2 --duration 40m --output token
@@ -242,6 +257,9 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
 
   # a refusal: exit code 3, and one line in the broker's log
   carnet exchange --target no-such-target
+
+  # for tools that run a program to get credentials; see the README for docker, kubectl and Google's libraries
+  printf 'protocol=https\\nhost=dev.azure.com\\n\\n' | carnet credential git get --host dev.azure.com=azure-devops
 
   # the same exchange as RFC 8693, with any HTTP client
   curl -s {issuer}/v1/token -d grant_type=urn:ietf:params:oauth:grant-type:token-exchange \\

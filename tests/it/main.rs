@@ -8,6 +8,7 @@ mod support;
 
 mod clouds;
 mod command_line;
+mod credential_commands;
 mod doors;
 mod exchange;
 mod grpc;

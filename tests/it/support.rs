@@ -298,6 +298,7 @@ fn configuration(
         )
     };
     let (vertex, direct) = (google(&format!("service_account: {TRAINER}, ")), google(""));
+    let handed_out = google(&format!("service_account: {TRAINER}, hand_out_assertion: true, "));
     format!(
         "
 server: {server}
@@ -307,6 +308,7 @@ targets:
   vertex: {{ google: {vertex} }}
   direct: {{ google: {direct} }}
   grouped: {{ google: {vertex} }}
+  handed-out: {{ google: {handed_out} }}
   azure-ml:
     azure: {{ tenant: {TENANT}, client_id: {ML}, source: issuer, scopes: [https://ml.azure.com/.default] }}
 {rules}

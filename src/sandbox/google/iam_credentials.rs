@@ -184,7 +184,10 @@ impl Request {
                     "Invalid JSON payload received. Unknown name \"{camel}\": Cannot find field."
                 )));
             }
-            members.insert(camel, value);
+            // Protocol buffers in JSON: null is as absent. Google's library for Python writes `"delegates": null`.
+            if !value.is_null() {
+                members.insert(camel, value);
+            }
         }
         Ok(Self(members))
     }
