@@ -29,7 +29,7 @@ async fn googles_libraries_exchange_at_the_broker_and_survive_a_refresh_and_its_
     }
     world.broker.google.faults().clear("/v1/token");
     // A failure is remembered for some seconds.
-    world.clock.advance(Duration::from_secs(30));
+    world.advance(Duration::from_secs(30));
     let mut renewed = Vec::new();
     for (client, token) in clients.iter_mut().zip(&first) {
         let what = format!("another token for {}", client.program);
@@ -75,16 +75,13 @@ fn start(world: &World) -> Vec<Client> {
     installed().map(|program| start_with(world, program, url(program))).collect()
 }
 
-/// With a fresh Entra token in the file that the account names.
 fn start_with(world: &World, program: &Program, broker: &str) -> Client {
-    let token = world.home().join("entra-token");
-    std::fs::write(&token, world.broker.runner().sign()).expect("written");
     let account = json!({
         "type": "external_account",
         "audience": "bucket",
         "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
         "token_url": format!("{broker}/v1/token"),
-        "credential_source": {"file": token},
+        "credential_source": {"file": world.entra_token()},
     });
     let path = world.home().join(format!("{}.json", program.language));
     std::fs::write(&path, account.to_string()).expect("written");
