@@ -6,6 +6,7 @@ mod credentials;
 mod exchange;
 mod issuer;
 mod lease;
+mod login;
 mod request;
 mod sandbox;
 mod serve;
@@ -42,6 +43,8 @@ enum Command {
     Exchange(Box<exchange::Exchange>),
     #[command(subcommand)]
     Lease(lease::Lease),
+    Login(Box<login::Login>),
+    Logout(login::Logout),
     /// The broker as an OIDC issuer
     #[command(subcommand)]
     Issuer(issuer::Issuer),
@@ -77,6 +80,8 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Config(config) => config.run(),
                 Command::Exchange(exchange) => exchange.run().await,
                 Command::Lease(lease) => lease.run().await,
+                Command::Login(login) => login.run().await,
+                Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
             }
         });

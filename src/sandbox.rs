@@ -6,7 +6,7 @@
 //! threads; where the real cloud's behaviour is not known, the stricter reading is taken.
 //!
 //! ```text
-//! Entra            tenants with keys, discovery documents, a token builder, the token endpoint (secret, FIC, OBO)
+//! Entra            tenants with keys, discovery documents, a token builder, the token endpoint (secret, FIC, OBO, device code)
 //! Google           workload identity pool providers, STS, introspection, IAM Credentials
 //! ManagedIdentity  IMDS and App Service endpoints; its tokens are Entra's
 //! OidcIssuer       any other issuer (a Kubernetes cluster, say): discovery, keys, signed tokens
@@ -29,8 +29,8 @@ mod test_client;
 pub use azure::{AssignedIdentity, ManagedIdentity};
 pub use calls::{Call, Calls};
 pub use entra::{
-    Entra, EntraToken, FederatedCredential, FederatedCredentialError, Identity, IdentityKind, Resource, Throttle,
-    TokenVersion,
+    Entra, EntraToken, FederatedCredential, FederatedCredentialError, Identity, IdentityKind, Person, Resource,
+    Throttle, TokenVersion,
 };
 pub use faults::{Fault, Faults};
 pub use google::{ExpiresIn, Google, PoolProvider, ProviderError, TokenInfo, TokenKind};
