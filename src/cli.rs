@@ -2,6 +2,7 @@
 
 mod broker;
 mod config;
+mod credential;
 mod credentials;
 mod exchange;
 mod issuer;
@@ -12,6 +13,7 @@ mod sandbox;
 mod serve;
 mod table;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -42,12 +44,24 @@ enum Command {
     /// Trade a subject token for the credentials of one or more targets
     Exchange(Box<exchange::Exchange>),
     #[command(subcommand)]
+    Credential(credential::Credential),
+    #[command(subcommand)]
     Lease(lease::Lease),
     Login(Box<login::Login>),
     Logout(login::Logout),
     /// The broker as an OIDC issuer
     #[command(subcommand)]
     Issuer(issuer::Issuer),
+}
+
+impl Cli {
+    /// What the arguments of this process say; under the name of a tool's own program they are that tool's.
+    pub fn of_this_process() -> Self {
+        match credential::Credential::under_name_of(called_as()) {
+            Some(credential) => Self { command: Command::Credential(credential) },
+            None => Self::parse(),
+        }
+    }
 }
 
 /// How a command ended, when it did not end well.
@@ -68,6 +82,11 @@ struct Ended {
     message: String,
 }
 
+/// The command failed, and said why where its caller looks for it.
+#[derive(Debug, thiserror::Error)]
+#[error("the reason stands on standard output")]
+struct Told;
+
 /// Runs the command in a runtime of its own.
 pub fn run(cli: Cli) -> ExitCode {
     // Deeper than the default, for expressions at their depth limit in unoptimized builds.
@@ -79,6 +98,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Sandbox(sandbox) => sandbox.run().await,
                 Command::Config(config) => config.run(),
                 Command::Exchange(exchange) => exchange.run().await,
+                Command::Credential(credential) => credential.run().await,
                 Command::Lease(lease) => lease.run().await,
                 Command::Login(login) => login.run().await,
                 Command::Logout(logout) => logout.run().await,
@@ -92,11 +112,20 @@ pub fn run(cli: Cli) -> ExitCode {
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            complain(&error);
+            if !error.is::<Told>() {
+                complain(&error);
+            }
             let exit = error.downcast_ref::<Ended>().map_or(Exit::Failed, |ended| ended.exit);
             ExitCode::from(exit as u8)
         }
     }
+}
+
+/// `carnet`, or the name of the tool's program that a link to this one bears.
+fn called_as() -> &'static str {
+    let program = std::env::args_os().next().unwrap_or_default();
+    let name = Path::new(&program).file_name();
+    credential::NAMES.into_iter().find(|known| name == Some(known.as_ref())).unwrap_or("carnet")
 }
 
 fn complain(error: &anyhow::Error) {
@@ -105,7 +134,7 @@ fn complain(error: &anyhow::Error) {
 
 #[expect(clippy::print_stderr, reason = "the command line's own voice")]
 fn remark(text: impl std::fmt::Display) {
-    eprintln!("carnet: {text}");
+    eprintln!("{}: {text}", called_as());
 }
 
 #[expect(clippy::print_stdout, reason = "results go to standard output")]

@@ -25,7 +25,7 @@ use crate::answer::TokenAnswer;
 use crate::clock::Clock;
 use crate::http::{Client, Response};
 use crate::issuer::{Assertion, Issuer};
-use crate::policy::{Given, Grant};
+use crate::policy::{ASSERTION_LIFETIME, Given, Grant};
 use crate::reason::Reason;
 use crate::secret::{FieldDigest, SealingKeys, Secret};
 use crate::subject::SubjectToken;
@@ -337,9 +337,10 @@ fn key(grant: &Grant) -> Key {
 
 /// Everywhere else the cloud decides how long a token lives, so callers with different wishes share it.
 fn takes_a_wish(grant: &Grant) -> bool {
-    match &grant.target().platform {
-        Platform::Google(google) => google.service_account.is_some() && !is_id_token(grant),
-        Platform::Azure(_) => false,
+    match (&grant.target().platform, grant.token_type()) {
+        (Platform::Google(google), TokenType::AccessToken) => google.service_account.is_some(),
+        (Platform::Google(_), TokenType::Jwt) => true,
+        (Platform::Google(_), TokenType::IdToken) | (Platform::Azure(_), _) => false,
     }
 }
 
@@ -392,14 +393,19 @@ struct Signer {
 }
 
 impl Signer {
+    /// For a call of the broker's own, which comes at once.
     fn assertion(&self, call: &Call) -> Result<Secret, IssueError> {
+        self.assertion_for(call, ASSERTION_LIFETIME)
+    }
+
+    fn assertion_for(&self, call: &Call, lifetime: Duration) -> Result<Secret, IssueError> {
         let no_issuer = || {
             IssueError::refused(Hop::Broker, "no_issuer", "the configuration has no `issuer`, which this target needs")
         };
         let issuer = self.issuer.as_ref().ok_or_else(no_issuer)?;
         let assertion = Assertion::for_grant(&call.grant).ok_or_else(no_issuer)?;
         let unsigned = |_cause| IssueError::refused(Hop::Broker, "no_signature", "the issuer's key does not sign");
-        issuer.sign(&assertion, call.exchange_id).map_err(unsigned)
+        issuer.sign(&assertion, call.exchange_id, lifetime).map_err(unsigned)
     }
 }
 

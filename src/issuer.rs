@@ -17,6 +17,7 @@ pub use store::{KeyStore, KeyStoreError, StoredKey};
 use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use aws_lc_rs::error::Unspecified;
@@ -56,8 +57,8 @@ impl Issuer {
         &self.url
     }
 
-    /// Signs `assertion` for `exchange_id`, valid from now for [`ASSERTION_LIFETIME`].
-    pub fn sign(&self, assertion: &Assertion, exchange_id: Uuid) -> Result<Secret, Unspecified> {
+    /// Signs `assertion` for `exchange_id`, valid from now for `lifetime`, or [`ASSERTION_LIFETIME`] if that is less.
+    pub fn sign(&self, assertion: &Assertion, exchange_id: Uuid, lifetime: Duration) -> Result<Secret, Unspecified> {
         let time = self.clock.now();
         let now = unix_seconds(time);
         let mut claims: Map<String, Value> =
@@ -69,7 +70,7 @@ impl Issuer {
             ("jti".to_owned(), json!(format!("{exchange_id}/{}", assertion.target))),
             ("iat".to_owned(), json!(now)),
             ("nbf".to_owned(), json!(now)),
-            ("exp".to_owned(), json!(now + ASSERTION_LIFETIME.as_secs())),
+            ("exp".to_owned(), json!(now + lifetime.min(ASSERTION_LIFETIME).as_secs())),
         ]);
         let keys = self.keys.load();
         let key = keys.signing(assertion.algorithm, time).ok_or(Unspecified)?;

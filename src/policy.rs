@@ -244,7 +244,7 @@ impl Policy {
         let Inquiry { identity, job, now, .. } = inquiry;
         let (target, rule) = self.allowed(inquiry, ask)?;
         let scopes = scopes(target, ask)?;
-        check_request(identity, target, ask)?;
+        check_request(inquiry, target, ask)?;
         let lease = lease_terms(inquiry, target, &rule)?;
         let plan = plan(inquiry, target, &rule, lease.as_ref(), ask)?;
         let attributes = match &target.platform {
@@ -304,6 +304,13 @@ impl fmt::Debug for Policy {
 }
 
 fn scopes(target: &Target, ask: &Ask) -> Result<Scopes, Refusal> {
+    if ask.token_type == TokenType::Jwt {
+        // Google is told the scopes by whoever redeems it.
+        return match (ask.excess, ask.scopes.is_empty()) {
+            (ExcessScopes::Refuse, false) => Err(Refusal::Request("an assertion has no scopes: leave them out".into())),
+            (ExcessScopes::Refuse | ExcessScopes::Drop, _) => Ok(Scopes::default()),
+        };
+    }
     if ask.scopes.is_empty() {
         return Ok(target.scopes.clone());
     }
@@ -319,15 +326,24 @@ fn scopes(target: &Target, ask: &Ask) -> Result<Scopes, Refusal> {
     }
 }
 
-fn check_request(identity: &VerifiedIdentity, target: &Target, ask: &Ask) -> Result<(), Refusal> {
+fn check_request(inquiry: Inquiry<'_>, target: &Target, ask: &Ask) -> Result<(), Refusal> {
     let refuse = |text: &str| Err(Refusal::Request(text.to_owned()));
     match (&target.platform, ask.token_type) {
         (Platform::Google(google), TokenType::IdToken) if google.service_account.is_none() => {
             refuse("the target has no service account, so there are no ID tokens of it")
         }
         (Platform::Azure(_), TokenType::IdToken) => refuse("an Azure target has no ID tokens"),
+        (Platform::Google(google), TokenType::Jwt) if google.hand_out_assertion => match inquiry.tenure {
+            Tenure::Once => Ok(()),
+            Tenure::Opening(_) | Tenure::Lease { .. } => refuse(
+                "what an assertion is redeemed for at Google outlives a lease and its revocation: ask for single ones",
+            ),
+        },
+        (Platform::Google(_) | Platform::Azure(_), TokenType::Jwt) => {
+            refuse("the target does not hand out its assertion: ask for an access token")
+        }
         (Platform::Azure(azure), TokenType::AccessToken)
-            if matches!(azure.source, AzureSource::OnBehalfOf { .. }) && identity.kind() != Kind::User =>
+            if matches!(azure.source, AzureSource::OnBehalfOf { .. }) && inquiry.identity.kind() != Kind::User =>
         {
             refuse("the target acts on behalf of users, and the subject token is an application's")
         }
@@ -351,6 +367,7 @@ fn plan(
     let (cloud, tied) = match &target.platform {
         Platform::Azure(_) => (CloudLimit::Fixed, false),
         Platform::Google(_) if ask.token_type == TokenType::IdToken => (CloudLimit::Fixed, false),
+        Platform::Google(_) if ask.token_type == TokenType::Jwt => (CloudLimit::UpTo(ASSERTION_LIFETIME), false),
         Platform::Google(google) => match (&google.service_account, google.subject_token) {
             (Some(_), _) => (CloudLimit::UpTo(GOOGLE_EXTENDED), false),
             (None, GoogleSubjectToken::Issuer) => (CloudLimit::UpTo(ASSERTION_LIFETIME), false),

@@ -67,6 +67,8 @@ pub struct GoogleTarget {
     pub provider: PoolProvider,
     pub subject_token: GoogleSubjectToken,
     pub service_account: Option<ServiceAccount>,
+    /// The assertion itself can be asked for: the caller then redeems it at Google, for whatever Google lets it.
+    pub hand_out_assertion: bool,
     pub sts_endpoint: Endpoint,
     pub iam_credentials_endpoint: Endpoint,
 }
@@ -126,6 +128,8 @@ impl Eq for AppServiceHeader {}
 pub enum TokenType {
     AccessToken,
     IdToken,
+    /// The assertion that the broker signs for the target.
+    Jwt,
 }
 
 impl TokenType {
@@ -133,6 +137,7 @@ impl TokenType {
         match self {
             Self::AccessToken => "urn:ietf:params:oauth:token-type:access_token",
             Self::IdToken => "urn:ietf:params:oauth:token-type:id_token",
+            Self::Jwt => "urn:ietf:params:oauth:token-type:jwt",
         }
     }
 }
@@ -141,9 +146,10 @@ impl FromStr for TokenType {
     type Err = Invalid;
 
     fn from_str(text: &str) -> Result<Self, Invalid> {
-        [Self::AccessToken, Self::IdToken].into_iter().find(|kind| kind.urn() == text).ok_or(Invalid(
-            "expected urn:ietf:params:oauth:token-type:access_token or urn:ietf:params:oauth:token-type:id_token",
-        ))
+        [Self::AccessToken, Self::IdToken, Self::Jwt]
+            .into_iter()
+            .find(|kind| kind.urn() == text)
+            .ok_or(Invalid("expected urn:ietf:params:oauth:token-type:access_token, ...:id_token or ...:jwt"))
     }
 }
 
@@ -159,7 +165,7 @@ pub struct Job {
 
 impl Job {
     /// Refuses what would not fit into an assertion or a log: long texts, control characters, too many entries.
-    pub fn check(self) -> Result<Self, Invalid> {
+    pub fn check(&self) -> Result<(), Invalid> {
         let text = |text: &str, max: usize| (1..=max).contains(&text.len()) && !text.chars().any(char::is_control);
         let named = |name: &Option<String>| name.as_deref().is_none_or(|name| text(name, 128));
         if !named(&self.id) {
@@ -177,7 +183,7 @@ impl Job {
         if self.datasets.len() > 64 || !self.datasets.iter().all(|dataset| text(dataset, 256)) {
             return Err(Invalid("job.datasets has at most 64 names of at most 256 bytes"));
         }
-        Ok(self)
+        Ok(())
     }
 }
 
@@ -192,6 +198,7 @@ impl Target {
                 provider: provider.parse().expect("a provider"),
                 subject_token: GoogleSubjectToken::Issuer,
                 service_account: Some("trainer@ml.iam.gserviceaccount.com".parse().expect("an account")),
+                hand_out_assertion: false,
                 sts_endpoint: "https://sts.googleapis.com".parse().expect("a URL"),
                 iam_credentials_endpoint: "https://iamcredentials.googleapis.com".parse().expect("a URL"),
             }),

@@ -43,6 +43,17 @@ impl Broker {
         Self { address, ca: None }
     }
 
+    /// These settings for another run of the program.
+    pub fn arguments(&self) -> Vec<String> {
+        let ca = self.ca.iter().flat_map(|path| ["--ca".to_owned(), path.display().to_string()]);
+        ["--address".to_owned(), self.address.clone()].into_iter().chain(ca).collect()
+    }
+
+    /// Authorities to trust besides the system's.
+    pub fn ca(&self) -> Option<&PathBuf> {
+        self.ca.as_ref()
+    }
+
     pub async fn connect(&self) -> anyhow::Result<Channel> {
         let address = self.address.parse::<Address>();
         let address = address.map_err(|error| usage(format!("--address {}: {error}", self.address)))?;
@@ -54,6 +65,10 @@ impl Broker {
 impl SubjectToken {
     pub fn in_file(path: PathBuf) -> Self {
         Self { subject_token_file: Some(path), subject_source: Some(SourceName::File), audience: None }
+    }
+
+    pub fn file(&self) -> Option<&Path> {
+        self.subject_token_file.as_deref()
     }
 
     /// Its calls trust whom the calls to the broker trust.

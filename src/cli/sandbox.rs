@@ -22,7 +22,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::proto;
 use crate::sandbox::{
-    AssignedIdentity, Entra, FederatedCredential, Google, Identity, ManagedIdentity, Person, PoolProvider,
+    AssignedIdentity, AzureStorage, Entra, FederatedCredential, Google, Identity, ManagedIdentity, Person, PoolProvider,
 };
 use crate::telemetry::{self, LogFormat};
 
@@ -64,11 +64,12 @@ impl Sandbox {
     }
 }
 
-/// The three stand-ins, set up as one company's clouds.
+/// The stand-ins, set up as one company's clouds.
 struct Clouds {
     entra: Entra,
     google: Google,
     managed_identity: ManagedIdentity,
+    storage: AzureStorage,
 }
 
 impl Clouds {
@@ -90,7 +91,14 @@ impl Clouds {
             object_id: ML_OBJECT.to_owned(),
             resource_id: ML_RESOURCE.to_owned(),
         });
-        Ok(Self { entra, google, managed_identity })
+        let storage = AzureStorage::start(&entra, "mlsandbox").await?;
+        for object in ["images/0001.jpg", "labels.csv"] {
+            google.add_object(BUCKET, object);
+            storage.add_blob(BUCKET, object);
+        }
+        google.let_read(BUCKET, &format!("serviceAccount:{TRAINER}"));
+        storage.let_read(BUCKET, ML_OBJECT);
+        Ok(Self { entra, google, managed_identity, storage })
     }
 
     /// What an operator does at both clouds: a provider and a binding, and a federated identity credential.
@@ -125,6 +133,7 @@ targets:
     google:
       audience: {PROVIDER}
       service_account: {TRAINER}
+      hand_out_assertion: true
       max_lifetime: 1h
       sts_endpoint: {sts}
       iam_credentials_endpoint: {iam}
@@ -134,6 +143,27 @@ targets:
       client_id: {ML_IDENTITY}
       source: issuer
       scopes: [https://ml.azure.com/.default]
+  aks:
+    azure:
+      tenant: {TENANT}
+      client_id: {ML_IDENTITY}
+      source: issuer
+      subject: carnet:azure-ml
+      scopes: [6dae42f8-4368-4678-94ff-3960e28e3630/.default]
+  azure-devops:
+    azure:
+      tenant: {TENANT}
+      client_id: {ML_IDENTITY}
+      source: issuer
+      subject: carnet:azure-ml
+      scopes: [499b84ac-1321-427f-aa17-267ca6975798/.default]
+  azure-storage:
+    azure:
+      tenant: {TENANT}
+      client_id: {ML_IDENTITY}
+      source: issuer
+      subject: carnet:azure-ml
+      scopes: [https://storage.azure.com/.default]
   azure-ml-on-this-machine:
     azure:
       tenant: {TENANT}
@@ -143,7 +173,7 @@ targets:
       scopes: [https://ml.azure.com/.default]
 rules:
   - name: vision-training
-    targets: [vertex-training, azure-ml, azure-ml-on-this-machine]
+    targets: [vertex-training, azure-ml, aks, azure-devops, azure-storage, azure-ml-on-this-machine]
     subject: {{ tenants: [{TENANT}], roles: [Training.Submit] }}
     when: '!has(job.expected_duration) || job.expected_duration <= duration(\"72h\")'
     max_lifetime: 1h
@@ -227,13 +257,19 @@ fn next_steps(grpc: &str, issuer: &str, [token, operator]: [&Path; 2], folder: &
 The broker and the stand-ins run until you press Ctrl-C. In another terminal:
 
   alias carnet={program}
-  export CARNET_ADDRESS=http://{grpc} CARNET_SUBJECT_TOKEN_FILE={token} OPERATOR_TOKEN_FILE={operator}
+  export CARNET_ADDRESS=http://{grpc} CARNET_HTTP_ADDRESS={issuer} CARNET_SUBJECT_TOKEN_FILE={token} OPERATOR_TOKEN_FILE={operator}
 
   # one target, the token alone
   carnet exchange --target vertex-training --job-id run-2 --duration 40m --output token
 
   # a job too long for one token: see `bound` and `refresh_after`
   carnet exchange --target vertex-training --duration 9h
+
+  # what a token is good for: a bucket of Google's and a container of Azure's
+  curl -s {google}/storage/v1/b/{BUCKET}/o \\
+    -H \"authorization: Bearer $(carnet exchange --target vertex-training --output token)\"
+  curl -s '{storage}/{BUCKET}?restype=container&comp=list' -H 'x-ms-version: 2025-11-05' \\
+    -H \"authorization: Bearer $(carnet exchange --target azure-storage --output token)\"
 
   # an Azure token that nobody can shorten
   carnet exchange --target azure-ml-on-this-machine
@@ -247,6 +283,9 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
 
   # a refusal: exit code 3, and one line in the broker's log
   carnet exchange --target no-such-target
+
+  # for tools that run a program to get credentials; see the README for docker, kubectl and Google's libraries
+  printf 'protocol=https\\nhost=dev.azure.com\\n\\n' | carnet credential git get --host dev.azure.com=azure-devops
 
   # the same exchange as RFC 8693, with any HTTP client
   curl -s {issuer}/v1/token -d grant_type=urn:ietf:params:oauth:grant-type:token-exchange \\
@@ -275,6 +314,8 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
         operator = operator.display(),
         lease = folder.join("lease-token").display(),
         authority = clouds.entra.authority(),
+        google = clouds.google.storage_endpoint(),
+        storage = clouds.storage.endpoint(),
         config = folder.join("carnet.yaml").display(),
     )
 }
@@ -318,6 +359,7 @@ const LOGIN: &str = "12121212-1212-1212-1212-121212121212";
 const LOGIN_OBJECT: &str = "13131313-1313-1313-1313-131313131313";
 const PERSON: &str = "14141414-1414-1414-1414-141414141414";
 const OPERATOR: &str = "99999999-9999-9999-9999-999999999999";
+const BUCKET: &str = "training-data";
 const ML_IDENTITY: &str = "33333333-3333-3333-3333-333333333333";
 const ML_OBJECT: &str = "77777777-7777-7777-7777-777777777777";
 const ML_RESOURCE: &str = "/subscriptions/88888888-8888-8888-8888-888888888888/resourcegroups/ml/providers/Microsoft.ManagedIdentity/userAssignedIdentities/ml";

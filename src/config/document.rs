@@ -164,6 +164,10 @@ pub(super) struct GoogleDocument {
     #[serde(default)]
     pub subject_token: SubjectTokenDocument,
     pub service_account: Option<ServiceAccount>,
+    /// Whether callers may have the broker's assertion, to redeem it at Google themselves: scopes, impersonation and
+    /// lifetime are then Google's to bound. With `subject_token: issuer` only.
+    #[serde(default)]
+    pub hand_out_assertion: bool,
     #[serde(default = "default_google_scopes")]
     pub scopes: Vec<Scope>,
     /// Up to 12h where the organization policy allows it.

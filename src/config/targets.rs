@@ -86,12 +86,16 @@ impl Place<'_> {
             SubjectTokenDocument::Issuer => GoogleSubjectToken::Issuer,
             SubjectTokenDocument::Entra => GoogleSubjectToken::Entra,
         };
+        if document.hand_out_assertion && subject_token == GoogleSubjectToken::Entra {
+            self.mistake::<()>("hand_out_assertion", "goes with `subject_token: issuer`: there is no assertion here");
+        }
         Some(Target {
             name: name.clone(),
             platform: Platform::Google(GoogleTarget {
                 provider: document.audience.clone(),
                 subject_token,
                 service_account: document.service_account.clone(),
+                hand_out_assertion: document.hand_out_assertion,
                 sts_endpoint: document.sts_endpoint.clone(),
                 iam_credentials_endpoint: document.iam_credentials_endpoint.clone(),
             }),

@@ -18,7 +18,7 @@ use crate::http::{Request, USER_AGENT};
 use crate::issuer::Assertion;
 use crate::policy::GOOGLE_USUAL;
 use crate::secret::{FieldDigest, Secret};
-use crate::target::{GoogleSubjectToken, GoogleTarget, ServiceAccount};
+use crate::target::{GoogleSubjectToken, GoogleTarget, ServiceAccount, TokenType};
 
 /// Exchanges subject tokens and impersonates.
 #[derive(Debug)]
@@ -41,6 +41,9 @@ impl Google {
     }
 
     pub async fn issue(&self, target: &GoogleTarget, call: &Call) -> Result<Credential, IssueError> {
+        if call.grant.token_type() == TokenType::Jwt {
+            return self.assertion(target, call);
+        }
         match &target.service_account {
             None => {
                 let scope = call.grant.scopes().joined();
@@ -55,6 +58,18 @@ impl Google {
                 result => result,
             },
         }
+    }
+
+    /// The assertion itself. It acts as no service account: Google decides whom its holder may impersonate.
+    fn assertion(&self, target: &GoogleTarget, call: &Call) -> Result<Credential, IssueError> {
+        let lifetime = call.grant.plan().lifetime;
+        // Before the signature, so that nothing is called good for longer than it is.
+        let now = self.clock.now();
+        let token = self.signer.assertion_for(call, lifetime)?;
+        let assertion = Assertion::for_grant(&call.grant);
+        let subject = assertion.as_ref().map(Assertion::subject).unwrap_or_default();
+        let identity = CloudIdentity::Google { principal: target.provider.principal(subject), service_account: None };
+        Ok(Credential::new(token, now, now + lifetime, lifetime, identity))
     }
 
     /// A federated token for `scope`; nothing is sent before it is awaited.

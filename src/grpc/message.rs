@@ -1,5 +1,6 @@
 //! The contract's messages as the broker's own types, and back.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::credential::CloudIdentity;
@@ -7,7 +8,7 @@ use crate::exchange::{ExchangeError, IssuedCredential, TargetRequest};
 use crate::lease::{End, EndKind, Lease};
 use crate::policy::Bound;
 use crate::proto;
-use crate::target::{Job, Scope};
+use crate::target::{Job, Scope, TokenType};
 
 /// Reads durations; the first negative one is the complaint.
 #[derive(Debug, Default)]
@@ -40,15 +41,15 @@ pub(super) fn targets(messages: Vec<proto::TargetRequest>, durations: &mut Durat
     messages.into_iter().enumerate().map(target).collect()
 }
 
-pub(super) fn job(message: Option<proto::Job>, durations: &mut Durations) -> Job {
+pub(super) fn job(message: Option<proto::Job>, durations: &mut Durations) -> Arc<Job> {
     let message = message.unwrap_or_default();
-    Job {
+    Arc::new(Job {
         id: some(message.id),
         name: some(message.name),
         expected_duration: durations.read("job.expected_duration", message.expected_duration),
         labels: message.labels.into_iter().collect(),
         datasets: message.datasets,
-    }
+    })
 }
 
 /// An empty text is an absent one.
@@ -110,7 +111,10 @@ pub(super) fn credential(issued: IssuedCredential) -> proto::Credential {
         target: issued.target().to_owned(),
         token: issued.token().to_owned(),
         issued_token_type: issued.token_type().urn().to_owned(),
-        token_type: "Bearer".to_owned(),
+        token_type: match issued.token_type() {
+            TokenType::AccessToken | TokenType::IdToken => "Bearer".to_owned(),
+            TokenType::Jwt => "N_A".to_owned(),
+        },
         scopes: issued.scopes().iter().map(Scope::to_string).collect(),
         expires_at: Some(issued.expires_at().into()),
         refresh_after: Some(issued.refresh_after.into()),

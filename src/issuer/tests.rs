@@ -65,7 +65,11 @@ fn google_gets_an_es256_assertion_that_names_the_person_and_the_job() {
     let grant = grant(Target::google_for_test("t"));
     let assertion = Assertion::for_grant(&grant).expect("an assertion");
     let id = Uuid::from_u128(77);
-    let claims = verified(&issuer, &issuer.sign(&assertion, id).expect("signed"), jsonwebtoken::Algorithm::ES256);
+    let claims = verified(
+        &issuer,
+        &issuer.sign(&assertion, id, ASSERTION_LIFETIME).expect("signed"),
+        jsonwebtoken::Algorithm::ES256,
+    );
     let now = unix_seconds(ManualClock::start().now());
     assert_eq!(
         claims,
@@ -88,8 +92,11 @@ fn entra_gets_an_rs256_assertion_with_the_targets_fixed_subject() {
     let issuer = issuer();
     let grant = grant(azure());
     let assertion = Assertion::for_grant(&grant).expect("an assertion");
-    let claims =
-        verified(&issuer, &issuer.sign(&assertion, Uuid::nil()).expect("signed"), jsonwebtoken::Algorithm::RS256);
+    let claims = verified(
+        &issuer,
+        &issuer.sign(&assertion, Uuid::nil(), ASSERTION_LIFETIME).expect("signed"),
+        jsonwebtoken::Algorithm::RS256,
+    );
     assert_eq!((&claims["sub"], &claims["aud"]), (&json!("carnet:t"), &json!("api://AzureADTokenExchange")));
     assert_eq!((&claims["job_id"], &claims["team"]), (&Value::Null, &Value::Null));
 }
@@ -103,7 +110,7 @@ proptest::proptest! {
         let job = Job { id: Some(text.clone()), labels: [("team".to_owned(), text.clone())].into(), ..Job::default() };
         let grant = grant_for(Target::google_for_test("t"), job);
         let assertion = Assertion::for_grant(&grant).expect("an assertion");
-        let claims = verified(&issuer, &issuer.sign(&assertion, Uuid::nil()).expect("signed"), jsonwebtoken::Algorithm::ES256);
+        let claims = verified(&issuer, &issuer.sign(&assertion, Uuid::nil(), ASSERTION_LIFETIME).expect("signed"), jsonwebtoken::Algorithm::ES256);
         proptest::prop_assert_eq!(&claims["job_id"], &json!(text));
         proptest::prop_assert_eq!(&claims["team"], &json!(text));
         proptest::prop_assert_eq!(claims.as_object().expect("claims").len(), 13);
@@ -211,7 +218,7 @@ fn keys_are_replaced_between_two_signatures_and_withdrawn_ones_leave_the_jwks() 
     let grant = grant(Target::google_for_test("t"));
     let assertion = Assertion::for_grant(&grant).expect("an assertion");
     let signer = || {
-        let token = issuer.sign(&assertion, Uuid::nil()).expect("signed");
+        let token = issuer.sign(&assertion, Uuid::nil(), ASSERTION_LIFETIME).expect("signed");
         jsonwebtoken::decode_header(token.expose()).expect("a header").kid.expect("a kid")
     };
     let published = |kid: &str| issuer.jwks().to_string().contains(kid);

@@ -24,7 +24,10 @@ pub(super) fn issued(exchange_id: Uuid, credentials: Vec<IssuedCredential>) -> R
     let mut body = json!({
         "access_token": credential.token(),
         "issued_token_type": credential.token_type().urn(),
-        "token_type": match credential.token_type() { TokenType::AccessToken => "Bearer", TokenType::IdToken => "N_A" },
+        "token_type": match credential.token_type() {
+            TokenType::AccessToken => "Bearer",
+            TokenType::IdToken | TokenType::Jwt => "N_A",
+        },
         "expires_in": credential.granted.as_secs(),
         "exchange_id": exchange_id,
         "lifetime_bound": credential.bound.as_str(),

@@ -133,6 +133,9 @@ fn a_condition_sees_subject_job_request_target_and_time() {
         "'public' in job.datasets",
         "job.datasets.all(d, d == 'public')",
         "has(job.name) && !has(request.lifetime)",
+        "has(job.id) && has(job.expected_duration) && has(job.labels.team) && !has(job.labels.absent)",
+        "!(job.name == 'x') && !!true && (has(request.lifetime) ? false : true)",
+        "duration('90m') == duration('1h30m') && ['job'].exists(job, job == 'job' && duration('1s') < duration('2s'))",
         "target == 't'",
         "now > timestamp('2025-12-31T00:00:00Z') && now < timestamp('2026-01-02T00:00:00Z')",
         "size(subject.groups) == 0 && subject.roles == []",
@@ -149,6 +152,7 @@ fn an_expression_that_fails_does_not_match_and_in_a_deny_rule_does() {
         "request.lifetime > duration('1h')",
         "1 / 0 == 1",
         "job.name",
+        "!job.name",
         "subject.claims.x == 'y'",
     ] {
         assert!(!holds(failing), "{failing}");
@@ -234,6 +238,35 @@ fn a_direct_token_is_bounded_by_what_it_is_exchanged_for() {
 }
 
 #[test]
+fn an_assertion_is_handed_out_only_where_the_target_says_so_and_outside_of_leases() {
+    let decide = |target: Target, tenure, lease: bool| {
+        let mut rule = everybody();
+        if lease {
+            rule["lease"] = json!({"max_duration": "1h", "heartbeat": "5m"});
+        }
+        let rules: Vec<RuleDocument> = serde_json::from_value(json!([rule])).expect("rules");
+        let policy = Policy::compile(&rules, vec![target]).expect("a policy");
+        let (identity, job) = (Arc::new(identity()), Arc::new(Job::default()));
+        let inquiry = Inquiry { tenure, ..Inquiry::once(&identity, &job, now()) };
+        let ask = Ask { token_type: TokenType::Jwt, ..ask() };
+        policy.decide_all(inquiry, &[ask]).map(|grants| (grants[0].plan().lifetime, grants[0].scopes().is_empty()))
+    };
+    let allowed = || Target::google_for_test("t").with_google(|google| google.hand_out_assertion = true);
+    assert_eq!(decide(allowed(), Tenure::Once, false), Ok((ASSERTION_LIFETIME, true)));
+    for (target, tenure) in [
+        (Target::google_for_test("t"), Tenure::Once),
+        (Target::azure_for_test("t", AzureSource::TokenFile("/token".into())), Tenure::Once),
+        (allowed(), Tenure::Opening(None)),
+        (allowed(), Tenure::Lease { proved_at: now(), not_after: now() + HOUR }),
+    ] {
+        let refused = decide(target, tenure, true);
+        assert!(matches!(refused, Err(Refusal::Request(_))), "{tenure:?}: {refused:?}");
+    }
+    let ask = Ask { token_type: TokenType::Jwt, ..ask() };
+    assert_eq!(decide_for(json!([]), identity(), ask).unwrap_err(), Refusal::Denied(Denial::NoRule));
+}
+
+#[test]
 fn a_subject_token_that_ends_before_the_floor_is_refused_where_the_cloud_ties_to_it() {
     let target = Target::google_for_test("t").with_google(|google| {
         google.service_account = None;
@@ -298,6 +331,8 @@ fn expressions_of_unbounded_cost_or_unclear_meaning_are_refused() {
         "subject.oid == 'x'",
         "nobody == 1",
         "true &&",
+        "job.expected_duration < duration('3d')",
+        "job.expected_duration < duration(3)",
         &nested,
         &deep,
         &format!("'{}' == ''", "x".repeat(5000)),

@@ -6,6 +6,7 @@ mod discovery;
 mod people;
 mod refusal;
 mod registry;
+mod resource;
 mod sign_in;
 mod token;
 mod token_endpoint;
@@ -30,6 +31,7 @@ pub(super) use directory::Directory;
 pub use people::Person;
 pub use refusal::Throttle;
 pub use registry::{FederatedCredential, FederatedCredentialError, Identity, IdentityKind, Resource, TokenVersion};
+pub(super) use resource::InvalidToken;
 pub use token::EntraToken;
 
 /// A running Entra. A tenant that is named in a call to it exists from then on; a request over HTTP makes none.

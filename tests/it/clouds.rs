@@ -151,6 +151,7 @@ impl World {
         Target {
             name: "t".parse().unwrap(),
             platform: Platform::Google(GoogleTarget {
+                hand_out_assertion: false,
                 provider: provider().parse().unwrap(),
                 subject_token: GoogleSubjectToken::Issuer,
                 service_account: Some(ACCOUNT.parse().unwrap()),

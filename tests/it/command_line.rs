@@ -113,7 +113,7 @@ async fn a_configuration_is_checked_and_its_schema_and_keys_are_printed() {
         let path = broker.config_path();
         let file = path.to_str().expect("a path");
         let output = run(carnet(&["config", "check", file])).await;
-        assert!(output.status.success() && text(&output.stdout).contains("good (4 targets)"));
+        assert!(output.status.success() && text(&output.stdout).contains("good (5 targets)"));
         let bad = broker.folder.path().join("bad.yaml");
         std::fs::write(&bad, "entra: { tenants: [], audiences: [api://x], extra: 1 }\n").expect("written");
         let output = run(carnet(&["config", "check", bad.to_str().expect("a path")])).await;

@@ -6,8 +6,10 @@ mod postgres;
 mod process;
 mod support;
 
+mod clients;
 mod clouds;
 mod command_line;
+mod credential_commands;
 mod doors;
 mod exchange;
 mod grpc;
@@ -21,4 +23,5 @@ mod readme;
 mod replicas;
 mod store;
 mod subject;
+mod subject_source;
 mod tls;

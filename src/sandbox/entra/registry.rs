@@ -184,6 +184,9 @@ pub(super) fn well_known_resources() -> Vec<Resource> {
         ("https://ml.azure.com", "18a66f5f-dbdf-4c17-9dd7-1634712a9cbe"),
         ("https://graph.microsoft.com", "00000003-0000-0000-c000-000000000000"),
         ("https://containerregistry.azure.net", "a6943a7f-5ba0-4a34-bf91-ab439efdda3f"),
+        // The server application of AKS clusters, and Azure DevOps: known by their client IDs.
+        ("6dae42f8-4368-4678-94ff-3960e28e3630", "6dae42f8-4368-4678-94ff-3960e28e3630"),
+        ("499b84ac-1321-427f-aa17-267ca6975798", "499b84ac-1321-427f-aa17-267ca6975798"),
         ("https://cognitiveservices.azure.com", "7d312290-28c8-473c-a0ed-8e53749b6d6d"),
     ];
     let mut resources: Vec<Resource> = first_party

@@ -63,8 +63,10 @@ impl SignIn {
     ) -> Result<(Account, Keep), SourceError> {
         let web = Client::new(&http::Settings { ca_file: self.ca_file.clone() });
         let web = web.map_err(|error| SourceError::Authorities(Arc::new(error)))?;
+        // Before the person is asked for anything.
         let keep = match keep {
-            Some(keep) => keep,
+            Some(Keep::Keyring) => keyring::unlock().await.map(|()| Keep::Keyring)?,
+            Some(Keep::File) => Keep::File,
             None if keyring::answers().await => Keep::Keyring,
             None => Keep::File,
         };

@@ -17,6 +17,16 @@ pub(super) async fn answers() -> bool {
     matches!(tokio::time::timeout(PRESENCE_DEADLINE, connected).await, Ok(Ok(())))
 }
 
+/// # Errors
+/// There is none, or the person does not unlock it.
+pub(super) async fn unlock() -> Result<(), LoginError> {
+    within_deadline(async {
+        let service = SecretService::connect(EncryptionType::Dh).await?;
+        unlocked(&service).await.map(|_collection| ())
+    })
+    .await
+}
+
 pub(super) async fn get() -> Result<Option<Zeroizing<Vec<u8>>>, LoginError> {
     within_deadline(async {
         let service = SecretService::connect(EncryptionType::Dh).await?;
