@@ -7,7 +7,6 @@ mod credentials;
 mod exchange;
 mod issuer;
 mod lease;
-mod private_file;
 mod request;
 mod sandbox;
 mod serve;
@@ -17,6 +16,8 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::private_file;
 
 /// A Microsoft Entra ID token in, short-lived Google Cloud and Azure credentials out.
 #[derive(Debug, Parser)]

@@ -1,6 +1,5 @@
 //! Stage 3: a grant becomes a credential, from the cache or with one call upstream for everyone who waits.
 
-mod answer;
 mod azure;
 mod cache;
 mod google;
@@ -22,8 +21,9 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use self::shared::Shared;
+use crate::answer::TokenAnswer;
 use crate::clock::Clock;
-use crate::http::Client;
+use crate::http::{Client, Response};
 use crate::issuer::{Assertion, Issuer};
 use crate::policy::{ASSERTION_LIFETIME, Given, Grant};
 use crate::reason::Reason;
@@ -162,6 +162,12 @@ impl Hop {
             Self::ManagedIdentity => "managed_identity",
             Self::Broker => "broker",
         }
+    }
+
+    fn token_answer(self, response: &Response) -> Result<TokenAnswer, IssueError> {
+        let malformed =
+            || IssueError::refused(self, "malformed_answer", "the answer holds no bearer token with a life");
+        TokenAnswer::read(response).ok_or_else(malformed)
     }
 }
 

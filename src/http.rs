@@ -1,7 +1,6 @@
 //! The one outbound HTTP client: every answer has a deadline and a size limit, and nothing is redirected.
 
 use std::fmt;
-use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
@@ -39,11 +38,12 @@ pub enum InvalidEndpoint {
 }
 
 impl Endpoint {
-    /// The address of the instance metadata service, which speaks plain HTTP on a link-local address
-    /// (Azure: how-to-use-vm-token), besides what [`FromStr`] takes.
+    /// The address of a managed identity endpoint, which speaks plain HTTP on a link-local address (169.254.169.254 on
+    /// machines: how-to-use-vm-token; others of 169.254.0.0/16 in App Service), besides what [`FromStr`] takes.
     pub fn metadata(text: &str) -> Result<Self, InvalidEndpoint> {
-        let link_local = Url::parse(text)
-            .is_ok_and(|url| url.scheme() == "http" && url.host() == Some(Host::Ipv4(METADATA_ADDRESS)));
+        let link_local = Url::parse(text).is_ok_and(|url| {
+            url.scheme() == "http" && matches!(url.host(), Some(Host::Ipv4(address)) if address.is_link_local())
+        });
         if link_local { Self::parse(text, Plaintext::Accepted) } else { text.parse() }
     }
 
@@ -142,6 +142,19 @@ impl Request {
 
     pub fn post_json(url: impl Into<String>, body: &serde_json::Value) -> Self {
         Self::post(url, "application/json", body.to_string())
+    }
+
+    /// The whole request, for a test that looks at what is sent.
+    #[cfg(test)]
+    pub fn shown(&self) -> String {
+        let headers = self.headers.iter().map(|(name, value)| format!("{name}: {}\n", value.to_str().expect("text")));
+        format!(
+            "{} {}\n{}{}",
+            self.method,
+            self.url,
+            headers.collect::<String>(),
+            self.body.as_deref().unwrap_or_default()
+        )
     }
 
     /// Marks the value as sensitive, so that it stays out of logs and compression tables.
@@ -306,9 +319,6 @@ pub fn add_authorities(roots: &mut rustls::RootCertStore, path: &Path) -> Result
 /// What the clouds' logs show as the caller.
 pub const USER_AGENT: &str = concat!("carnet/", env!("CARGO_PKG_VERSION"));
 
-/// Azure's and Google's instance metadata service.
-const METADATA_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
-
 /// A cloud front end that has not accepted a connection by now will not do so in time for the caller.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -358,10 +368,15 @@ mod tests {
     }
 
     #[test]
-    fn the_metadata_address_is_the_only_other_plain_one() {
-        assert!(Endpoint::metadata("http://169.254.169.254").is_ok());
-        assert!(Endpoint::metadata("http://169.254.169.253").is_err());
-        assert!(Endpoint::metadata("http://example.com").is_err());
+    fn link_local_addresses_are_the_only_other_plain_ones() {
+        for accepted in ["http://169.254.169.254", "http://169.254.129.3:8081/msi/token", "http://127.0.0.1:1"] {
+            assert!(Endpoint::metadata(accepted).is_ok(), "{accepted}");
+        }
+        for refused in
+            ["http://169.253.169.254", "http://10.0.0.1", "http://[::ffff:169.254.1.1]", "http://example.com"]
+        {
+            assert!(Endpoint::metadata(refused).is_err(), "{refused}");
+        }
     }
 
     #[test]

@@ -60,7 +60,7 @@ pub struct SubjectProof {
 pub struct OpenRequest {
     pub proof: SubjectProof,
     pub targets: Vec<TargetRequest>,
-    pub job: Job,
+    pub job: Arc<Job>,
     /// Absent: as long as the job is expected to take.
     pub duration: Option<Duration>,
     /// What the door could not read.
@@ -142,7 +142,7 @@ impl Leases {
             id,
             token_sha256: lease_token.sha256(),
             subject: holder.subject().to_owned(),
-            job: Arc::new(job),
+            job,
             targets: targets.into(),
             opened_at: now,
             proved_at: now,
@@ -240,10 +240,10 @@ impl Leases {
     async fn refused(&self, failed: Failed, held: Option<Held>, targets: &[String], caller: Caller) -> Failed {
         let target = |name: &String| TargetRequest { target: name.clone(), ..TargetRequest::default() };
         let (lease_id, job, proof) = match held {
-            Some((lease, identity)) => (Some(lease.id), Job::clone(&lease.job), Proof::Lease(identity)),
+            Some((lease, identity)) => (Some(lease.id), lease.job.clone(), Proof::Lease(identity)),
             None => {
                 let nothing = Proof::SubjectToken { token: Secret::new(""), token_type: String::new() };
-                (None, Job::default(), nothing)
+                (None, Arc::default(), nothing)
             }
         };
         let request = ExchangeRequest {
@@ -319,7 +319,7 @@ fn request(
         tenure: Tenure::Lease { proved_at: lease.proved_at, not_after: lease.not_after },
         lease_id: Some(lease.id),
         targets,
-        job: Job::clone(&lease.job),
+        job: lease.job.clone(),
         excess: ExcessScopes::Refuse,
         caller,
     }

@@ -15,8 +15,11 @@
 pub mod clock;
 pub mod http;
 pub mod json;
+pub mod private_file;
 pub mod reason;
 pub mod secret;
+pub mod answer;
+pub mod entra;
 pub mod target;
 pub mod telemetry;
 

@@ -165,7 +165,7 @@ pub struct Job {
 
 impl Job {
     /// Refuses what would not fit into an assertion or a log: long texts, control characters, too many entries.
-    pub fn check(self) -> Result<Self, Invalid> {
+    pub fn check(&self) -> Result<(), Invalid> {
         let text = |text: &str, max: usize| (1..=max).contains(&text.len()) && !text.chars().any(char::is_control);
         let named = |name: &Option<String>| name.as_deref().is_none_or(|name| text(name, 128));
         if !named(&self.id) {
@@ -183,7 +183,7 @@ impl Job {
         if self.datasets.len() > 64 || !self.datasets.iter().all(|dataset| text(dataset, 256)) {
             return Err(Invalid("job.datasets has at most 64 names of at most 256 bytes"));
         }
-        Ok(self)
+        Ok(())
     }
 }
 

@@ -12,7 +12,7 @@ use tonic_types::StatusExt as _;
 
 use super::{Ended, Exit};
 use crate::grpc::{Address, connect};
-use crate::subject_source::{self, SourceError, SubjectSource};
+use crate::subject_source::{self, Environment, Fault, SourceError, SourceName, SubjectSource};
 
 #[derive(Debug, Args)]
 pub(super) struct Broker {
@@ -30,6 +30,12 @@ pub(super) struct SubjectToken {
     /// File with the Entra access token; `-` is standard input
     #[arg(long, value_name = "FILE", env = "CARNET_SUBJECT_TOKEN_FILE")]
     subject_token_file: Option<PathBuf>,
+    /// The one source to ask for the token, instead of the first that is configured
+    #[arg(long, value_name = "NAME", env = "CARNET_SUBJECT_SOURCE")]
+    subject_source: Option<SourceName>,
+    /// The broker's own audience, for the sources that ask Entra: its application ID URI or client id
+    #[arg(long, value_name = "AUDIENCE", env = "CARNET_AUDIENCE")]
+    audience: Option<String>,
 }
 
 impl Broker {
@@ -58,24 +64,39 @@ impl Broker {
 
 impl SubjectToken {
     pub fn in_file(path: PathBuf) -> Self {
-        Self { subject_token_file: Some(path) }
+        Self { subject_token_file: Some(path), subject_source: Some(SourceName::File), audience: None }
     }
 
     pub fn file(&self) -> Option<&Path> {
         self.subject_token_file.as_deref()
     }
 
-    pub fn source(&self) -> SubjectSource {
-        SubjectSource::new(subject_source::Settings { token_file: self.subject_token_file.clone() })
+    /// Its calls trust whom the calls to the broker trust.
+    pub fn source(&self, broker: &Broker) -> SubjectSource {
+        SubjectSource::new(subject_source::Settings {
+            token_file: self.subject_token_file.clone(),
+            source: self.subject_source,
+            audience: self.audience.clone(),
+            ca_file: broker.ca.clone(),
+            environment: Environment::default(),
+        })
     }
 
-    pub async fn token(&self) -> anyhow::Result<String> {
-        let token = self.source().token().await.map_err(|error| match error {
-            SourceError::Nowhere => usage(error.to_string()),
-            error => error.into(),
-        })?;
+    pub async fn token(&self, broker: &Broker) -> anyhow::Result<String> {
+        let token = self.source(broker).token().await.map_err(no_subject_token)?;
         Ok(token.expose().to_owned())
     }
+}
+
+/// With the exit code of whoever has to act.
+pub(super) fn no_subject_token(error: SourceError) -> anyhow::Error {
+    let exit = match error.fault() {
+        Fault::Usage => Exit::Usage,
+        Fault::Refused => Exit::SubjectToken,
+        Fault::Unavailable => Exit::Unavailable,
+        Fault::Machine => Exit::Failed,
+    };
+    Ended { exit, message: chain(&error) }.into()
 }
 
 /// From the file, else from the environment. Never from an argument, which everybody on the machine can see.

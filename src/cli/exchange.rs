@@ -46,7 +46,7 @@ pub(super) async fn exchange(
     subject_token: &SubjectToken,
     mut request: proto::ExchangeRequest,
 ) -> anyhow::Result<proto::ExchangeResponse> {
-    request.subject_token = subject_token.token().await?;
+    request.subject_token = subject_token.token(broker).await?;
     let mut client = TokenExchangeClient::new(broker.connect().await?);
     answer(client.exchange(call(request)).await)
 }

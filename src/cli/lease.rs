@@ -190,7 +190,7 @@ impl Open {
             }
         };
         let request = proto::OpenLeaseRequest {
-            subject_token: self.subject_token.token().await?,
+            subject_token: self.subject_token.token(&self.broker).await?,
             subject_token_type: String::new(),
             targets: self.request.targets(),
             job: Some(self.request.job()),
@@ -249,7 +249,7 @@ impl Renew {
             ..Default::default()
         };
         if self.extend {
-            request.subject_token = self.subject_token.token().await?;
+            request.subject_token = self.subject_token.token(&self.holder.broker).await?;
         }
         let mut client = self.holder.connect().await?;
         if self.keep {

@@ -186,7 +186,7 @@ impl Place<'_> {
                 Ok(endpoint) => Some(ManagedIdentityEndpoint::Imds(endpoint)),
                 Err(error) => self.mistake("endpoint", &error.to_string()),
             },
-            (None, Some((endpoint, header))) => match endpoint.parse() {
+            (None, Some((endpoint, header))) => match Endpoint::metadata(&endpoint) {
                 Ok(endpoint) => Some(ManagedIdentityEndpoint::AppService {
                     endpoint,
                     header: AppServiceHeader(Secret::new(header)),

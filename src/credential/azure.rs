@@ -14,6 +14,7 @@ use self::token_endpoint::{Redemption, TokenEndpoint};
 use super::upstream::Upstreams;
 use super::{Call, CloudIdentity, Credential, Hop, IssueError, Signer};
 use crate::clock::Clock;
+use crate::entra::OUTSIDE_VALIDITY;
 use crate::secret::Secret;
 use crate::target::{AzureSource, AzureTarget};
 
@@ -78,8 +79,7 @@ impl Azure {
                 exchange_id: call.exchange_id,
             };
             match (endpoint.redeem(redemption).await, attempts.next()) {
-                (Err(IssueError::Refused { code, .. }), Some(Retry::Once))
-                    if code == token_endpoint::OUTSIDE_VALIDITY => {}
+                (Err(IssueError::Refused { code, .. }), Some(Retry::Once)) if code == OUTSIDE_VALIDITY => {}
                 (result, _) => return result,
             }
         }

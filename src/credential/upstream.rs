@@ -13,17 +13,10 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument as _;
 
 use super::{Hop, IssueError};
+use crate::answer::Verdict;
 use crate::clock::Clock;
 use crate::http::{Client, Request, Response};
 use crate::telemetry::SPANS;
-
-/// What to make of an answer.
-pub(super) enum Verdict {
-    /// Whatever it says, asking again gives the same.
-    Final,
-    Transient(String),
-    Throttled,
-}
 
 /// One [`Upstream`] per service and quota, made when it is first called: bounded by the configured targets.
 pub(super) struct Upstreams {
@@ -223,17 +216,6 @@ impl Upstream {
 
     fn throttled(&self, retry_after: Duration) -> IssueError {
         IssueError::Throttled { hop: self.hop, retry_after }
-    }
-}
-
-/// Statuses that every service means alike: 429 throttles, 408 and 5xx pass.
-pub(super) fn by_status(response: &Response) -> Verdict {
-    match response.status {
-        StatusCode::TOO_MANY_REQUESTS => Verdict::Throttled,
-        status if status == StatusCode::REQUEST_TIMEOUT || status.is_server_error() => {
-            Verdict::Transient(format!("HTTP {}", status.as_u16()))
-        }
-        _ => Verdict::Final,
     }
 }
 

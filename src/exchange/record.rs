@@ -41,7 +41,7 @@ impl Record {
         };
         let (identity, job) = match &request.proof {
             Proof::SubjectToken { .. } => (None, Arc::default()),
-            Proof::Lease(identity) => (Some(identity.clone()), Arc::new(request.job.clone())),
+            Proof::Lease(identity) => (Some(identity.clone()), request.job.clone()),
         };
         let (lease_id, grants) = (request.lease_id, Vec::new());
         Self { exchange_id, began, caller, action, lease_id, targets, job, refused_token: None, identity, grants }
@@ -163,12 +163,12 @@ impl Record {
         self.count(outcome, reason, took);
         let detail = result.as_ref().err().map(ExchangeError::detail).unwrap_or_default();
         let subject = self.identity.as_ref().map(|identity| identity.subject()).unwrap_or_default();
-        let targets = self.targets.join(",");
-        let rules = self.grants.iter().map(|grant| grant.rule().as_str()).collect::<Vec<_>>().join(",");
+        let targets = Listed(|| self.targets.iter().map(String::as_str));
+        let rules = Listed(|| self.grants.iter().map(|grant| grant.rule().as_str()));
         let cached = result.as_ref().is_ok_and(|credentials| credentials.iter().all(|credential| credential.cached));
         tracing::info!(
             exchange.id = %self.exchange_id, exchange.outcome = outcome.as_str(), exchange.reason = reason, exchange.detail = detail,
-            subject.id = subject, grant.rule = rules, target.names = targets, job.id = self.job.id.as_deref(),
+            subject.id = subject, grant.rule = %rules, target.names = %targets, job.id = self.job.id.as_deref(),
             cache.hit = cached, peer.address = &*self.caller.address, duration_us = took.as_micros() as u64,
             "{} {} for `{subject}`", outcome.as_str(), targets
         );
@@ -196,8 +196,24 @@ impl Issues {
     }
 }
 
+/// Texts with commas between them.
+struct Listed<F>(F);
+
+impl<'a, I: Iterator<Item = &'a str>, F: Fn() -> I> fmt::Display for Listed<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut between = "";
+        (self.0)().try_for_each(|text| {
+            f.write_str(std::mem::replace(&mut between, ","))?;
+            f.write_str(text)
+        })
+    }
+}
+
 /// `text` without control characters, cut to `most` characters: it cannot begin a line of a log.
 pub(crate) fn one_line(text: &str, most: usize) -> String {
+    if text.len() <= most && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
+        return text.to_owned();
+    }
     text.chars().take(most).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

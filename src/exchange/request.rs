@@ -1,6 +1,5 @@
 //! An exchange as a front door received it, in the words of RFC 8693, and its form checked.
 
-use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -21,7 +20,7 @@ pub struct ExchangeRequest {
     /// Of the lease that is opened or used.
     pub lease_id: Option<Uuid>,
     pub targets: Vec<TargetRequest>,
-    pub job: Job,
+    pub job: Arc<Job>,
     pub excess: ExcessScopes,
     pub caller: Caller,
 }
@@ -104,9 +103,11 @@ impl ExchangeRequest {
         let asks = self.targets.iter().enumerate();
         let asks: Vec<Ask> =
             asks.map(|(position, target)| ask(target, position, self.excess)).collect::<Result<_, _>>()?;
-        let mut seen = HashSet::new();
         for (position, ask) in asks.iter().enumerate() {
-            if !seen.insert((&ask.target, ask.token_type, &ask.audience)) {
+            let same = |other: &Ask| {
+                (&other.target, other.token_type, &other.audience) == (&ask.target, ask.token_type, &ask.audience)
+            };
+            if asks.iter().take(position).any(same) {
                 return Err(invalid(
                     &format!("targets[{position}]"),
                     "the same target, token type and audience stand in the request twice",
@@ -116,8 +117,8 @@ impl ExchangeRequest {
         if matches!(self.tenure, Tenure::Opening(Some(duration)) if duration < SHORTEST_LEASE) {
             return Err(invalid("duration", "a lease lasts at least a second"));
         }
-        let job = self.job.clone().check().map_err(|complaint| invalid("job", complaint.0))?;
-        Ok(Asks { asks, job: Arc::new(job) })
+        self.job.check().map_err(|complaint| invalid("job", complaint.0))?;
+        Ok(Asks { asks, job: self.job.clone() })
     }
 }
 

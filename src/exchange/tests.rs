@@ -53,7 +53,7 @@ fn request(token: &str, targets: &[&str]) -> ExchangeRequest {
         tenure: Tenure::Once,
         lease_id: None,
         targets: targets.iter().map(target).collect(),
-        job: Job::default(),
+        job: Arc::default(),
         excess: ExcessScopes::Refuse,
         caller: Caller::new(Door::Grpc, "127.0.0.1:1".into(), "test"),
     }
@@ -156,7 +156,8 @@ async fn a_panic_in_a_stage_is_a_recorded_failure() {
 async fn what_a_stranger_says_fills_no_disk_and_forges_no_line() {
     let stage = Stage::with_places(9);
     let mut request = request("bad", &["a\nINFO issued", "b", "c"]);
-    request.job.labels = (0..60).map(|number| (number.to_string(), "x".repeat(200))).collect();
+    let labels = (0..60).map(|number| (number.to_string(), "x".repeat(200))).collect();
+    request.job = Arc::new(Job { labels, ..Job::default() });
     assert!(stage.exchange.run(request).await.result.is_err());
     let [record] = stage.log.records().try_into().expect("one record for all targets");
     assert_eq!((record.target.as_str(), record.job.labels.len()), ("a\u{fffd}INFO issued,b,c", 0));

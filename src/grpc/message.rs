@@ -1,5 +1,6 @@
 //! The contract's messages as the broker's own types, and back.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::credential::CloudIdentity;
@@ -40,15 +41,15 @@ pub(super) fn targets(messages: Vec<proto::TargetRequest>, durations: &mut Durat
     messages.into_iter().enumerate().map(target).collect()
 }
 
-pub(super) fn job(message: Option<proto::Job>, durations: &mut Durations) -> Job {
+pub(super) fn job(message: Option<proto::Job>, durations: &mut Durations) -> Arc<Job> {
     let message = message.unwrap_or_default();
-    Job {
+    Arc::new(Job {
         id: some(message.id),
         name: some(message.name),
         expected_duration: durations.read("job.expected_duration", message.expected_duration),
         labels: message.labels.into_iter().collect(),
         datasets: message.datasets,
-    }
+    })
 }
 
 /// An empty text is an absent one.

@@ -11,7 +11,6 @@ use crate::clock::whole_milliseconds;
 use crate::exchange::{Caller, ExchangeError, ExchangeRequest, Proof};
 use crate::policy::{ExcessScopes, Tenure};
 use crate::secret::Secret;
-use crate::target::Job;
 
 impl Leases {
     /// A new end, `duration` from now, within what the rules allow whoever the subject token shows; without `duration`,
@@ -45,7 +44,7 @@ impl Leases {
             tenure: Tenure::Opening(duration),
             lease_id: Some(lease.id),
             targets: lease.targets.to_vec(),
-            job: Job::clone(&lease.job),
+            job: lease.job.clone(),
             excess: ExcessScopes::Refuse,
             caller,
         };

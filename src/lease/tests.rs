@@ -110,7 +110,7 @@ fn opening(token: &str, targets: &[&str], duration: Option<Duration>) -> OpenReq
     OpenRequest {
         proof: proof(token),
         targets: targets.iter().map(target).collect(),
-        job: Job { id: Some("run-1".to_owned()), name: Some("vision".to_owned()), ..Job::default() },
+        job: Arc::new(Job { id: Some("run-1".to_owned()), name: Some("vision".to_owned()), ..Job::default() }),
         duration,
         complaint: None,
         caller: caller(),
@@ -345,7 +345,7 @@ async fn a_watch_that_waits_for_its_turn_in_a_storm_keeps_its_lease() {
     let mut watches = Vec::new();
     for number in 0..400 {
         let mut request = opening("good", &["t"], None);
-        request.job.id = Some(format!("run-{number}"));
+        Arc::make_mut(&mut request.job).id = Some(format!("run-{number}"));
         let opened = slow.open(request).await.expect("a lease");
         slow.heard_of_ends([opened.lease.id].into_iter()).await;
         watches.push(slow.watch(&opened.lease_token, &[], caller()).await.expect("a watch"));

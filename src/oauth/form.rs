@@ -1,6 +1,7 @@
 //! The parameters of a request: a form, or JSON in snake_case or camelCase.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use axum::http::HeaderMap;
 use axum::http::header::CONTENT_TYPE;
@@ -65,7 +66,7 @@ impl Fields {
             tenure: Tenure::Once,
             lease_id: None,
             targets: vec![target],
-            job,
+            job: Arc::new(job),
             excess: ExcessScopes::Drop,
             caller,
         };

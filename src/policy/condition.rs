@@ -1,16 +1,19 @@
 //! CEL expressions of rules: checked and compiled once, evaluated on variables that are made when they are read.
 
+mod prepared;
+
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
 use std::thread;
 use std::time::SystemTime;
 
 use cel::common::ast::{CallExpr, EntryExpr, Expr, LiteralValue};
-use cel::common::types::{CelDuration, CelString, CelTimestamp};
-use cel::common::value::CowVal;
+use cel::common::types::{CelBool, CelDuration, CelString, CelTimestamp};
+use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
 use cel::{Context, Env, IdedExpr, Program, Value};
 
+use self::prepared::{HAS_EXPECTED_DURATION, HAS_JOB_ID, HAS_JOB_NAME, HAS_LIFETIME, Prepared};
 use super::Ask;
 use crate::subject::{Groups, VerifiedIdentity};
 use crate::target::{Job, Target};
@@ -26,7 +29,7 @@ pub(super) struct Facts<'a> {
 
 /// A compiled expression.
 pub(super) struct Condition {
-    program: Program,
+    prepared: Prepared,
     /// What it can read: `job.name`, or all of `job.*` where it takes the job as a whole.
     reads: BTreeSet<String>,
 }
@@ -47,23 +50,25 @@ impl Condition {
                 reads.extend(members.iter().map(|member| format!("{root}.{member}")));
             }
         }
-        Ok(Self { program, reads })
+        Ok(Self { prepared: Prepared::of(program.expression())?, reads })
     }
 
     /// `None` where the expression fails on these facts.
     pub fn evaluate(&self, facts: &Facts<'_>) -> Option<Value> {
-        let variables = Variables { facts, reads: &self.reads };
-        let mut context = Context::with_env(ENVIRONMENT.clone());
-        context.set_variable_resolver(&variables);
-        self.program.execute(&context).ok()
+        self.with_value(facts, |value| value.try_into().ok())
     }
 
     /// `None` where the expression fails or is not a truth value.
     pub fn holds(&self, facts: &Facts<'_>) -> Option<bool> {
-        match self.evaluate(facts)? {
-            Value::Bool(truth) => Some(truth),
-            _ => None,
-        }
+        self.with_value(facts, |value| value.downcast_ref::<CelBool>().map(|truth| *truth.inner()))
+    }
+
+    fn with_value<T>(&self, facts: &Facts<'_>, read: impl FnOnce(&dyn Val) -> Option<T>) -> Option<T> {
+        let variables = Variables { facts, reads: &self.reads, prepared: &self.prepared };
+        let mut context = Context::with_env(ENVIRONMENT.clone());
+        context.set_variable_resolver(&variables);
+        let value = Value::resolve_val(&self.prepared.expression, &context).ok()?;
+        read(value.as_ref())
     }
 }
 
@@ -231,6 +236,7 @@ const VARIABLES: [(&str, &[&str]); 5] = [
 struct Variables<'a> {
     facts: &'a Facts<'a>,
     reads: &'a BTreeSet<String>,
+    prepared: &'a Prepared,
 }
 
 impl VariableResolver for Variables<'_> {
@@ -248,7 +254,14 @@ impl VariableResolver for Variables<'_> {
             "job.name" => text(self.facts.job.name.as_deref()?),
             "job.expected_duration" => duration(self.facts.job.expected_duration?)?,
             "request.lifetime" => duration(self.facts.ask.lifetime?)?,
-            _ => CowVal::Owned(self.value(variable)?.try_into().ok()?),
+            HAS_JOB_ID => truth(self.facts.job.id.is_some()),
+            HAS_JOB_NAME => truth(self.facts.job.name.is_some()),
+            HAS_EXPECTED_DURATION => truth(self.facts.job.expected_duration.is_some()),
+            HAS_LIFETIME => truth(self.facts.ask.lifetime.is_some()),
+            _ => match self.prepared.constant(variable) {
+                Some(constant) => CowVal::Borrowed(constant),
+                None => CowVal::Owned(self.value(variable)?.try_into().ok()?),
+            },
         })
     }
 }
@@ -294,6 +307,10 @@ impl Variables<'_> {
             _ => return None,
         })
     }
+}
+
+fn truth<'b>(truth: bool) -> CowVal<'b, 'b> {
+    CowVal::Borrowed(if truth { &CelBool::TRUE } else { &CelBool::FALSE })
 }
 
 fn text<'b>(text: &'b str) -> CowVal<'b, 'b> {

@@ -133,6 +133,9 @@ fn a_condition_sees_subject_job_request_target_and_time() {
         "'public' in job.datasets",
         "job.datasets.all(d, d == 'public')",
         "has(job.name) && !has(request.lifetime)",
+        "has(job.id) && has(job.expected_duration) && has(job.labels.team) && !has(job.labels.absent)",
+        "!(job.name == 'x') && !!true && (has(request.lifetime) ? false : true)",
+        "duration('90m') == duration('1h30m') && ['job'].exists(job, job == 'job' && duration('1s') < duration('2s'))",
         "target == 't'",
         "now > timestamp('2025-12-31T00:00:00Z') && now < timestamp('2026-01-02T00:00:00Z')",
         "size(subject.groups) == 0 && subject.roles == []",
@@ -149,6 +152,7 @@ fn an_expression_that_fails_does_not_match_and_in_a_deny_rule_does() {
         "request.lifetime > duration('1h')",
         "1 / 0 == 1",
         "job.name",
+        "!job.name",
         "subject.claims.x == 'y'",
     ] {
         assert!(!holds(failing), "{failing}");
@@ -327,6 +331,8 @@ fn expressions_of_unbounded_cost_or_unclear_meaning_are_refused() {
         "subject.oid == 'x'",
         "nobody == 1",
         "true &&",
+        "job.expected_duration < duration('3d')",
+        "job.expected_duration < duration(3)",
         &nested,
         &deep,
         &format!("'{}' == ''", "x".repeat(5000)),

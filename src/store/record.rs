@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use prost::Message as _;
-use prost::encoding::{WireType, encode_key, encode_varint, message};
+use prost::encoding::{WireType, encode_varint};
 use prost_types::Timestamp;
 use uuid::Uuid;
 
@@ -55,9 +55,10 @@ struct Writer<'a>(&'a mut Vec<u8>);
 
 impl Writer<'_> {
     fn record(&mut self, record: &AuditRecord) {
-        self.framed(|message| {
+        self.framed(ROOM_OF_RECORD, |message| {
             message.text(1, record.exchange_id.hyphenated().encode_lower(&mut Uuid::encode_buffer()));
-            message::encode(2, &Timestamp::from(record.time), message.0);
+            let time = Timestamp::from(record.time);
+            message.time(2, time.seconds, time.nanos);
             message.text(3, record.action);
             message.text(4, record.outcome.as_str());
             message.text(5, record.reason.map_or("", Reason::as_str));
@@ -99,16 +100,29 @@ impl Writer<'_> {
 
     fn text(&mut self, tag: u32, text: &str) {
         if !text.is_empty() {
-            encode_key(tag, WireType::LengthDelimited, self.0);
-            encode_varint(length(text.len()), self.0);
+            self.key(tag, WireType::LengthDelimited);
+            self.varint(length(text.len()));
             self.0.extend_from_slice(text.as_bytes());
         }
     }
 
     fn duration(&mut self, tag: u32, duration: Option<Duration>) {
         if let Some(duration) = duration.and_then(|duration| prost_types::Duration::try_from(duration).ok()) {
-            message::encode(tag, &duration, self.0);
+            self.time(tag, duration.seconds, duration.nanos);
         }
+    }
+
+    /// `google.protobuf.Timestamp` and `Duration` have the same fields.
+    fn time(&mut self, tag: u32, seconds: i64, nanos: i32) {
+        self.nested(tag, |message| {
+            for (tag, value) in [(1, seconds), (2, i64::from(nanos))] {
+                if value != 0 {
+                    message.key(tag, WireType::Varint);
+                    // Signed numbers go out in two's complement.
+                    message.varint(u64::from_ne_bytes(value.to_ne_bytes()));
+                }
+            }
+        });
     }
 
     /// Of a map.
@@ -120,19 +134,45 @@ impl Writer<'_> {
     }
 
     fn nested(&mut self, tag: u32, write: impl FnOnce(&mut Writer<'_>)) {
-        encode_key(tag, WireType::LengthDelimited, self.0);
-        self.framed(write);
+        self.key(tag, WireType::LengthDelimited);
+        self.framed(ROOM_OF_FIELD, write);
     }
 
-    /// Puts the length of what `write` writes before it.
-    fn framed(&mut self, write: impl FnOnce(&mut Writer<'_>)) {
+    /// Puts the length of what `write` writes before it: into as many bytes as it most often takes, or others in their place.
+    fn framed(&mut self, room: usize, write: impl FnOnce(&mut Writer<'_>)) {
         let start = self.0.len();
+        self.0.resize(start + room, 0);
         write(&mut Writer(self.0));
-        let end = self.0.len();
-        encode_varint(length(end - start), self.0);
-        let prefix = self.0.len() - end;
-        self.0.get_mut(start..).unwrap_or_default().rotate_right(prefix);
+        let written = length(self.0.len() - start - room);
+        match self.0.get_mut(start..start + room) {
+            Some([one]) if written < 0x80 => *one = low_bits(written),
+            Some([low, high]) if (0x80..0x4000).contains(&written) => {
+                (*low, *high) = (low_bits(written) | 0x80, low_bits(written >> 7));
+            }
+            _ => {
+                let mut prefix = Vec::new();
+                encode_varint(written, &mut prefix);
+                self.0.splice(start..start + room, prefix);
+            }
+        }
     }
+
+    fn key(&mut self, tag: u32, wire_type: WireType) {
+        self.varint(u64::from(tag << 3 | u32::from(wire_type as u8)));
+    }
+
+    fn varint(&mut self, value: u64) {
+        if value < 0x80 { self.0.push(low_bits(value)) } else { encode_varint(value, self.0) }
+    }
+}
+
+/// Lengths that a varint of one byte has, and one of two.
+const ROOM_OF_FIELD: usize = 1;
+const ROOM_OF_RECORD: usize = 2;
+
+/// The seven that a byte of a varint carries.
+fn low_bits(value: u64) -> u8 {
+    u8::try_from(value & 0x7f).unwrap_or_default()
 }
 
 fn length(bytes: usize) -> u64 {

@@ -1,16 +1,18 @@
 //! A log event as one line of JSON, written straight into the line.
 
+use std::cell::Cell;
 use std::error::Error;
-use std::fmt::{self, Write};
+use std::fmt::{self, Write as _};
+use std::time::{Duration, SystemTime};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Subscriber};
 use tracing_subscriber::fmt::format::Writer;
-use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
 use super::Causes;
+use crate::clock::{Clock as _, SystemClock};
 
 /// `timestamp`, `level`, `message` and the event's own fields, all on one level.
 pub(super) struct Json;
@@ -20,106 +22,125 @@ where
     S: Subscriber + for<'a> LookupSpan<'a>,
     N: for<'a> FormatFields<'a> + 'static,
 {
-    fn format_event(&self, _context: &FmtContext<'_, S, N>, mut line: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        line.write_str("{\"timestamp\":\"")?;
-        SystemTime.format_time(&mut line)?;
-        line.write_str("\",\"level\":\"")?;
-        line.write_str(event.metadata().level().as_str())?;
-        line.write_char('"')?;
-        let mut fields = Fields { line: &mut line, result: Ok(()) };
-        event.record(&mut fields);
-        fields.result?;
-        line.write_str("}\n")
+    fn format_event(&self, _context: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
+        // An event that is logged while another one is written finds an empty line of its own.
+        let mut line = LINE.take();
+        line.begin(SystemClock.now(), event.metadata().level().as_str());
+        event.record(&mut line);
+        line.text.push_str("}\n");
+        let written = out.write_str(&line.text);
+        LINE.set(line);
+        written
     }
 }
 
-struct Fields<'a> {
-    line: &'a mut dyn Write,
-    result: fmt::Result,
+thread_local! {
+    /// Its memory is used again and again.
+    static LINE: Cell<Line> = Cell::default();
 }
 
-impl Fields<'_> {
-    fn field(&mut self, field: &Field, value: impl FnOnce(&mut dyn Write) -> fmt::Result) {
-        // What the `log` crate's events say of themselves.
-        if field.name().starts_with("log.") {
-            return;
+#[derive(Default)]
+struct Line {
+    text: String,
+    /// Of the second in which the last event was.
+    date: String,
+    second: Duration,
+}
+
+impl Line {
+    fn begin(&mut self, now: SystemTime, level: &str) {
+        let since = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let second = Duration::from_secs(since.as_secs());
+        if second != self.second || self.date.is_empty() {
+            let time = jiff::Timestamp::try_from(SystemTime::UNIX_EPOCH + second).unwrap_or_default();
+            (self.second, self.date) = (second, time.strftime("%Y-%m-%dT%H:%M:%S").to_string());
         }
-        self.result = self.result.and_then(|()| {
-            self.line.write_str(",\"")?;
-            Escaped(self.line).write_str(field.name())?;
-            self.line.write_str("\":")?;
-            value(self.line)
-        });
+        self.text.clear();
+        let (date, micros) = (&self.date, since.subsec_micros());
+        // A text takes whatever is written into it.
+        let _ = write!(self.text, "{{\"timestamp\":\"{date}.{micros:06}Z\",\"level\":\"{level}\"");
+    }
+
+    /// What the `log` crate's events say of themselves is left out.
+    fn field(&mut self, field: &Field, write: impl FnOnce(&mut Self)) {
+        if !field.name().starts_with("log.") {
+            self.text.push(',');
+            self.quoted(|text| text.push_str(field.name()));
+            self.text.push(':');
+            write(self);
+        }
+    }
+
+    /// A JSON text (RFC 8259 section 7).
+    fn quoted(&mut self, write: impl FnOnce(&mut String)) {
+        self.text.push('"');
+        let start = self.text.len();
+        write(&mut self.text);
+        // Without a branch for each byte, many are looked at together; nearly no text has a special one.
+        let written = self.text.as_bytes().get(start..).unwrap_or_default();
+        if written.iter().fold(false, |found, byte| found | special(*byte)) {
+            let plain = self.text.split_off(start);
+            plain.chars().for_each(|c| self.escaped(c));
+        }
+        self.text.push('"');
+    }
+
+    fn escaped(&mut self, c: char) {
+        match c {
+            '"' | '\\' => self.text.extend(['\\', c]),
+            '\n' => self.text.push_str("\\n"),
+            '\0'..='\u{1f}' => {
+                let _ = write!(self.text, "\\u{:04x}", u32::from(c));
+            }
+            _ => self.text.push(c),
+        }
+    }
+
+    fn bare(&mut self, value: impl fmt::Display) {
+        let _ = write!(self.text, "{value}");
     }
 }
 
-impl Visit for Fields<'_> {
+fn special(byte: u8) -> bool {
+    byte < 0x20 || byte == b'"' || byte == b'\\'
+}
+
+impl Visit for Line {
     fn record_str(&mut self, field: &Field, value: &str) {
-        self.field(field, |line| {
-            line.write_char('"')?;
-            Escaped(line).write_str(value)?;
-            line.write_char('"')
-        });
+        self.field(field, |line| line.quoted(|text| text.push_str(value)));
     }
 
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         self.field(field, |line| {
-            line.write_char('"')?;
-            write!(Escaped(line), "{value:?}")?;
-            line.write_char('"')
+            line.quoted(|text| {
+                let _ = write!(text, "{value:?}");
+            });
         });
     }
 
     fn record_error(&mut self, field: &Field, error: &(dyn Error + 'static)) {
         self.field(field, |line| {
-            line.write_char('"')?;
-            write!(Escaped(line), "{}", Causes(error))?;
-            line.write_char('"')
+            line.quoted(|text| {
+                let _ = write!(text, "{}", Causes(error));
+            });
         });
     }
 
     fn record_bool(&mut self, field: &Field, value: bool) {
-        self.field(field, |line| line.write_str(if value { "true" } else { "false" }));
+        self.field(field, |line| line.bare(value));
     }
 
     fn record_u64(&mut self, field: &Field, value: u64) {
-        self.field(field, |line| write!(line, "{value}"));
+        self.field(field, |line| line.bare(value));
     }
 
     fn record_i64(&mut self, field: &Field, value: i64) {
-        self.field(field, |line| write!(line, "{value}"));
+        self.field(field, |line| line.bare(value));
     }
 
     fn record_f64(&mut self, field: &Field, value: f64) {
         // JSON has no infinity.
-        self.field(field, |line| if value.is_finite() { write!(line, "{value}") } else { line.write_str("null") });
-    }
-}
-
-/// The inside of a JSON text (RFC 8259 section 7).
-struct Escaped<'a>(&'a mut dyn Write);
-
-impl Write for Escaped<'_> {
-    fn write_str(&mut self, text: &str) -> fmt::Result {
-        let special = |byte: u8| byte < 0x20 || byte == b'"' || byte == b'\\';
-        // Without a branch for each byte, many are looked at together; nearly no text has a special one.
-        if !text.bytes().fold(false, |found, byte| found | special(byte)) {
-            return self.0.write_str(text);
-        }
-        let mut rest = text;
-        while let Some(position) = rest.bytes().position(special) {
-            let (plain, special) = rest.split_at(position);
-            self.0.write_str(plain)?;
-            let mut special = special.chars();
-            match special.next() {
-                Some(c @ ('"' | '\\')) => write!(self.0, "\\{c}")?,
-                Some('\n') => self.0.write_str("\\n")?,
-                Some(c) => write!(self.0, "\\u{:04x}", u32::from(c))?,
-                None => {}
-            }
-            rest = special.as_str();
-        }
-        self.0.write_str(rest)
+        self.field(field, |line| if value.is_finite() { line.bare(value) } else { line.text.push_str("null") });
     }
 }
 

@@ -13,6 +13,12 @@ pub fn carnet(arguments: &[&str]) -> Command {
         .env_remove("CARNET_ADDRESS")
         .env_remove("CARNET_SUBJECT_TOKEN")
         .env_remove("CARNET_SUBJECT_TOKEN_FILE")
+        .env_remove("CARNET_SUBJECT_SOURCE")
+        .env_remove("CARNET_AUDIENCE")
+        .env_remove("AZURE_FEDERATED_TOKEN_FILE")
+        .env_remove("IDENTITY_ENDPOINT")
+        .env_remove("MSI_SECRET")
+        .env_remove("AZURE_POD_IDENTITY_AUTHORITY_HOST")
         .env_remove("CARNET_LEASE_TOKEN")
         .env_remove("CARNET_LEASE_TOKEN_FILE")
         .stdin(Stdio::null());

@@ -71,7 +71,7 @@ impl Executable {
                 let [assertion] = credentials(&self.broker, &self.subject_token, target, [TokenType::Jwt]).await?;
                 assertion.token
             }
-            None => self.subject_token.token().await?,
+            None => self.subject_token.token(&self.broker).await?,
         };
         let claims = unverified_claims(&token);
         if let (Some(_), Some(wanted), Some(given)) = (&self.assertion_for, &self.audience, &claims.aud)

@@ -167,7 +167,7 @@ impl Authorization {
 
 impl Operator {
     async fn connect(&self) -> anyhow::Result<(OperatorClient<Channel>, Authorization)> {
-        let mut value: MetadataValue<_> = match format!("Bearer {}", self.token.token().await?).parse() {
+        let mut value: MetadataValue<_> = match format!("Bearer {}", self.token.token(&self.broker).await?).parse() {
             Ok(value) => value,
             Err(_not_ascii) => return Err(usage("the subject token is no token: it has characters that none has")),
         };

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderName, StatusCode};
+use http::StatusCode;
 use serde::Deserialize;
 use uuid::Uuid;
 
+use crate::answer::error_word;
 use crate::clock::{Clock, from_unix_seconds};
-use crate::credential::upstream::{Upstream, Verdict, by_status};
-use crate::credential::{CloudIdentity, Credential, Hop, IssueError, answer};
-use crate::http::{Request, Response};
-use crate::secret::Secret;
+use crate::credential::upstream::Upstream;
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
+use crate::entra::{Identity, ManagedIdentityAnswer, ask_managed_identity, judge_managed_identity};
+use crate::http::Response;
 use crate::target::{ManagedIdentityEndpoint, Scopes};
 
 pub(super) struct ManagedIdentity<'a> {
@@ -20,16 +21,6 @@ pub(super) struct ManagedIdentity<'a> {
     pub endpoint: &'a ManagedIdentityEndpoint,
     pub client_id: Uuid,
     pub identity: CloudIdentity,
-}
-
-#[derive(Deserialize)]
-struct Success {
-    #[serde(deserialize_with = "answer::token")]
-    access_token: Secret,
-    #[serde(rename = "token_type", deserialize_with = "answer::bearer")]
-    _bearer: (),
-    #[serde(deserialize_with = "answer::seconds")]
-    expires_on: u64,
 }
 
 #[derive(Deserialize, Default)]
@@ -43,22 +34,17 @@ impl ManagedIdentity<'_> {
         let resource = resource(scopes)?;
         let client_id = self.client_id.to_string();
         let request = || {
-            let (base, version, name, value) = match self.endpoint {
-                ManagedIdentityEndpoint::Imds(endpoint) => {
-                    (endpoint.join("metadata/identity/oauth2/token"), "2018-02-01", METADATA, "true")
-                }
+            let identity = match self.endpoint {
+                ManagedIdentityEndpoint::Imds(endpoint) => Identity::Imds(endpoint),
                 ManagedIdentityEndpoint::AppService { endpoint, header } => {
-                    (endpoint.as_str().to_owned(), "2019-08-01", IDENTITY_HEADER, header.0.expose())
+                    Identity::AppService { endpoint, header: &header.0 }
                 }
             };
-            let query = url::form_urlencoded::Serializer::new(String::new())
-                .extend_pairs([("api-version", version), ("resource", &resource), ("client_id", &client_id)])
-                .finish();
             let unsendable =
                 |_cause| IssueError::refused(Hop::Broker, "header", "IDENTITY_HEADER is no legal header value");
-            Request::get(format!("{base}?{query}")).header(name, value).map_err(unsendable)
+            ask_managed_identity(identity, &resource, Some(&client_id)).map_err(unsendable)
         };
-        let response = self.upstream.call(request, judge).await?;
+        let response = self.upstream.call(request, judge_managed_identity).await?;
         if !response.status.is_success() {
             return Err(refusal(&response));
         }
@@ -69,7 +55,7 @@ impl ManagedIdentity<'_> {
                 "the answer holds no bearer token with an expiry",
             )
         };
-        let success: Success = serde_json::from_slice(&response.body).map_err(|_form| malformed())?;
+        let success: ManagedIdentityAnswer = serde_json::from_slice(&response.body).map_err(|_form| malformed())?;
         let expires_at = from_unix_seconds(success.expires_on).ok_or_else(malformed)?;
         Ok(Credential::new(success.access_token, self.clock.now(), expires_at, asked, self.identity.clone()))
     }
@@ -87,23 +73,12 @@ fn resource(scopes: &Scopes) -> Result<String, IssueError> {
     }
 }
 
-/// Microsoft (how-to-use-vm-token): 404, 410, 429 and 5xx are retried.
-fn judge(response: &Response) -> Verdict {
-    match response.status {
-        StatusCode::NOT_FOUND | StatusCode::GONE => Verdict::Transient("it is being updated".to_owned()),
-        _ => by_status(response),
-    }
-}
-
 fn refusal(response: &Response) -> IssueError {
     let failure: Failure = serde_json::from_slice(&response.body).unwrap_or_default();
-    let code = answer::error_word(&failure.error, response);
+    let code = error_word(&failure.error, response);
     let meaning = match response.status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "IDENTITY_HEADER is not the one of this endpoint",
         _ => "the machine has no identity with this client id, or the resource does not exist",
     };
     IssueError::refused(Hop::ManagedIdentity, code, meaning)
 }
-
-const METADATA: HeaderName = HeaderName::from_static("metadata");
-const IDENTITY_HEADER: HeaderName = HeaderName::from_static("x-identity-header");

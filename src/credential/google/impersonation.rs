@@ -10,9 +10,10 @@ use serde_json::{Value, json};
 use uuid::Uuid;
 
 use super::{bearing, traced};
+use crate::answer::{self, by_status};
 use crate::clock::{Clock, from_unix_seconds};
-use crate::credential::upstream::{Upstream, by_status};
-use crate::credential::{CloudIdentity, Credential, Hop, IssueError, answer};
+use crate::credential::upstream::Upstream;
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
 use crate::http::{Endpoint, Request, Response};
 use crate::secret::Secret;
 use crate::target::{IdTokenAudience, Scope, Scopes, ServiceAccount};

@@ -7,9 +7,9 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::traced;
+use crate::answer::{Verdict, by_status, error_word};
 use crate::clock::Clock;
-use crate::credential::answer::{TokenAnswer, error_word};
-use crate::credential::upstream::{Upstream, Verdict, by_status};
+use crate::credential::upstream::Upstream;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
@@ -59,7 +59,7 @@ impl Exchange {
         if !response.status.is_success() {
             return Err(self.refusal(&response));
         }
-        let success = TokenAnswer::read(&response, Hop::GoogleSts)?;
+        let success = Hop::GoogleSts.token_answer(&response)?;
         // Counted from before the call: never later than Google's own idea of it.
         let expires_at = sent_at + success.life();
         let identity = CloudIdentity::Google { principal: self.principal, service_account: None };

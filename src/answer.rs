@@ -1,17 +1,38 @@
-//! What the answers of both clouds have in common: a token that can be sent on, and seconds in either form.
+//! What the answers of both clouds' token services have in common: whether asking again helps, a token that can be sent
+//! on, and seconds in either form.
 
 use std::time::Duration;
 
+use http::StatusCode;
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer};
 
-use super::{Hop, IssueError};
 use crate::http::Response;
 use crate::secret::Secret;
 
+/// What to make of an answer.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Whatever it says, asking again gives the same.
+    Final,
+    Transient(String),
+    Throttled,
+}
+
+/// Statuses that every service means alike: 429 throttles, 408 and 5xx pass.
+pub fn by_status(response: &Response) -> Verdict {
+    match response.status {
+        StatusCode::TOO_MANY_REQUESTS => Verdict::Throttled,
+        status if status == StatusCode::REQUEST_TIMEOUT || status.is_server_error() => {
+            Verdict::Transient(format!("HTTP {}", status.as_u16()))
+        }
+        _ => Verdict::Final,
+    }
+}
+
 /// A token endpoint's success (RFC 6749 section 5.1).
-#[derive(Deserialize)]
-pub(super) struct TokenAnswer {
+#[derive(Debug, Deserialize)]
+pub struct TokenAnswer {
     #[serde(deserialize_with = "token")]
     pub access_token: Secret,
     #[serde(rename = "token_type", deserialize_with = "bearer")]
@@ -21,12 +42,10 @@ pub(super) struct TokenAnswer {
 }
 
 impl TokenAnswer {
-    /// # Errors
-    /// The answer lacks a part, or its token is not live.
-    pub fn read(response: &Response, hop: Hop) -> Result<Self, IssueError> {
+    /// `None` where the answer lacks a part, or its token is not live.
+    pub fn read(response: &Response) -> Option<Self> {
         let answer: Option<Self> = serde_json::from_slice(&response.body).ok();
-        let malformed = || IssueError::refused(hop, "malformed_answer", "the answer holds no bearer token with a life");
-        answer.filter(|answer| answer.expires_in > 0).ok_or_else(malformed)
+        answer.filter(|answer| answer.expires_in > 0)
     }
 
     pub fn life(&self) -> Duration {
@@ -38,21 +57,21 @@ impl TokenAnswer {
 const LONGEST: u64 = 28 * 3600;
 
 /// A service's error word where it is one, else the status: never free text.
-pub(super) fn error_word(word: &str, response: &Response) -> String {
+pub fn error_word(word: &str, response: &Response) -> String {
     let plain = (1..=64).contains(&word.len()) && word.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
     if plain { word.to_owned() } else { format!("HTTP {}", response.status.as_u16()) }
 }
 
 /// A token that every header, file and line-based protocol after us can carry: visible ASCII (RFC 6750 section 2.1
 /// allows less).
-pub(super) fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
+pub fn token<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Secret, D::Error> {
     let token = Secret::deserialize(deserializer)?;
     let visible = !token.is_empty() && token.expose().bytes().all(|byte| byte.is_ascii_graphic());
     if visible { Ok(token) } else { Err(D::Error::custom("a token that cannot be sent")) }
 }
 
 /// Services write numbers as numbers or as texts, and clients take both.
-pub(super) fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+pub fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Seconds {
@@ -67,7 +86,7 @@ pub(super) fn seconds<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64,
 }
 
 /// `token_type`: any other than `Bearer` needs a proof that nobody after us could give.
-pub(super) fn bearer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
+pub fn bearer<'de, D: Deserializer<'de>>(deserializer: D) -> Result<(), D::Error> {
     let token_type = String::deserialize(deserializer)?;
     if token_type.eq_ignore_ascii_case("Bearer") { Ok(()) } else { Err(D::Error::custom("not a bearer token")) }
 }

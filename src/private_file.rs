@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 
 /// A file that stands ready to be written under its final name; one that is never written leaves nothing behind.
 #[derive(Debug)]
-pub(super) struct PrivateFile {
+pub struct PrivateFile {
     path: PathBuf,
     new: PathBuf,
     file: fs::File,
 }
 
 impl PrivateFile {
+    /// # Errors
+    /// The folder cannot be written to.
     pub fn prepare(path: &Path) -> io::Result<Self> {
         let mut name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?.to_owned();
         name.push(format!(".{}", uuid::Uuid::now_v7().simple()));
@@ -22,8 +24,11 @@ impl PrivateFile {
         Ok(Self { path: path.to_owned(), new, file })
     }
 
+    /// # Errors
+    /// The disk is full or failing; the file is as it was.
     pub fn write(mut self, text: &str) -> io::Result<()> {
         self.file.write_all(text.as_bytes())?;
+        self.file.sync_all()?;
         fs::rename(&self.new, &self.path)
     }
 }
