@@ -7,8 +7,9 @@
 //!
 //! ```text
 //! Entra            tenants with keys, discovery documents, a token builder, the token endpoint (secret, FIC, OBO)
-//! Google           workload identity pool providers, STS, introspection, IAM Credentials
+//! Google           workload identity pool providers, STS, introspection, IAM Credentials, a bucket's objects
 //! ManagedIdentity  IMDS and App Service endpoints; its tokens are Entra's
+//! AzureStorage     a storage account: the blobs of a container, for Entra's tokens
 //! OidcIssuer       any other issuer (a Kubernetes cluster, say): discovery, keys, signed tokens
 //! ```
 
@@ -23,10 +24,12 @@ mod oidc_issuer;
 mod entra;
 mod google;
 mod azure;
+mod azure_storage;
 #[cfg(test)]
 mod test_client;
 
 pub use azure::{AssignedIdentity, ManagedIdentity};
+pub use azure_storage::AzureStorage;
 pub use calls::{Call, Calls};
 pub use entra::{
     Entra, EntraToken, FederatedCredential, FederatedCredentialError, Identity, IdentityKind, Resource, Throttle,

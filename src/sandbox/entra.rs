@@ -5,6 +5,7 @@ mod directory;
 mod discovery;
 mod refusal;
 mod registry;
+mod resource;
 mod token;
 mod token_endpoint;
 
@@ -27,6 +28,7 @@ use crate::sandbox::server::{Bound, Server};
 pub(super) use directory::Directory;
 pub use refusal::Throttle;
 pub use registry::{FederatedCredential, FederatedCredentialError, Identity, IdentityKind, Resource, TokenVersion};
+pub(super) use resource::InvalidToken;
 pub use token::EntraToken;
 
 /// A running Entra. A tenant that is named in a call to it exists from then on; a request over HTTP makes none.

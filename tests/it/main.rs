@@ -6,6 +6,7 @@ mod postgres;
 mod process;
 mod support;
 
+mod clients;
 mod clouds;
 mod command_line;
 mod credential_commands;

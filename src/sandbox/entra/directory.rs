@@ -71,7 +71,7 @@ impl Directory {
         self.clock.now()
     }
 
-    pub(super) fn authority(&self) -> &str {
+    pub(in crate::sandbox) fn authority(&self) -> &str {
         &self.authority
     }
 
