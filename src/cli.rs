@@ -8,6 +8,7 @@ mod exchange;
 mod exec;
 mod issuer;
 mod lease;
+mod login;
 mod request;
 mod sandbox;
 mod serve;
@@ -47,6 +48,8 @@ enum Command {
     Credential(credential::Credential),
     #[command(subcommand)]
     Lease(lease::Lease),
+    Login(Box<login::Login>),
+    Logout(login::Logout),
     Exec(Box<exec::Exec>),
     /// The broker as an OIDC issuer
     #[command(subcommand)]
@@ -104,6 +107,8 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Exchange(exchange) => exchange.run().await,
                 Command::Credential(credential) => credential.run().await,
                 Command::Lease(lease) => lease.run().await,
+                Command::Login(login) => login.run().await,
+                Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
             };
             done.map(|()| ExitCode::SUCCESS)
