@@ -5,5 +5,6 @@ mod agent;
 mod exec;
 mod external_account;
 mod front;
+mod google_config;
 mod program;
 mod world;

@@ -21,6 +21,8 @@ pub struct World {
     pub clock: ManualClock,
     /// The broker's HTTP behind TLS.
     pub broker_tls: String,
+    /// What stands for Google, behind TLS.
+    pub google_tls: String,
     storage: AzureStorage,
     blobs: String,
 }
@@ -56,7 +58,8 @@ impl World {
         std::fs::write(broker.folder.path().join("ca.crt"), authority.pem()).expect("written");
         let blobs = with_tls(&authority, &storage.endpoint()).await;
         let broker_tls = with_tls(&authority, &broker.http).await;
-        let world = Self { broker, clock, broker_tls, storage, blobs };
+        let google_tls = with_tls(&authority, broker.google.sts_endpoint()).await;
+        let world = Self { broker, clock, broker_tls, google_tls, storage, blobs };
         world.write_entra_token();
         world
     }
@@ -179,6 +182,7 @@ const TARGETS: &str = "
     google:
       audience: //iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet
       service_account: trainer@ml.iam.gserviceaccount.com
+      hand_out_assertion: true
       scopes:
         - https://www.googleapis.com/auth/cloud-platform
         - https://www.googleapis.com/auth/devstorage.full_control
