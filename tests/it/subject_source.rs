@@ -10,7 +10,7 @@ use carnet::sandbox::{AssignedIdentity, FederatedCredential, Identity, ManagedId
 use serde_json::json;
 
 use crate::command_line::{carnet, run, text};
-use crate::support::{AUDIENCE, Broker, Setup, TENANT, with_broker, with_setup};
+use crate::support::{AUDIENCE, Broker, RUNNER, Setup, TENANT, with_broker, with_setup};
 
 const APP: &str = "88888888-8888-8888-8888-888888888888";
 const MACHINE: &str = "99999999-9999-9999-9999-999999999999";
@@ -59,7 +59,7 @@ fn executable(path: &Path, script: &str) {
 async fn a_clusters_projected_token_buys_one_that_the_broker_accepts() {
     with_setup(open_to_machines(), async |broker| {
         let cluster = OidcIssuer::start().await.expect("a cluster");
-        broker.entra.register(Identity::app(TENANT, APP, "app-object"));
+        broker.entra.register(Identity::app(TENANT, APP, RUNNER));
         let subject = "system:serviceaccount:ml:trainer";
         broker.entra.trust(APP, FederatedCredential::new(cluster.issuer(), subject)).expect("trusted");
         let now = carnet::clock::unix_seconds(carnet::clock::Clock::now(&carnet::clock::SystemClock));
@@ -98,8 +98,10 @@ async fn the_machines_managed_identity_is_asked_in_each_of_its_protocols() {
         let host = ManagedIdentity::start(&broker.entra, TENANT).await.expect("a host");
         let identity = |client_id: &str| AssignedIdentity {
             client_id: client_id.to_owned(),
-            object_id: format!("object-of-{client_id}"),
-            resource_id: format!("/subscriptions/s/userAssignedIdentities/{client_id}"),
+            object_id: RUNNER.to_owned(),
+            resource_id: format!(
+                "/subscriptions/{APP}/resourcegroups/ml/providers/Microsoft.ManagedIdentity/userAssignedIdentities/ml"
+            ),
         };
         host.assign(identity(MACHINE));
         let (endpoint, msi) = (host.identity_endpoint(), host.msi_endpoint());
