@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::subject_source::call::fake::FakeWeb;
+use crate::subject_source::call::FakeWeb;
 use crate::subject_source::{Environment, Fault};
 
 const TENANT: &str = "11111111-1111-1111-1111-111111111111";
