@@ -5,6 +5,7 @@ mod config;
 mod credential;
 mod credentials;
 mod exchange;
+mod exec;
 mod issuer;
 mod lease;
 mod login;
@@ -49,6 +50,7 @@ enum Command {
     Lease(lease::Lease),
     Login(Box<login::Login>),
     Logout(login::Logout),
+    Exec(Box<exec::Exec>),
     /// The broker as an OIDC issuer
     #[command(subcommand)]
     Issuer(issuer::Issuer),
@@ -89,11 +91,16 @@ struct Told;
 
 /// Runs the command in a runtime of its own.
 pub fn run(cli: Cli) -> ExitCode {
-    // Deeper than the default, for expressions at their depth limit in unoptimized builds.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(4 * 1024 * 1024).build();
+    let runtime = match cli.command {
+        // Beside somebody else's program: small, and there at once.
+        Command::Exec(_) => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        // Deeper than the default, for expressions at their depth limit in unoptimized builds.
+        _ => tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(4 * 1024 * 1024).build(),
+    };
     let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let done = runtime.block_on(async {
-            match cli.command {
+            let done = match cli.command {
+                Command::Exec(exec) => return exec.run().await,
                 Command::Serve(serve) => serve.run().await,
                 Command::Sandbox(sandbox) => sandbox.run().await,
                 Command::Config(config) => config.run(),
@@ -103,14 +110,15 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Login(login) => login.run().await,
                 Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
-            }
+            };
+            done.map(|()| ExitCode::SUCCESS)
         });
         // Blocking reads of standard input, if any, must not keep the process.
         runtime.shutdown_background();
         done
     });
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             if !error.is::<Told>() {
                 complain(&error);
