@@ -20,17 +20,20 @@ use crate::support::{Broker, TENANT};
 const NOT_FOUND: &str = "credentials not found in native keychain\n";
 const REFRESH_TOKEN: &str = "a-refresh-token-of-the-registry-that-nobody-else-sees";
 
+/// A form's fields.
+type Sent = Vec<(String, String)>;
+
 /// What the registry was sent: the forms of exchanges, and user names with passwords.
 #[derive(Clone, Default)]
 struct Seen {
-    exchanges: Arc<Mutex<Vec<Vec<(String, String)>>>>,
+    exchanges: Arc<Mutex<Vec<Sent>>>,
     logins: Arc<Mutex<Vec<String>>>,
     refuses: Arc<Mutex<Option<Response>>>,
 }
 
 /// Answers whoever shows a user name and a password, and trades Entra tokens as Azure's registries do.
 async fn registry() -> (Server, Seen) {
-    let exchange = async |State(seen): State<Seen>, Form(form): Form<Vec<(String, String)>>| {
+    let exchange = async |State(seen): State<Seen>, Form(form): Form<Sent>| {
         seen.exchanges.lock().expect("no panic").push(form);
         let refusal = seen.refuses.lock().expect("no panic").take();
         refusal.unwrap_or_else(|| axum::Json(json!({"refresh_token": REFRESH_TOKEN})).into_response())
