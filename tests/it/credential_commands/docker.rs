@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use axum::Form;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use base64::Engine as _;
@@ -55,7 +56,13 @@ async fn registry() -> (Server, Seen) {
         ([("content-type", manifest)], body.to_string()).into_response()
     };
     let seen = Seen::default();
+    // docker 20 speaks to nobody who does not say so.
+    let version = async |mut answer: Response| {
+        answer.headers_mut().insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
+        answer
+    };
     let router = axum::Router::new().route("/oauth2/exchange", post(exchange)).fallback(images);
+    let router = router.layer(map_response(version));
     (Server::start(router.with_state(seen.clone())).await, seen)
 }
 
