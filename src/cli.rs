@@ -5,8 +5,10 @@ mod config;
 mod credential;
 mod credentials;
 mod exchange;
+mod exec;
 mod issuer;
 mod lease;
+mod login;
 mod request;
 mod sandbox;
 mod serve;
@@ -46,6 +48,9 @@ enum Command {
     Credential(credential::Credential),
     #[command(subcommand)]
     Lease(lease::Lease),
+    Login(Box<login::Login>),
+    Logout(login::Logout),
+    Exec(Box<exec::Exec>),
     /// The broker as an OIDC issuer
     #[command(subcommand)]
     Issuer(issuer::Issuer),
@@ -86,26 +91,34 @@ struct Told;
 
 /// Runs the command in a runtime of its own.
 pub fn run(cli: Cli) -> ExitCode {
-    // Deeper than the default, for expressions at their depth limit in unoptimized builds.
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(4 * 1024 * 1024).build();
+    let runtime = match cli.command {
+        // Beside somebody else's program: small, and there at once.
+        Command::Exec(_) => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        // Deeper than the default, for expressions at their depth limit in unoptimized builds.
+        _ => tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(4 * 1024 * 1024).build(),
+    };
     let done = runtime.map_err(anyhow::Error::from).and_then(|runtime| {
         let done = runtime.block_on(async {
-            match cli.command {
+            let done = match cli.command {
+                Command::Exec(exec) => return exec.run().await,
                 Command::Serve(serve) => serve.run().await,
                 Command::Sandbox(sandbox) => sandbox.run().await,
                 Command::Config(config) => config.run(),
                 Command::Exchange(exchange) => exchange.run().await,
                 Command::Credential(credential) => credential.run().await,
                 Command::Lease(lease) => lease.run().await,
+                Command::Login(login) => login.run().await,
+                Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
-            }
+            };
+            done.map(|()| ExitCode::SUCCESS)
         });
         // Blocking reads of standard input, if any, must not keep the process.
         runtime.shutdown_background();
         done
     });
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             if !error.is::<Told>() {
                 complain(&error);

@@ -4,11 +4,13 @@ mod client;
 mod leases;
 mod message;
 mod operator;
+mod patience;
 mod routes;
 mod service;
 mod status;
 
-pub use client::{Address, ConnectError, connect};
+pub use client::{Address, ConnectError, call, connect, connect_lazily};
+pub use patience::{Again, Patience, passes, retry_delay};
 pub use routes::Routes;
 
 use std::sync::Arc;

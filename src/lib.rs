@@ -48,6 +48,7 @@ pub mod store;
 pub mod grpc;
 pub mod oauth;
 pub mod subject_source;
+pub mod agent;
 pub mod sandbox;
 
 // Assembly.

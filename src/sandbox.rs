@@ -6,7 +6,7 @@
 //! threads; where the real cloud's behaviour is not known, the stricter reading is taken.
 //!
 //! ```text
-//! Entra            tenants with keys, discovery documents, a token builder, the token endpoint (secret, FIC, OBO)
+//! Entra            tenants with keys, discovery documents, a token builder, the token endpoint (secret, FIC, OBO, people)
 //! Google           workload identity pool providers, STS, introspection, IAM Credentials, a bucket's objects
 //! ManagedIdentity  IMDS and App Service endpoints; its tokens are Entra's
 //! AzureStorage     a storage account: the blobs of a container, for Entra's tokens
@@ -32,8 +32,8 @@ pub use azure::{AssignedIdentity, ManagedIdentity};
 pub use azure_storage::AzureStorage;
 pub use calls::{Call, Calls};
 pub use entra::{
-    Entra, EntraToken, FederatedCredential, FederatedCredentialError, Identity, IdentityKind, Resource, Throttle,
-    TokenVersion,
+    Entra, EntraToken, FederatedCredential, FederatedCredentialError, Identity, IdentityKind, Person, Resource,
+    Throttle, TokenVersion,
 };
 pub use faults::{Fault, Faults};
 pub use google::{ExpiresIn, Google, PoolProvider, ProviderError, TokenInfo, TokenKind};

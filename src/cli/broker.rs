@@ -2,7 +2,6 @@
 
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum as _};
@@ -11,6 +10,7 @@ use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
 
 use super::{Ended, Exit};
+pub(super) use crate::grpc::call;
 use crate::grpc::{Address, connect};
 use crate::subject_source::{self, Environment, Fault, SourceError, SourceName, SubjectSource};
 
@@ -145,13 +145,6 @@ pub(super) fn token(name: &str, file: Option<&Path>, variable: &str) -> anyhow::
         "" => bail!("the {name} is empty"),
         token => Ok(token.to_owned()),
     }
-}
-
-/// A call with a deadline: a little more than the broker allows itself.
-pub(super) fn call<T>(message: T) -> tonic::Request<T> {
-    let mut request = tonic::Request::new(message);
-    request.set_timeout(Duration::from_secs(35));
-    request
 }
 
 pub(super) fn answer<T>(answered: Result<Response<T>, Status>) -> anyhow::Result<T> {

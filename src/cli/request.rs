@@ -19,6 +19,13 @@ pub(super) struct Request {
     /// Ask for this lifetime, such as 15m, instead of one scaled to the job
     #[arg(long, value_name = "DURATION", value_parser = span)]
     lifetime: Option<Span>,
+    #[command(flatten)]
+    job: Job,
+}
+
+/// What the credentials are for.
+#[derive(Debug, Args)]
+pub(super) struct Job {
     /// Unique identifier of the run
     #[arg(long, value_name = "ID")]
     job_id: Option<String>,
@@ -58,6 +65,12 @@ impl Request {
     }
 
     pub fn job(&self) -> proto::Job {
+        self.job.message()
+    }
+}
+
+impl Job {
+    pub fn message(&self) -> proto::Job {
         proto::Job {
             id: self.job_id.clone().unwrap_or_default(),
             name: self.job_name.clone().unwrap_or_default(),

@@ -22,7 +22,7 @@ use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::proto;
 use crate::sandbox::{
-    AssignedIdentity, AzureStorage, Entra, FederatedCredential, Google, Identity, ManagedIdentity, PoolProvider,
+    AssignedIdentity, AzureStorage, Entra, FederatedCredential, Google, Identity, ManagedIdentity, Person, PoolProvider,
 };
 use crate::telemetry::{self, LogFormat};
 
@@ -80,6 +80,9 @@ impl Clouds {
         let runner = Identity::app(TENANT, RUNNER, RUNNER_OBJECT).secret(RUNNER_SECRET).roles(["Training.Submit"]);
         entra.register(runner);
         entra.register(Identity::managed_identity(TENANT, ML_IDENTITY, ML_OBJECT));
+        // Where people sign in.
+        entra.register(Identity::app(TENANT, LOGIN, LOGIN_OBJECT).public_client().may_call(AUDIENCE));
+        entra.add_person(Person::new(TENANT, PERSON, "ada@sandbox.example").roles(["Training.Submit"]));
         let google = Google::start(clock).await?;
         google.add_service_account(TRAINER);
         let managed_identity = ManagedIdentity::start(&entra, TENANT).await?;
@@ -293,6 +296,13 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
   curl -s {authority}/{TENANT}/oauth2/v2.0/token -d grant_type=client_credentials \\
     -d client_id={RUNNER} -d client_secret={RUNNER_SECRET} --data-urlencode scope={AUDIENCE}/.default
 
+  # sign in as a person: type the code at the page, or send it as the second line does
+  carnet login --authority {authority} --tenant {TENANT} \\
+    --client-id {LOGIN} --audience {AUDIENCE}
+  curl -s {authority}/devicelogin -d user_code=THE_CODE
+  carnet exchange --target vertex-training --subject-source login
+  carnet logout
+
   # change the rules while it runs
   $EDITOR {config}
 
@@ -345,6 +355,9 @@ const AUDIENCE: &str = "api://carnet";
 const RUNNER: &str = "55555555-5555-5555-5555-555555555555";
 const RUNNER_OBJECT: &str = "66666666-6666-6666-6666-666666666666";
 const RUNNER_SECRET: &str = "sandbox-secret";
+const LOGIN: &str = "12121212-1212-1212-1212-121212121212";
+const LOGIN_OBJECT: &str = "13131313-1313-1313-1313-131313131313";
+const PERSON: &str = "14141414-1414-1414-1414-141414141414";
 const OPERATOR: &str = "99999999-9999-9999-9999-999999999999";
 const BUCKET: &str = "training-data";
 const ML_IDENTITY: &str = "33333333-3333-3333-3333-333333333333";

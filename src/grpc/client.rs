@@ -1,12 +1,15 @@
 //! The broker's gRPC interface from a caller's side: over TLS, on loopback, or through a Unix socket.
 
-use std::path::PathBuf;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tonic::transport::{Certificate, Channel, ClientTlsConfig, Endpoint as TonicEndpoint, Uri};
+use tower::Service;
 
 use crate::http::{Endpoint, InvalidEndpoint};
 
@@ -37,19 +40,47 @@ pub enum ConnectError {
     Connect { address: String, source: tonic::transport::Error },
 }
 
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Network(endpoint) => endpoint.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// A connection that all clients of the broker's services can share; it is made anew when it breaks. `ca_file` is trusted
 /// besides the system's authorities.
 ///
 /// # Errors
 /// [`ConnectError`] says what to check.
 pub async fn connect(address: &Address, ca_file: Option<&PathBuf>) -> Result<Channel, ConnectError> {
-    match address {
-        Address::Network(endpoint) => network(endpoint, ca_file).await,
-        Address::Unix(path) => unix(path.clone()).await,
-    }
+    let connected = match address {
+        Address::Network(endpoint) => network(endpoint, ca_file).await?.connect().await,
+        Address::Unix(path) => local().connect_with_connector(socket(path)).await,
+    };
+    connected.map_err(|source| ConnectError::Connect { address: address.to_string(), source })
 }
 
-async fn network(endpoint: &Endpoint, ca_file: Option<&PathBuf>) -> Result<Channel, ConnectError> {
+/// The same for a broker that may be away now: the first call connects.
+///
+/// # Errors
+/// [`ConnectError`] where `ca_file` is of no use.
+pub async fn connect_lazily(address: &Address, ca_file: Option<&PathBuf>) -> Result<Channel, ConnectError> {
+    Ok(match address {
+        Address::Network(endpoint) => network(endpoint, ca_file).await?.connect_lazy(),
+        Address::Unix(path) => local().connect_with_connector_lazy(socket(path)),
+    })
+}
+
+/// A call with a deadline: a little more than the broker allows itself.
+pub fn call<T>(message: T) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    request.set_timeout(CALL_DEADLINE);
+    request
+}
+
+async fn network(endpoint: &Endpoint, ca_file: Option<&PathBuf>) -> Result<TonicEndpoint, ConnectError> {
     let failed = |source| ConnectError::Connect { address: endpoint.to_string(), source };
     let mut channel = patient(TonicEndpoint::from_shared(endpoint.to_string()).map_err(failed)?);
     if endpoint.as_str().starts_with("https:") {
@@ -61,18 +92,22 @@ async fn network(endpoint: &Endpoint, ca_file: Option<&PathBuf>) -> Result<Chann
         }
         channel = channel.tls_config(tls).map_err(failed)?;
     }
-    channel.connect().await.map_err(failed)
+    Ok(channel)
 }
 
-async fn unix(path: PathBuf) -> Result<Channel, ConnectError> {
-    let address = format!("unix:{}", path.display());
-    // The URI is a formality: the connector dials the socket.
-    let endpoint = patient(TonicEndpoint::from_static("http://localhost"));
-    let connector = tower::service_fn(move |_uri: Uri| {
+/// The URI is a formality: the connector dials the socket.
+fn local() -> TonicEndpoint {
+    patient(TonicEndpoint::from_static("http://localhost"))
+}
+
+fn socket(
+    path: &Path,
+) -> impl Service<Uri, Response = TokioIo<UnixStream>, Error = io::Error, Future: Send> + Send + use<> {
+    let path = path.to_owned();
+    tower::service_fn(move |_uri: Uri| {
         let path = path.clone();
         async move { UnixStream::connect(path).await.map(TokioIo::new) }
-    });
-    endpoint.connect_with_connector(connector).await.map_err(|source| ConnectError::Connect { address, source })
+    })
 }
 
 /// A watch may be silent for hours: only pings tell that the other end is still there.
@@ -83,6 +118,7 @@ fn patient(endpoint: TonicEndpoint) -> TonicEndpoint {
         .keep_alive_timeout(KEEP_ALIVE_DEADLINE)
 }
 
+const CALL_DEADLINE: Duration = Duration::from_secs(35);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(10);

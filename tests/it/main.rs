@@ -23,4 +23,5 @@ mod readme;
 mod replicas;
 mod store;
 mod subject;
+mod subject_source;
 mod tls;

@@ -1,17 +1,15 @@
 //! What runs for as long as a lease: heartbeats, and patience while the broker is away.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::sleep;
-use tonic::metadata::MetadataMap;
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Code, Status};
-use tonic_types::StatusExt as _;
 
 use crate::cli::broker::{call, refusal};
 use crate::cli::{Ended, Exit, remark};
-use crate::clock::{Clock as _, SystemClock};
+use crate::grpc::{Again, Patience};
 use crate::proto;
 use crate::proto::leases_client::LeasesClient;
 
@@ -29,13 +27,13 @@ pub(super) async fn keep(
             renewed = client.renew_lease(call(request.clone())) => match renewed {
                 Ok(renewed) => {
                     patience.answered(renewed.metadata());
-                    patience.heard(renewed.get_ref().lease.as_ref());
+                    heard(&mut patience, renewed.get_ref().lease.as_ref());
                     if let Some(begun) = begun.take() {
                         begun(renewed.get_ref().lease.as_ref())?;
                     }
                     patience.next_beat()
                 }
-                Err(status) => match patience.wait(&status)? {
+                Err(status) => match wait(&mut patience, &status)? {
                     Some(wait) => wait.min(patience.next_beat()),
                     None => return Ok(()),
                 },
@@ -51,180 +49,28 @@ pub(super) async fn keep(
     }
 }
 
-/// What is known of a lease whose broker may be away for a while.
-#[derive(Default)]
-pub(super) struct Patience {
-    /// Absent until the broker has answered once: what fails before will not mend.
-    lease: Option<proto::Lease>,
-    clock: BrokerClock,
-    attempts: u32,
+pub(super) fn heard(patience: &mut Patience, lease: Option<&proto::Lease>) {
+    if patience.heard(lease) {
+        remark("the broker answers again");
+    }
 }
 
-impl Patience {
-    /// As soon as an answer begins.
-    pub fn answered(&mut self, head: &MetadataMap) {
-        self.clock = BrokerClock::of(head);
-    }
-
-    pub fn heard(&mut self, lease: Option<&proto::Lease>) {
-        if self.attempts > 0 {
-            self.attempts = 0;
-            remark("the broker answers again");
-        }
-        self.lease = lease.cloned().or_else(|| self.lease.take());
-    }
-
-    /// A third of the time that the lease would live without.
-    fn next_beat(&self) -> Duration {
-        let lapses = self.lease.as_ref().and_then(|lease| lease.heartbeat_before);
-        (self.clock.until(lapses).unwrap_or_default() / 3).max(SHORTEST_BEAT)
-    }
-
-    /// How long to wait before asking again; `None` where the lease was closed meanwhile.
-    ///
-    /// # Errors
-    /// The refusal, where asking again cannot help.
-    pub fn wait(&mut self, status: &Status) -> anyhow::Result<Option<Duration>> {
-        let Some(lease) = &self.lease else { return Err(refusal(status)) };
-        if ended(status).as_deref() == Some("closed") {
-            return Ok(None);
-        }
-        if !passes(status) {
-            return Err(refusal(status));
-        }
-        if self.clock.until(lease.not_after).is_none() {
-            let message = format!("the lease's end has come, and the broker is away: {}", status.message());
-            return Err(Ended { exit: Exit::Unavailable, message }.into());
-        }
-        if ends_by_rule(status) && self.attempts == 0 {
-            return Ok(Some(SOONEST));
-        }
-        if self.attempts == 0 {
+/// How long to wait before asking again; `None` where the lease was closed meanwhile.
+///
+/// # Errors
+/// The refusal, where asking again cannot help.
+pub(super) fn wait(patience: &mut Patience, status: &Status) -> anyhow::Result<Option<Duration>> {
+    match patience.again(status) {
+        Again::In(wait) => Ok(Some(wait)),
+        Again::Away(wait) => {
             remark(format_args!("the broker is away, and is asked again until it is back: {}", status.message()));
+            Ok(Some(wait))
         }
-        let longest = (SOONEST * 2u32.saturating_pow(self.attempts.min(16))).min(LATEST);
-        self.attempts += 1;
-        let asked_for = status.get_error_details().retry_info().and_then(|info| info.retry_delay).unwrap_or_default();
-        Ok(Some(longest.mul_f64(rand::random_range(0.5..=1.0)).max(asked_for.min(LATEST))))
-    }
-}
-
-/// How the lease of a refused call ended.
-pub(super) fn ended(status: &Status) -> Option<String> {
-    status.get_error_details().error_info().and_then(|info| info.metadata.get("lease_state").cloned())
-}
-
-/// Connections end every hour, so that brokers can change their certificates.
-fn ends_by_rule(status: &Status) -> bool {
-    status.get_error_details().error_info().is_some_and(|info| info.reason == "SHUTTING_DOWN")
-}
-
-/// Whether time may mend it: the broker or the way to it is away. What the broker itself decided is not, and says why.
-fn passes(status: &Status) -> bool {
-    match status.code() {
-        Code::Unavailable | Code::ResourceExhausted | Code::DeadlineExceeded => true,
-        Code::Unknown | Code::Internal | Code::Cancelled | Code::Aborted => {
-            status.get_error_details().error_info().is_none()
+        Again::Closed => Ok(None),
+        Again::Refused => Err(refusal(status)),
+        Again::TooLate => {
+            let message = format!("the lease's end has come, and the broker is away: {}", status.message());
+            Err(Ended { exit: Exit::Unavailable, message }.into())
         }
-        Code::Ok
-        | Code::InvalidArgument
-        | Code::NotFound
-        | Code::AlreadyExists
-        | Code::PermissionDenied
-        | Code::FailedPrecondition
-        | Code::OutOfRange
-        | Code::Unimplemented
-        | Code::DataLoss
-        | Code::Unauthenticated => false,
-    }
-}
-
-/// The broker's clock, by which leases live: this machine's may be wrong.
-#[derive(Debug, Default)]
-struct BrokerClock {
-    ahead: jiff::SignedDuration,
-}
-
-impl BrokerClock {
-    /// RFC 9110 section 6.6.1; without it the clocks are taken to agree.
-    fn of(head: &MetadataMap) -> Self {
-        let date = head.get("date").and_then(|date| date.to_str().ok());
-        let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp());
-        let here = jiff::Timestamp::try_from(SystemClock.now()).ok();
-        let ahead = date.zip(here).map(|(date, here)| date.duration_since(here));
-        Self { ahead: ahead.unwrap_or_default() }
-    }
-
-    /// `None` where the time has come.
-    fn until(&self, time: Option<prost_types::Timestamp>) -> Option<Duration> {
-        let time = SystemTime::try_from(time?).ok()?;
-        let left = jiff::SignedDuration::system_until(SystemClock.now(), time).ok()? - self.ahead;
-        left.try_into().ok().filter(|left: &Duration| !left.is_zero())
-    }
-}
-
-const SHORTEST_BEAT: Duration = Duration::from_secs(1);
-
-const SOONEST: Duration = Duration::from_secs(1);
-const LATEST: Duration = Duration::from_secs(30);
-
-#[cfg(test)]
-mod tests {
-    use std::collections::HashMap;
-
-    use tonic_types::ErrorDetails;
-
-    use super::*;
-
-    fn stamp(ahead: i64) -> Option<prost_types::Timestamp> {
-        let mut stamp = prost_types::Timestamp::from(SystemClock.now());
-        stamp.seconds += ahead;
-        Some(stamp)
-    }
-
-    fn lease(heartbeat: i64, not_after: i64) -> proto::Lease {
-        proto::Lease { heartbeat_before: stamp(heartbeat), not_after: stamp(not_after), ..Default::default() }
-    }
-
-    fn decided(code: Code, reason: &str, state: Option<&str>) -> Status {
-        let metadata: HashMap<_, _> =
-            state.map(|state| ("lease_state".to_owned(), state.to_owned())).into_iter().collect();
-        Status::with_error_details(code, reason, ErrorDetails::with_error_info(reason, "carnet", metadata))
-    }
-
-    #[test]
-    fn an_outage_is_waited_for_ever_longer_while_the_lease_lives_and_a_decision_is_not() {
-        let mut patience = Patience::default();
-        let away = Status::unavailable("away");
-        assert!(patience.wait(&away).is_err(), "before the first answer, nothing is known to be right");
-        patience.heard(Some(&lease(300, 3600)));
-        let waits: Vec<Duration> = (0..8).map(|_| patience.wait(&away).expect("patient").expect("a wait")).collect();
-        assert!(waits[0] <= SOONEST && waits[7] >= LATEST / 2 && waits.iter().all(|wait| *wait <= LATEST), "{waits:?}");
-        assert!(patience.wait(&Status::unknown("connection reset")).is_ok());
-        assert!(patience.wait(&decided(Code::Internal, "INTERNAL", None)).is_err());
-        assert!(patience.wait(&decided(Code::PermissionDenied, "DENIED", None)).is_err());
-        assert!(patience.wait(&decided(Code::FailedPrecondition, "LEASE_ENDED", Some("revoked"))).is_err());
-        let closed = decided(Code::FailedPrecondition, "LEASE_ENDED", Some("closed"));
-        assert_eq!(patience.wait(&closed).expect("a good end"), None);
-        patience.heard(Some(&lease(300, -1)));
-        assert!(patience.wait(&away).is_err(), "nothing is left to wait for");
-    }
-
-    #[test]
-    fn beats_come_three_times_as_often_as_they_must_by_the_brokers_clock() {
-        let mut patience = Patience::default();
-        patience.heard(Some(&lease(300, 3600)));
-        assert!((95..=100).contains(&patience.next_beat().as_secs()));
-        // This machine's clock is half an hour behind.
-        let ahead = jiff::Timestamp::try_from(SystemClock.now()).expect("a time") + jiff::SignedDuration::from_mins(30);
-        let date = ahead.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
-        let mut head = MetadataMap::new();
-        head.insert("date", date.parse().expect("a value"));
-        patience.answered(&head);
-        patience.heard(Some(&lease(1800 + 300, 7200)));
-        assert!((95..=101).contains(&patience.next_beat().as_secs()), "{:?}", patience.next_beat());
-        patience.answered(&MetadataMap::new());
-        patience.heard(Some(&lease(1, 3600)));
-        assert_eq!(patience.next_beat(), SHORTEST_BEAT);
     }
 }

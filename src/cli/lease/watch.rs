@@ -11,10 +11,11 @@ use tokio::time::sleep;
 use tonic::transport::Channel;
 use tonic::{Request, Status};
 
-use super::retry::Patience;
+use super::retry::{heard, wait};
 use super::{Holder, ONE_TARGET, show};
 use crate::cli::broker::usage;
 use crate::cli::credentials::{Output, variables};
+use crate::grpc::Patience;
 use crate::proto;
 use crate::proto::leases_client::LeasesClient;
 
@@ -54,7 +55,7 @@ impl Watch {
             match self.follow(&mut client, request.clone(), &mut patience, &mut printed).await? {
                 Stop::Ended(proto::LeaseState::Closed) => return Ok(()),
                 Stop::Ended(state) => bail!("the lease has ended: it is {}", show::state(state)),
-                Stop::Broken(status) => match patience.wait(&status)? {
+                Stop::Broken(status) => match wait(&mut patience, &status)? {
                     Some(wait) => sleep(wait).await,
                     None => return Ok(()),
                 },
@@ -82,7 +83,7 @@ impl Watch {
                 Ok(None) => return Ok(Stop::Broken(Status::unavailable("the broker ended the watch"))),
                 Err(status) => return Ok(Stop::Broken(status)),
             };
-            patience.heard(update.lease.as_ref());
+            heard(patience, update.lease.as_ref());
             let state = update.lease.as_ref().map_or(proto::LeaseState::Unspecified, proto::Lease::state);
             self.print(update, printed)?;
             if state != proto::LeaseState::Active {

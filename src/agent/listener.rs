@@ -1,0 +1,157 @@
+//! Where the agent listens: HTTP/1.1 on loopback or on a Unix socket, with limits and deadlines, and an orderly end.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::host::wrong_host;
+use super::peer::{Users, user_of};
+use super::{Agent, Answer, text};
+
+/// A bound address.
+#[derive(Debug)]
+pub struct Listener {
+    socket: TcpListener,
+    users: Users,
+}
+
+impl Listener {
+    /// # Errors
+    /// Where the system refuses the address, or it is not loopback.
+    pub async fn bind(address: SocketAddr, users: Users) -> io::Result<Self> {
+        if !address.ip().is_loopback() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "the agent listens on loopback only"));
+        }
+        Ok(Self { socket: TcpListener::bind(address).await?, users })
+    }
+
+    /// # Errors
+    /// Where the system does not tell.
+    pub fn address(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    /// Answers until `draining`, and then ends what is under way.
+    pub async fn serve(self, agent: Arc<Agent>, draining: CancellationToken) {
+        let (places, connections) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), TaskTracker::new());
+        loop {
+            let accepted = tokio::select! {
+                () = draining.cancelled() => break,
+                accepted = self.socket.accept() => accepted,
+            };
+            let (stream, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    // Out of descriptors, or the peer left: neither goes away by asking again at once.
+                    tracing::warn!(%error, "the agent cannot accept a connection");
+                    sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = places.clone().try_acquire_owned() else { continue };
+            let (agent, draining, users) = (agent.clone(), draining.clone(), self.users.clone());
+            connections.spawn(async move {
+                let _place = place;
+                let (Ok(own), Ok(())) = (stream.local_addr(), stream.set_nodelay(true)) else { return };
+                let allowed = users == Users::All || users.may(user_of(peer, own).await);
+                let door = Door { agent, allowed, names: Names::Checked };
+                door.serve(stream, draining).await;
+            });
+        }
+        connections.close();
+        let _ = timeout(FAREWELL, connections.wait()).await;
+    }
+}
+
+/// A connection's way in.
+#[derive(Debug, Clone)]
+struct Door {
+    agent: Arc<Agent>,
+    allowed: bool,
+    names: Names,
+}
+
+/// Whether `Host` has to be one of this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Names {
+    Checked,
+}
+
+impl Door {
+    async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin, draining: CancellationToken) {
+        let service = service_fn(move |request| {
+            let door = self.clone();
+            async move { Ok::<_, Infallible>(door.answer(request).await) }
+        });
+        let mut builder = http1::Builder::new();
+        builder
+            .timer(TokioTimer::new())
+            .header_read_timeout(IDLE)
+            .max_headers(MAX_HEADERS)
+            .max_buf_size(MAX_HEAD_BYTES);
+        let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
+        tokio::select! {
+            _ended = serving.as_mut() => return,
+            () = draining.cancelled() => serving.as_mut().graceful_shutdown(),
+        }
+        let _ = serving.await;
+    }
+
+    async fn answer(&self, request: Request<Incoming>) -> Answer {
+        let (head, body) = request.into_parts();
+        // A few clients send what belongs to features that are not here; it is read so that the connection goes on.
+        let read = timeout(BODY_DEADLINE, Limited::new(body, MAX_BODY_BYTES).collect()).await;
+        let answer = match read {
+            Ok(Ok(_ignored)) if !self.allowed => text(StatusCode::FORBIDDEN, "this endpoint serves another user"),
+            Ok(Ok(_ignored)) => match (self.names, wrong_host(&head)) {
+                (Names::Checked, Some(complaint)) => text(StatusCode::BAD_REQUEST, complaint),
+                (Names::Checked, None) => self.agent.answer(&head).await,
+            },
+            Ok(Err(_too_large_or_broken)) => text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
+            Err(_elapsed) => text(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),
+        };
+        count(&answer);
+        answer
+    }
+}
+
+fn count(answer: &Response<impl Sized>) {
+    let outcome = match answer.status().as_u16() {
+        200..400 => "answered",
+        400..500 => "refused",
+        _ => "away",
+    };
+    metrics::counter!("carnet_agent_requests_total", "outcome" => outcome).increment(1);
+}
+
+/// For all programs of a node; each costs a few KB.
+const MAX_CONNECTIONS: usize = 1024;
+
+const MAX_HEADERS: usize = 64;
+const MAX_HEAD_BYTES: usize = 16 * 1024;
+const MAX_BODY_BYTES: usize = 64 * 1024;
+const BODY_DEADLINE: Duration = Duration::from_secs(5);
+
+/// For a request's head, and between two requests of a connection.
+const IDLE: Duration = Duration::from_secs(120);
+
+/// For requests under way when the agent ends.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);

@@ -1,0 +1,237 @@
+//! Where the agent's credentials come from: the port, what comes through it, and the plain exchange behind it.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use tonic::Status;
+use tonic::transport::Channel;
+use tonic_types::StatusExt as _;
+
+use crate::clock::{Clock as _, SystemClock};
+use crate::grpc::{call, passes, retry_delay};
+use crate::proto;
+use crate::proto::credential::Identity;
+use crate::proto::token_exchange_client::TokenExchangeClient;
+use crate::secret::Secret;
+use crate::subject_source::{Fault, SourceError, SubjectSource};
+use crate::target::TokenType;
+use crate::telemetry::Causes;
+
+/// What is asked for: an access token of a target, or an ID token with an audience.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Wanted {
+    pub target: String,
+    pub id_token_audience: Option<String>,
+}
+
+/// What a target's credential is and whom it acts as.
+#[derive(Debug, Clone)]
+pub struct Credential {
+    pub token: Secret,
+    pub scopes: Vec<String>,
+    pub expires_at: SystemTime,
+    pub refresh_after: SystemTime,
+    pub obtained_at: SystemTime,
+    pub cloud: Cloud,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Cloud {
+    Google {
+        /// `principal://iam.googleapis.com/projects/NUMBER/...`
+        principal: String,
+        /// Empty for direct resource access.
+        service_account: String,
+    },
+    Azure {
+        client_id: String,
+    },
+}
+
+/// Why there is no credential.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    pub kind: Kind,
+    /// For whoever reads the client's error: reason and exchange id, never a token.
+    pub message: String,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Access is denied or has ended: what is held must not be used any more.
+    Denied,
+    /// It cannot be had, and asking again does not change that; what is held stays good.
+    Failed,
+    /// Not now.
+    Away(Duration),
+}
+
+/// Gives credentials. Declared by the agent, fulfilled by a lease or by plain exchanges.
+#[async_trait::async_trait]
+pub trait Credentials: fmt::Debug + Send + Sync {
+    async fn credential(&self, wanted: &Wanted) -> Result<Credential, Refusal>;
+}
+
+impl Wanted {
+    pub fn access_token(target: impl Into<String>) -> Self {
+        Self { target: target.into(), id_token_audience: None }
+    }
+
+    fn request(&self) -> proto::TargetRequest {
+        let id_token = self.id_token_audience.as_ref().map(|_audience| TokenType::IdToken.urn());
+        proto::TargetRequest {
+            target: self.target.clone(),
+            requested_token_type: id_token.unwrap_or_default().to_owned(),
+            audience: self.id_token_audience.clone().unwrap_or_default(),
+            ..Default::default()
+        }
+    }
+}
+
+impl Refusal {
+    pub fn denied(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Denied, message: message.into() }
+    }
+
+    pub fn failed(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Failed, message: message.into() }
+    }
+
+    pub fn away(message: impl Into<String>) -> Self {
+        Self { kind: Kind::Away(Duration::ZERO), message: message.into() }
+    }
+}
+
+impl From<Status> for Refusal {
+    fn from(status: Status) -> Self {
+        let details = status.get_error_details();
+        let info = details.error_info();
+        let reason = info.map(|info| info.reason.as_str()).unwrap_or_default();
+        let kind = match reason {
+            "DENIED" | "GROUPS_OVERAGE" | "LEASE_NOT_FOUND" | "LEASE_ENDED" => Kind::Denied,
+            _ if passes(&status) => Kind::Away(retry_delay(&status)),
+            _ => Kind::Failed,
+        };
+        let id = info.and_then(|info| info.metadata.get("exchange_id"));
+        let id = id.map(|id| format!(", exchange {id}")).unwrap_or_default();
+        let reason = if reason.is_empty() { format!("{:?}", status.code()) } else { reason.to_owned() };
+        Self { kind, message: format!("{} ({reason}{id})", status.message()) }
+    }
+}
+
+impl From<SourceError> for Refusal {
+    fn from(error: SourceError) -> Self {
+        let message = Causes(&error).to_string();
+        match error.fault() {
+            Fault::Usage | Fault::Refused => Self::failed(message),
+            // What the platform writes it has perhaps not written yet.
+            Fault::Unavailable | Fault::Machine => Self::away(message),
+        }
+    }
+}
+
+impl Credential {
+    /// # Errors
+    /// Where the broker's answer lacks what belongs to a credential.
+    pub fn read(answer: proto::Credential, now: SystemTime) -> Result<Self, Refusal> {
+        let time = |stamp: Option<prost_types::Timestamp>| stamp.and_then(|stamp| SystemTime::try_from(stamp).ok());
+        let cloud = match answer.identity {
+            Some(Identity::Google(google)) => {
+                Cloud::Google { principal: google.principal, service_account: google.service_account }
+            }
+            Some(Identity::Azure(azure)) => Cloud::Azure { client_id: azure.client_id },
+            None => return Err(Refusal::failed("the broker's answer does not say which cloud the credential is for")),
+        };
+        let token = Secret::new(answer.token);
+        let expires_at = time(answer.expires_at);
+        let expires_at = expires_at.ok_or_else(|| Refusal::failed("the broker's answer does not say when it ends"))?;
+        let refresh_after = time(answer.refresh_after).unwrap_or(expires_at);
+        Ok(Self { token, scopes: answer.scopes, expires_at, refresh_after, obtained_at: now, cloud })
+    }
+}
+
+/// One exchange for each credential; the subject token is read anew for each.
+pub struct Exchanges {
+    client: TokenExchangeClient<Channel>,
+    subject: SubjectSource,
+    job: proto::Job,
+}
+
+impl Exchanges {
+    pub fn new(channel: Channel, subject: SubjectSource, job: proto::Job) -> Self {
+        Self { client: TokenExchangeClient::new(channel), subject, job }
+    }
+}
+
+#[async_trait::async_trait]
+impl Credentials for Exchanges {
+    async fn credential(&self, wanted: &Wanted) -> Result<Credential, Refusal> {
+        let token = self.subject.token().await?;
+        let request = proto::ExchangeRequest {
+            subject_token: token.expose().to_owned(),
+            subject_token_type: String::new(),
+            targets: vec![wanted.request()],
+            job: Some(self.job.clone()),
+        };
+        let answer = self.client.clone().exchange(call(request)).await?.into_inner();
+        one(answer.credentials)
+    }
+}
+
+/// The one credential that was asked for.
+pub(super) fn one(credentials: Vec<proto::Credential>) -> Result<Credential, Refusal> {
+    let first = credentials.into_iter().next();
+    first
+        .ok_or_else(|| Refusal::failed("the broker's answer holds no credential"))
+        .and_then(|first| Credential::read(first, SystemClock.now()))
+}
+
+impl fmt::Debug for Exchanges {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Exchanges")
+    }
+}
+
+/// Gives what a test has put there, and counts the calls.
+#[cfg(test)]
+#[derive(Debug, Default)]
+pub(super) struct FakeCredentials(std::sync::Mutex<Fake>);
+
+#[cfg(test)]
+#[derive(Debug, Default)]
+struct Fake {
+    answers: std::collections::HashMap<Wanted, Result<Credential, Refusal>>,
+    takes: Duration,
+    calls: usize,
+}
+
+#[cfg(test)]
+impl FakeCredentials {
+    pub fn set(&self, wanted: Wanted, answer: Result<Credential, Refusal>) {
+        self.0.lock().expect("no panic").answers.insert(wanted, answer);
+    }
+
+    pub fn takes(&self, time: Duration) {
+        self.0.lock().expect("no panic").takes = time;
+    }
+
+    pub fn calls(&self) -> usize {
+        self.0.lock().expect("no panic").calls
+    }
+}
+
+#[cfg(test)]
+#[async_trait::async_trait]
+impl Credentials for FakeCredentials {
+    async fn credential(&self, wanted: &Wanted) -> Result<Credential, Refusal> {
+        let takes = {
+            let mut fake = self.0.lock().expect("no panic");
+            fake.calls += 1;
+            fake.takes
+        };
+        tokio::time::sleep(takes).await;
+        let answer = self.0.lock().expect("no panic").answers.get(wanted).cloned();
+        answer.unwrap_or_else(|| Err(Refusal::away("nothing is set")))
+    }
+}
