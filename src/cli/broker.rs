@@ -71,13 +71,17 @@ impl SubjectToken {
     pub fn arguments(&self) -> anyhow::Result<Vec<String>> {
         let source = self.subject_source.and_then(|source| source.to_possible_value());
         let source = source.map(|value| value.get_name().to_owned());
-        let (file, audience) = (self.file()?, self.audience.clone());
+        let (file, audience) = (self.absolute_file()?, self.audience.clone());
         Ok(words([("--subject-token-file", file), ("--subject-source", source), ("--audience", audience)]))
     }
 
+    pub fn file(&self) -> Option<&Path> {
+        self.subject_token_file.as_deref()
+    }
+
     /// The file's absolute path, where the token comes from one.
-    pub fn file(&self) -> anyhow::Result<Option<String>> {
-        match (&self.subject_token_file, self.subject_source) {
+    pub fn absolute_file(&self) -> anyhow::Result<Option<String>> {
+        match (self.file(), self.subject_source) {
             (Some(path), None | Some(SourceName::File)) => absolute(path).map(Some),
             _ => Ok(None),
         }

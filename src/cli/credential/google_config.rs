@@ -94,7 +94,7 @@ impl Config {
         if self.google.provider.is_some() || self.google.token_lifetime.is_some() {
             return Err(usage("--provider, --service-account and --token-lifetime go with --via google"));
         }
-        let source = match self.subject_token.file()? {
+        let source = match self.subject_token.absolute_file()? {
             Some(path) => json!({"file": path}),
             None => self.executable(Vec::new())?,
         };
