@@ -77,7 +77,8 @@ fn path_with(folder: &Path) -> std::ffi::OsString {
     std::env::join_paths(folders).expect("a path")
 }
 
-/// Whether `tool` can be run here. A machine without it says what is left out; with `CARNET_TEST_TOOLS=required` it fails.
+/// Whether `tool` can be run here. A machine without it says what is left out; with `CARNET_TEST_TOOLS=required` that
+/// fails.
 fn has(tool: &str) -> bool {
     let found = Command::new(tool).arg("--help").stdin(Stdio::null()).output().is_ok();
     if !found {

@@ -12,8 +12,8 @@ use super::{as_runner, credential, has, run_with, token_of, with_tools};
 use crate::command_line::{run, text};
 
 fn info(version: &str) -> String {
-    json!({"apiVersion": format!("client.authentication.k8s.io/{version}"), "kind": "ExecCredential", "spec": {"interactive": false}})
-        .to_string()
+    let version = format!("client.authentication.k8s.io/{version}");
+    json!({"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": false}}).to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -65,12 +65,22 @@ async fn kubectl_shows_the_api_server_the_targets_token() {
         server.write_certificate(&ca);
         // The first kubectl that knows v1 is 1.22.
         let versions: &[&str] = if minor_version().await < 22 { &["v1beta1"] } else { &["v1", "v1beta1"] };
-        for (target, version) in ["vertex", "azure-ml"].into_iter().flat_map(|target| versions.iter().map(move |version| (target, version))) {
+        let pairs = ["vertex", "azure-ml"].into_iter().flat_map(|target| versions.iter().map(move |v| (target, v)));
+        for (target, version) in pairs {
             let printed = run(credential(broker, &["kubectl", "--target", target, "--kubeconfig-user", "me"])).await;
             let user = text(&printed.stdout).replace("k8s.io/v1\n", &format!("k8s.io/{version}\n"));
             let config = format!(
-                "apiVersion: v1\nkind: Config\nclusters:\n  - name: c\n    cluster: {{ server: 'https://{host}', certificate-authority: '{ca}' }}\n\
-                 contexts:\n  - name: x\n    context: {{ cluster: c, user: me }}\ncurrent-context: x\n{user}",
+                "\
+apiVersion: v1
+kind: Config
+clusters:
+  - name: c
+    cluster: {{ server: 'https://{host}', certificate-authority: '{ca}' }}
+contexts:
+  - name: x
+    context: {{ cluster: c, user: me }}
+current-context: x
+{user}",
                 host = server.host(),
                 ca = ca.display(),
             );
