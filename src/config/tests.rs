@@ -329,6 +329,22 @@ fn an_issuer_needs_a_place_for_its_keys_and_targets_that_need_it_need_an_issuer(
 }
 
 #[test]
+fn only_a_target_with_an_assertion_can_hand_it_out() {
+    let target = |subject_token: &str| {
+        format!(
+            "{MINIMAL}targets:\n  t:\n    google:\n      audience: //iam.googleapis.com/projects/1/locations/global/\
+             workloadIdentityPools/pool/providers/carnet\n      subject_token: {subject_token}\n      hand_out_assertion: true\n"
+        )
+    };
+    let found = faults(&target("entra"));
+    assert!(
+        found.iter().any(|fault| fault.contains("hand_out_assertion: goes with `subject_token: issuer`")),
+        "{found:?}"
+    );
+    assert!(!faults(&target("issuer")).iter().any(|fault| fault.contains("hand_out_assertion")));
+}
+
+#[test]
 fn keys_rotate_monthly_unless_told_otherwise_and_are_always_published_before_they_sign() {
     let schedule =
         |text: &str| load(text).unwrap_or_else(|error| panic!("{error}")).issuer.expect("an issuer").schedule;
