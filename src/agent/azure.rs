@@ -153,3 +153,6 @@ const INVALID: &str = "invalid_request";
 
 /// Azure promises an answer within this time, and its SDKs wait for it.
 const HOLD: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

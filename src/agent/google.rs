@@ -361,3 +361,6 @@ const FLAVOR: HeaderName = HeaderName::from_static("metadata-flavor");
 
 /// Python's libraries give up after 3 s, Go's after 5 s, and both come again.
 const HOLD: Duration = Duration::from_millis(2500);
+
+#[cfg(test)]
+mod tests;
