@@ -6,11 +6,13 @@ mod postgres;
 mod process;
 mod support;
 
+mod agent;
 mod clouds;
 mod command_line;
 mod credential_commands;
 mod doors;
 mod exchange;
+mod exec;
 mod grpc;
 mod issuer_keys;
 mod killed;
