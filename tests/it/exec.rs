@@ -318,7 +318,8 @@ async fn another_user_is_turned_away() {
     let is_root = Command::new("id").arg("-u").output().is_ok_and(|output| text(&output.stdout).trim() == "0");
     let can = Command::new("setpriv").args(["--reuid", "65534", "--clear-groups", "true"]).output();
     if !is_root || !can.is_ok_and(|output| output.status.success()) {
-        eprintln!("left out: only root can become another user");
+        // Past the harness, which keeps what a test that succeeds prints to itself.
+        std::io::stderr().write_all(b"LEFT OUT: only root can become another user\n").expect("said");
         return;
     }
     with_leases(async |broker| {
