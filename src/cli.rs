@@ -9,6 +9,7 @@ mod exchange;
 mod exec;
 mod issuer;
 mod lease;
+mod login;
 mod request;
 mod sandbox;
 mod serve;
@@ -48,6 +49,8 @@ enum Command {
     Credential(credential::Credential),
     #[command(subcommand)]
     Lease(lease::Lease),
+    Login(Box<login::Login>),
+    Logout(login::Logout),
     Exec(Box<exec::Exec>),
     Agent(agent::Agent),
     /// The broker as an OIDC issuer
@@ -107,6 +110,8 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Exchange(exchange) => exchange.run().await,
                 Command::Credential(credential) => credential.run().await,
                 Command::Lease(lease) => lease.run().await,
+                Command::Login(login) => login.run().await,
+                Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
             };
             done.map(|()| ExitCode::SUCCESS)

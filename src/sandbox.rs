@@ -6,9 +6,10 @@
 //! threads; where the real cloud's behaviour is not known, the stricter reading is taken.
 //!
 //! ```text
-//! Entra            tenants with keys, discovery documents, a token builder, the token endpoint (secret, FIC, OBO)
-//! Google           workload identity pool providers, STS, introspection, IAM Credentials
+//! Entra            tenants with keys, discovery documents, a token builder, the token endpoint (secret, FIC, OBO, people)
+//! Google           workload identity pool providers, STS, introspection, IAM Credentials, a bucket's objects
 //! ManagedIdentity  IMDS and App Service endpoints; its tokens are Entra's
+//! AzureStorage     a storage account: the blobs of a container, for Entra's tokens
 //! OidcIssuer       any other issuer (a Kubernetes cluster, say): discovery, keys, signed tokens
 //! ```
 
@@ -23,14 +24,16 @@ mod oidc_issuer;
 mod entra;
 mod google;
 mod azure;
+mod azure_storage;
 #[cfg(test)]
 mod test_client;
 
 pub use azure::{AssignedIdentity, ManagedIdentity};
+pub use azure_storage::AzureStorage;
 pub use calls::{Call, Calls};
 pub use entra::{
-    Entra, EntraToken, FederatedCredential, FederatedCredentialError, Identity, IdentityKind, Resource, Throttle,
-    TokenVersion,
+    Entra, EntraToken, FederatedCredential, FederatedCredentialError, Identity, IdentityKind, Person, Resource,
+    Throttle, TokenVersion,
 };
 pub use faults::{Fault, Faults};
 pub use google::{ExpiresIn, Google, PoolProvider, ProviderError, TokenInfo, TokenKind};

@@ -9,6 +9,7 @@ mod environment;
 mod error;
 mod file;
 mod held;
+mod login;
 mod managed_identity;
 mod workload_identity;
 
@@ -29,6 +30,7 @@ use crate::secret::Secret;
 
 pub use self::environment::Environment;
 pub use self::error::{Fault, SourceError};
+pub use self::login::{Account, DevicePrompt, Keep, LoginError, LoginStore, SignIn};
 
 /// The places to look in. What is not given is taken from the environment.
 #[derive(Debug, Clone, Default)]
@@ -53,6 +55,8 @@ pub enum SourceName {
     Environment,
     /// The projected token of a Kubernetes cluster
     WorkloadIdentity,
+    /// The person who signed in with `carnet login`
+    Login,
     /// The managed identity of a machine or service of Azure's
     ManagedIdentity,
     /// The person signed in to az
@@ -79,6 +83,7 @@ enum Source {
     File(PathBuf),
     Environment,
     WorkloadIdentity(WorkloadIdentity),
+    Login(LoginStore),
     ManagedIdentity(ManagedIdentity),
     AzureCli(AzureCli),
 }
@@ -143,6 +148,12 @@ impl Inner {
             SourceName::WorkloadIdentity => {
                 WorkloadIdentity::configured(environment, audience)?.map(Source::WorkloadIdentity)
             }
+            SourceName::Login => {
+                // Without a home there is no login either.
+                let store = LoginStore::of(environment).ok();
+                let account = store.as_ref().map(LoginStore::account).transpose()?.flatten();
+                store.filter(|_store| account.is_some()).map(Source::Login)
+            }
             SourceName::ManagedIdentity => match ManagedIdentity::configured(environment, audience)? {
                 Some(of_the_platform) => Some(of_the_platform),
                 None => {
@@ -160,6 +171,7 @@ impl Inner {
         let (web, clock) = (self.web().await?, self.clock.as_ref());
         match source {
             Source::WorkloadIdentity(source) => source.fetch(web.as_ref(), clock).await,
+            Source::Login(store) => login::fetch(store, self.audience().as_ref(), web.as_ref(), clock).await,
             Source::ManagedIdentity(source) => source.fetch(web.as_ref(), clock).await,
             Source::AzureCli(source) => source.fetch().await,
             Source::File(_) | Source::Environment => Err(SourceError::Nowhere),
@@ -231,6 +243,7 @@ impl Source {
             Self::File(_) => SourceName::File,
             Self::Environment => SourceName::Environment,
             Self::WorkloadIdentity(_) => SourceName::WorkloadIdentity,
+            Self::Login(_) => SourceName::Login,
             Self::ManagedIdentity(_) => SourceName::ManagedIdentity,
             Self::AzureCli(_) => SourceName::AzureCli,
         }
@@ -243,6 +256,7 @@ impl fmt::Display for SourceName {
             Self::File => "file",
             Self::Environment => "environment",
             Self::WorkloadIdentity => "workload-identity",
+            Self::Login => "login",
             Self::ManagedIdentity => "managed-identity",
             Self::AzureCli => "azure-cli",
         })
@@ -254,6 +268,7 @@ fn hint(name: SourceName) -> &'static str {
         SourceName::File => "give --subject-token-file, or set CARNET_SUBJECT_TOKEN_FILE",
         SourceName::Environment => "set CARNET_SUBJECT_TOKEN",
         SourceName::WorkloadIdentity => "set AZURE_FEDERATED_TOKEN_FILE, AZURE_CLIENT_ID and AZURE_TENANT_ID",
+        SourceName::Login => "nobody is logged in; run `carnet login`",
         SourceName::ManagedIdentity => "there is no managed identity endpoint",
         SourceName::AzureCli => "there is no az on the PATH; install it and run `az login`",
     }
@@ -278,10 +293,11 @@ fn directory_name<'a>(variable: &'static str, text: &'a str) -> Result<&'a str, 
     if plain { Ok(text) } else { Err(SourceError::Variable { variable, problem: problem() }) }
 }
 
-const CHAIN: [SourceName; 5] = [
+const CHAIN: [SourceName; 6] = [
     SourceName::File,
     SourceName::Environment,
     SourceName::WorkloadIdentity,
+    SourceName::Login,
     SourceName::ManagedIdentity,
     SourceName::AzureCli,
 ];

@@ -21,7 +21,9 @@ use crate::app::App;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::proto;
-use crate::sandbox::{AssignedIdentity, Entra, FederatedCredential, Google, Identity, ManagedIdentity, PoolProvider};
+use crate::sandbox::{
+    AssignedIdentity, AzureStorage, Entra, FederatedCredential, Google, Identity, ManagedIdentity, Person, PoolProvider,
+};
 use crate::telemetry::{self, LogFormat};
 
 /// Everything listens on 127.0.0.1 and ends with the command; nothing of it is a real cloud's.
@@ -62,11 +64,12 @@ impl Sandbox {
     }
 }
 
-/// The three stand-ins, set up as one company's clouds.
+/// The stand-ins, set up as one company's clouds.
 struct Clouds {
     entra: Entra,
     google: Google,
     managed_identity: ManagedIdentity,
+    storage: AzureStorage,
 }
 
 impl Clouds {
@@ -77,6 +80,9 @@ impl Clouds {
         let runner = Identity::app(TENANT, RUNNER, RUNNER_OBJECT).secret(RUNNER_SECRET).roles(["Training.Submit"]);
         entra.register(runner);
         entra.register(Identity::managed_identity(TENANT, ML_IDENTITY, ML_OBJECT));
+        // Where people sign in.
+        entra.register(Identity::app(TENANT, LOGIN, LOGIN_OBJECT).public_client().may_call(AUDIENCE));
+        entra.add_person(Person::new(TENANT, PERSON, "ada@sandbox.example").roles(["Training.Submit"]));
         let google = Google::start(clock).await?;
         google.add_service_account(TRAINER);
         let managed_identity = ManagedIdentity::start(&entra, TENANT).await?;
@@ -85,7 +91,14 @@ impl Clouds {
             object_id: ML_OBJECT.to_owned(),
             resource_id: ML_RESOURCE.to_owned(),
         });
-        Ok(Self { entra, google, managed_identity })
+        let storage = AzureStorage::start(&entra, "mlsandbox").await?;
+        for object in ["images/0001.jpg", "labels.csv"] {
+            google.add_object(BUCKET, object);
+            storage.add_blob(BUCKET, object);
+        }
+        google.let_read(BUCKET, &format!("serviceAccount:{TRAINER}"));
+        storage.let_read(BUCKET, ML_OBJECT);
+        Ok(Self { entra, google, managed_identity, storage })
     }
 
     /// What an operator does at both clouds: a provider and a binding, and a federated identity credential.
@@ -144,6 +157,13 @@ targets:
       source: issuer
       subject: carnet:azure-ml
       scopes: [499b84ac-1321-427f-aa17-267ca6975798/.default]
+  azure-storage:
+    azure:
+      tenant: {TENANT}
+      client_id: {ML_IDENTITY}
+      source: issuer
+      subject: carnet:azure-ml
+      scopes: [https://storage.azure.com/.default]
   azure-ml-on-this-machine:
     azure:
       tenant: {TENANT}
@@ -153,7 +173,7 @@ targets:
       scopes: [https://ml.azure.com/.default]
 rules:
   - name: vision-training
-    targets: [vertex-training, azure-ml, aks, azure-devops, azure-ml-on-this-machine]
+    targets: [vertex-training, azure-ml, aks, azure-devops, azure-storage, azure-ml-on-this-machine]
     subject: {{ tenants: [{TENANT}], roles: [Training.Submit] }}
     when: '!has(job.expected_duration) || job.expected_duration <= duration(\"72h\")'
     max_lifetime: 1h
@@ -245,6 +265,12 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
   # a job too long for one token: see `bound` and `refresh_after`
   carnet exchange --target vertex-training --duration 9h
 
+  # what a token is good for: a bucket of Google's and a container of Azure's
+  curl -s {google}/storage/v1/b/{BUCKET}/o \\
+    -H \"authorization: Bearer $(carnet exchange --target vertex-training --output token)\"
+  curl -s '{storage}/{BUCKET}?restype=container&comp=list' -H 'x-ms-version: 2025-11-05' \\
+    -H \"authorization: Bearer $(carnet exchange --target azure-storage --output token)\"
+
   # an Azure token that nobody can shorten
   carnet exchange --target azure-ml-on-this-machine
 
@@ -270,6 +296,13 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
   curl -s {authority}/{TENANT}/oauth2/v2.0/token -d grant_type=client_credentials \\
     -d client_id={RUNNER} -d client_secret={RUNNER_SECRET} --data-urlencode scope={AUDIENCE}/.default
 
+  # sign in as a person: type the code at the page, or send it as the second line does
+  carnet login --authority {authority} --tenant {TENANT} \\
+    --client-id {LOGIN} --audience {AUDIENCE}
+  curl -s {authority}/devicelogin -d user_code=THE_CODE
+  carnet exchange --target vertex-training --subject-source login
+  carnet logout
+
   # change the rules while it runs
   $EDITOR {config}
 
@@ -281,6 +314,8 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
         operator = operator.display(),
         lease = folder.join("lease-token").display(),
         authority = clouds.entra.authority(),
+        google = clouds.google.storage_endpoint(),
+        storage = clouds.storage.endpoint(),
         config = folder.join("carnet.yaml").display(),
     )
 }
@@ -320,7 +355,11 @@ const AUDIENCE: &str = "api://carnet";
 const RUNNER: &str = "55555555-5555-5555-5555-555555555555";
 const RUNNER_OBJECT: &str = "66666666-6666-6666-6666-666666666666";
 const RUNNER_SECRET: &str = "sandbox-secret";
+const LOGIN: &str = "12121212-1212-1212-1212-121212121212";
+const LOGIN_OBJECT: &str = "13131313-1313-1313-1313-131313131313";
+const PERSON: &str = "14141414-1414-1414-1414-141414141414";
 const OPERATOR: &str = "99999999-9999-9999-9999-999999999999";
+const BUCKET: &str = "training-data";
 const ML_IDENTITY: &str = "33333333-3333-3333-3333-333333333333";
 const ML_OBJECT: &str = "77777777-7777-7777-7777-777777777777";
 const ML_RESOURCE: &str = "/subscriptions/88888888-8888-8888-8888-888888888888/resourcegroups/ml/providers/Microsoft.ManagedIdentity/userAssignedIdentities/ml";

@@ -16,7 +16,7 @@ use crate::sandbox::entra::Entra;
 use crate::sandbox::faults::{Fault, Faults};
 use crate::sandbox::server::{Bound, Server};
 
-use host::{APP_SERVICE, Host, dispatch};
+use host::{APP_SERVICE, Host, MACHINE_LEARNING, dispatch};
 
 /// A running host with managed identities. Both protocols are on one port.
 pub struct ManagedIdentity {
@@ -69,6 +69,12 @@ impl ManagedIdentity {
     /// The value of `IDENTITY_ENDPOINT`.
     pub fn identity_endpoint(&self) -> String {
         format!("{}{APP_SERVICE}", self.server.url)
+    }
+
+    /// The value of `MSI_ENDPOINT` on computes of Azure Machine Learning; `MSI_SECRET` is
+    /// [`identity_header`](Self::identity_header).
+    pub fn msi_endpoint(&self) -> String {
+        format!("{}{MACHINE_LEARNING}", self.server.url)
     }
 
     /// The value of `IDENTITY_HEADER`: a secret.

@@ -3,8 +3,11 @@
 mod assertion;
 mod directory;
 mod discovery;
+mod people;
 mod refusal;
 mod registry;
+mod resource;
+mod sign_in;
 mod token;
 mod token_endpoint;
 
@@ -25,8 +28,10 @@ use crate::sandbox::keys::SigningKey;
 use crate::sandbox::server::{Bound, Server};
 
 pub(super) use directory::Directory;
+pub use people::Person;
 pub use refusal::Throttle;
 pub use registry::{FederatedCredential, FederatedCredentialError, Identity, IdentityKind, Resource, TokenVersion};
+pub(super) use resource::InvalidToken;
 pub use token::EntraToken;
 
 /// A running Entra. A tenant that is named in a call to it exists from then on; a request over HTTP makes none.
@@ -206,6 +211,34 @@ impl Entra {
     }
 }
 
+/// People who sign in.
+impl Entra {
+    pub fn add_person(&self, person: Person) {
+        self.directory.add_tenant(&person.tenant);
+        self.directory.people().add(person);
+    }
+
+    /// The person `object` types this code; `false` where the code or the person is unknown or the code has ended.
+    pub fn approve_device(&self, user_code: &str, object: &str) -> bool {
+        self.directory.people().decide(user_code, Some(object), true, self.directory.now())
+    }
+
+    /// Somebody types this code and says no.
+    pub fn decline_device(&self, user_code: &str) -> bool {
+        self.directory.people().decide(user_code, None, false, self.directory.now())
+    }
+
+    /// How long clients are told to wait between two polls; 5 s unless set, whole seconds.
+    pub fn poll_devices_every(&self, interval: Duration) {
+        self.directory.people().set_interval(interval);
+    }
+
+    /// Ends all refresh tokens of a person.
+    pub fn revoke_sessions(&self, object: &str) {
+        self.directory.people().revoke(object);
+    }
+}
+
 impl fmt::Debug for Entra {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Entra").field("authority", &self.authority()).finish_non_exhaustive()
@@ -221,6 +254,8 @@ fn routes(directory: Arc<Directory>) -> Router {
         .route("/{tenant}/discovery/v2.0/keys", get(discovery::v2_keys))
         .route("/{tenant}/discovery/keys", get(discovery::v1_keys))
         .route("/{tenant}/oauth2/v2.0/token", post(token_endpoint::token))
+        .route("/{tenant}/oauth2/v2.0/devicecode", post(sign_in::devicecode))
+        .route("/devicelogin", get(sign_in::page).post(sign_in::decide))
         .with_state(directory)
 }
 

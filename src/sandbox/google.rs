@@ -1,9 +1,10 @@
-//! Google: workload identity pool providers, the Security Token Service and IAM Credentials on one listener.
+//! Google: workload identity pools, the Security Token Service, IAM Credentials and Cloud Storage on one listener.
 
 mod iam_credentials;
 mod project;
 mod provider;
 mod status;
+mod storage;
 mod sts;
 mod subject;
 
@@ -61,6 +62,11 @@ impl Google {
         &self.server.url
     }
 
+    /// What stands for `https://storage.googleapis.com`, as far as listing a bucket's objects goes.
+    pub fn storage_endpoint(&self) -> &str {
+        &self.server.url
+    }
+
     /// The requests it saw.
     pub fn calls(&self) -> &Calls {
         &self.server.calls
@@ -87,7 +93,7 @@ impl Google {
         self.project.add_service_account(email);
     }
 
-    /// The account is gone and its name answers 404 from now on.
+    /// The account is gone: its name answers 404 from now on, and its tokens are no longer good.
     pub fn delete_service_account(&self, email: &str) {
         self.project.delete_service_account(email);
     }
@@ -106,6 +112,16 @@ impl Google {
     /// Takes the grant back; tokens already issued keep working.
     pub fn unbind(&self, email: &str, member: &str) {
         self.project.unbind(email, member);
+    }
+
+    /// Puts an object into a bucket; a bucket exists from its first object or grant on.
+    pub fn add_object(&self, bucket: &str, object: &str) {
+        self.project.add_object(bucket, object);
+    }
+
+    /// Grants `roles/storage.objectViewer` on the bucket to `serviceAccount:EMAIL`, a principal or a set of them.
+    pub fn let_read(&self, bucket: &str, member: &str) {
+        self.project.let_read(bucket, member);
     }
 
     /// What an access token of this Google is, while it lives: for tests, and for stand-ins of Google's other APIs.
@@ -160,6 +176,7 @@ fn routes(project: Arc<Project>) -> Router {
         .route("/v1/token", post(sts::token))
         .route("/v1/introspect", post(sts::introspect))
         .route("/v1/projects/{project}/serviceAccounts/{call}", post(iam_credentials::generate))
+        .route("/storage/v1/b/{bucket}/o", get(storage::list))
         // Where the real ones are on www.googleapis.com: the keys of ID tokens.
         .route("/oauth2/v3/certs", get(iam_credentials::certificates))
         .with_state(project)

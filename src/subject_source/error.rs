@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::SourceName;
+use super::login::LoginError;
 use crate::http::ClientError;
 
 /// The message says what to change. Cloned for everyone who waited for the same token.
@@ -36,6 +37,8 @@ pub enum SourceError {
     Malformed { name: SourceName },
     #[error("az: {0}")]
     AzureCli(String),
+    #[error(transparent)]
+    Login(#[from] LoginError),
 }
 
 /// Who has to act.
@@ -64,6 +67,7 @@ impl SourceError {
             Self::File { .. } | Self::Empty | Self::Authorities(_) | Self::Malformed { .. } | Self::AzureCli(_) => {
                 Fault::Machine
             }
+            Self::Login(error) => error.fault(),
         }
     }
 }
@@ -72,5 +76,6 @@ const NOWHERE: &str = "no subject token: none of its sources is configured. One 
   file               give --subject-token-file, or set CARNET_SUBJECT_TOKEN_FILE
   environment        set CARNET_SUBJECT_TOKEN
   workload-identity  set AZURE_FEDERATED_TOKEN_FILE, AZURE_CLIENT_ID and AZURE_TENANT_ID, and CARNET_AUDIENCE
+  login              run `carnet login`
   managed-identity   set CARNET_AUDIENCE on a machine of Azure's with a managed identity
   azure-cli          set CARNET_AUDIENCE, install az and run `az login`";

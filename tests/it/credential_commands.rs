@@ -10,6 +10,8 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use carnet::proto::ExchangeRequest;
+
 use crate::command_line::{carnet, run, text};
 use crate::support::{Broker, Setup, with_setup};
 
@@ -56,7 +58,8 @@ async fn run_with(mut command: Command, input: &str) -> Output {
 
 /// The access token that the broker has for the runner now: the same for everybody who asks while it is fresh.
 async fn token_of(broker: &Broker, target: &str) -> String {
-    let answer = broker.exchange(broker.request(&[target])).await.expect("a credential");
+    let request = ExchangeRequest { job: None, ..broker.request(&[target]) };
+    let answer = broker.exchange(request).await.expect("a credential");
     answer.credentials[0].token.clone()
 }
 

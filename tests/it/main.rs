@@ -7,6 +7,7 @@ mod process;
 mod support;
 
 mod agent;
+mod clients;
 mod clouds;
 mod command_line;
 mod credential_commands;
@@ -24,4 +25,5 @@ mod readme;
 mod replicas;
 mod store;
 mod subject;
+mod subject_source;
 mod tls;

@@ -151,7 +151,7 @@ fn server() -> Option<&'static Server> {
 }
 
 /// Past the harness, which keeps what a test that succeeds prints to itself.
-fn say_skipped(why: &str) {
+pub fn say_skipped(why: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
     std::io::stderr().write_all(format!("SKIPPED {test}: {why}\n").as_bytes()).expect("said");
 }

@@ -47,6 +47,7 @@ pub struct Broker {
     pub google: Arc<Google>,
     pub folder: TempDir,
     app: Option<App>,
+    clock: Arc<dyn Clock>,
     grpc: String,
     pub http: String,
     secrets: Mutex<Vec<String>>,
@@ -58,6 +59,8 @@ pub struct Setup {
     pub rules: Option<&'static str>,
     /// Appended to the file as it is.
     pub more: String,
+    /// More targets, as lines of the section; `GOOGLE` stands for its stand-in's address.
+    pub targets: &'static str,
     pub server: Option<String>,
     /// More fields of `issuer`, each with a comma before it.
     pub issuer: String,
@@ -114,10 +117,11 @@ impl Broker {
         let rules = setup.rules.unwrap_or(RULES);
         let store = setup.store.unwrap_or_else(|| format!("sqlite:{}/carnet.db", folder.path().display()));
         let section = format!("url: '{issuer}'{}", setup.issuer);
-        std::fs::write(&path, configuration(&server, &entra, &google, &section, &store, rules, &setup.more))
-            .expect("written");
+        let targets = setup.targets.replace("GOOGLE", google.sts_endpoint());
+        let text = configuration(&server, &entra, &google, &section, &store, &targets, rules, &setup.more);
+        std::fs::write(&path, text).expect("written");
         let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
-        let app = App::start(config, Some(path), clock).await.unwrap_or_else(|error| panic!("{error:?}"));
+        let app = App::start(config, Some(path), clock.clone()).await.unwrap_or_else(|error| panic!("{error:?}"));
         if !setup.entra_is_away {
             app.until_ready().await;
         }
@@ -125,7 +129,7 @@ impl Broker {
             trust(&entra, &google, &issuer);
         }
         let grpc = app.grpc_address().map(|address| format!("http://{address}")).unwrap_or_default();
-        Self { entra, google, folder, app: Some(app), grpc, http, secrets: Mutex::default() }
+        Self { entra, google, folder, app: Some(app), clock, grpc, http, secrets: Mutex::default() }
     }
 
     /// For another broker of the same cluster.
@@ -140,6 +144,24 @@ impl Broker {
     /// For a test that drains by itself.
     pub fn take_app(&mut self) -> App {
         self.app.take().expect("running")
+    }
+
+    /// Drains. Its store and its places stay its own.
+    pub async fn stop(&mut self) {
+        self.take_app().drain().await;
+        let path = self.config_path();
+        let text = std::fs::read_to_string(&path).expect("the file");
+        let given = self.grpc.trim_start_matches("http://");
+        std::fs::write(path, text.replace("grpc: '127.0.0.1:0'", &format!("grpc: '{given}'"))).expect("kept");
+    }
+
+    /// What was stopped, at the same places.
+    pub async fn start_again(&mut self) {
+        let path = self.config_path();
+        let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        let app = App::start(config, Some(path), self.clock.clone()).await.unwrap_or_else(|error| panic!("{error:?}"));
+        app.until_ready().await;
+        self.app = Some(app);
     }
 
     pub async fn start_for(setup: Setup) -> Self {
@@ -288,6 +310,7 @@ fn configuration(
     google: &Google,
     issuer: &str,
     store: &str,
+    targets: &str,
     rules: &str,
     more: &str,
 ) -> String {
@@ -311,7 +334,7 @@ targets:
   handed-out: {{ google: {handed_out} }}
   azure-ml:
     azure: {{ tenant: {TENANT}, client_id: {ML}, source: issuer, scopes: [https://ml.azure.com/.default] }}
-{rules}
+{targets}{rules}
 store: '{store}'
 store_key: {STORE_KEY}
 {more}

@@ -110,22 +110,23 @@ impl Config {
 
     async fn via_google(&self) -> anyhow::Result<Value> {
         let google = &self.google;
-        let (provider, service_account) = match &google.provider {
-            Some(provider) => (provider.clone(), google.service_account.clone()),
-            None => self.ask().await?,
-        };
         let mut arguments = vec!["--assertion-for".to_owned(), self.target.clone()];
         arguments.extend(self.broker.arguments());
         if let Some(path) = self.subject_token.file() {
             arguments.extend(["--subject-token-file".to_owned(), absolute(path)?]);
         }
+        let source = self.executable(&arguments)?;
+        let (provider, service_account) = match &google.provider {
+            Some(provider) => (provider.clone(), google.service_account.clone()),
+            None => self.ask().await?,
+        };
         let mut file = json!({
             "type": TYPE,
             "audience": provider.as_str(),
             "subject_token_type": TokenType::Jwt.urn(),
             "token_url": google.sts_endpoint.join("v1/token"),
             "token_info_url": google.sts_endpoint.join("v1/introspect"),
-            "credential_source": self.executable(&arguments)?,
+            "credential_source": source,
         });
         let lifetime = google.token_lifetime.map(|span| span.0.as_secs());
         match (service_account, file.as_object_mut()) {

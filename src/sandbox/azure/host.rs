@@ -40,10 +40,16 @@ pub(super) async fn dispatch(State(host): State<Arc<Host>>, method: Method, uri:
     let path = format!("/{}", segments.join("/").to_ascii_lowercase());
     let query = Query(fields(uri.query().unwrap_or_default().as_bytes()));
     match (path.as_str(), method) {
-        (IMDS | APP_SERVICE, method) if method != Method::GET => StatusCode::METHOD_NOT_ALLOWED.into_response(),
+        (IMDS | APP_SERVICE | MACHINE_LEARNING, method) if method != Method::GET => {
+            StatusCode::METHOD_NOT_ALLOWED.into_response()
+        }
         (IMDS, _) => host.imds(&headers, &query).unwrap_or_else(Refusal::into_imds),
         (APP_SERVICE, _) => {
             let answer = host.app_service(&headers, &query);
+            answer.unwrap_or_else(Refusal::into_app_service)
+        }
+        (MACHINE_LEARNING, _) => {
+            let answer = host.machine_learning(&headers, &query);
             answer.unwrap_or_else(Refusal::into_app_service)
         }
         // MSAL.NET takes a 400 at its newer paths for "available": 404, at once.
@@ -137,15 +143,36 @@ impl Host {
         })))
     }
 
-    fn app_service(&self, headers: &HeaderMap, query: &Query) -> Result<Response, Refusal> {
-        let header = headers.get("x-identity-header").map(HeaderValue::as_bytes);
-        if header != Some(self.identity_header.as_bytes()) {
-            return Err(Refusal {
-                status: StatusCode::UNAUTHORIZED,
-                error: "unauthorized",
-                text: "The X-IDENTITY-HEADER is missing or wrong.".to_owned(),
-            });
+    /// Azure Machine Learning's, by the protocol that App Service once had.
+    fn machine_learning(&self, headers: &HeaderMap, query: &Query) -> Result<Response, Refusal> {
+        self.authenticate(headers, "secret")?;
+        api_version(query, |version| version == MACHINE_LEARNING_VERSION)?;
+        let resource = resource(query)?;
+        let client_id = query.text("clientid").map(|id| ("client_id".to_owned(), id.to_owned()));
+        let identity = self.select(&Query(client_id.into_iter().collect()), &[], &[])?;
+        let cached = self.token(&identity, resource, query, |cached, now| now + LAST_MINUTES < cached.expires_at)?;
+        Ok(json_body(&json!({
+            "access_token": cached.token,
+            "expires_on": unix_seconds(cached.expires_at),
+            "resource": resource,
+            "token_type": "Bearer",
+        })))
+    }
+
+    fn authenticate(&self, headers: &HeaderMap, name: &str) -> Result<(), Refusal> {
+        let header = headers.get(name).map(HeaderValue::as_bytes);
+        if header == Some(self.identity_header.as_bytes()) {
+            return Ok(());
         }
+        Err(Refusal {
+            status: StatusCode::UNAUTHORIZED,
+            error: "unauthorized",
+            text: format!("The {name} header is missing or wrong."),
+        })
+    }
+
+    fn app_service(&self, headers: &HeaderMap, query: &Query) -> Result<Response, Refusal> {
+        self.authenticate(headers, "x-identity-header")?;
         api_version(query, |version| version == APP_SERVICE_VERSION)?;
         let resource = resource(query)?;
         let identity = self
@@ -261,6 +288,9 @@ fn json_body(body: &Value) -> Response {
 
 const IMDS: &str = "/metadata/identity/oauth2/token";
 pub(super) const APP_SERVICE: &str = "/msi/token";
+/// The path on a compute instance: seen in a thread.
+pub(super) const MACHINE_LEARNING: &str = "/msi/auth";
+const MACHINE_LEARNING_VERSION: &str = "2017-09-01";
 const IMDS_VERSION: &str = "2018-02-01";
 const APP_SERVICE_VERSION: &str = "2019-08-01";
 /// 24 h 5 min: seen in a thread.

@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use axum::body::Bytes;
 use serde_json::Value;
 
+use super::people::People;
 use super::registry::{
     FederatedCredential, FederatedCredentialError, Identity, Resource, TokenVersion, Trusted, well_known_resources,
 };
@@ -20,6 +21,7 @@ pub(in crate::sandbox) struct Directory {
     authority: String,
     clock: Arc<dyn Clock>,
     issuer_keys: IssuerKeys,
+    people: People,
     state: Mutex<State>,
 }
 
@@ -54,6 +56,7 @@ impl Directory {
             authority,
             issuer_keys: IssuerKeys::new(Arc::clone(&clock))?,
             clock,
+            people: People::new(),
             state: Mutex::new(State {
                 tenants: BTreeMap::new(),
                 identities: BTreeMap::new(),
@@ -71,12 +74,16 @@ impl Directory {
         self.clock.now()
     }
 
-    pub(super) fn authority(&self) -> &str {
+    pub(in crate::sandbox) fn authority(&self) -> &str {
         &self.authority
     }
 
     pub(super) fn issuer_keys(&self) -> &IssuerKeys {
         &self.issuer_keys
+    }
+
+    pub(super) fn people(&self) -> &People {
+        &self.people
     }
 
     pub(super) fn issuer(&self, tenant: &str, version: TokenVersion) -> String {

@@ -26,12 +26,14 @@ pub(super) struct Refusal {
     code: u32,
     text: String,
     suberror: Option<&'static str>,
+    /// In place of the code's own.
+    error: Option<&'static str>,
     claims: Option<String>,
 }
 
 impl Refusal {
     pub(super) fn new(code: u32, text: impl Into<String>) -> Self {
-        Self { code, text: text.into(), suberror: None, claims: None }
+        Self { code, text: text.into(), suberror: None, error: None, claims: None }
     }
 
     pub(super) fn unknown_tenant(tenant: &str) -> Self {
@@ -43,6 +45,12 @@ impl Refusal {
                  active subscriptions for the tenant."
             ),
         )
+    }
+
+    /// RFC 8628 section 3.5; Microsoft does not say how its service answers who asks too often.
+    pub(super) fn slow_down() -> Self {
+        let text = "OAuth 2.0 device flow error. Authorization is pending. Poll less often.";
+        Self { error: Some("slow_down"), ..Self::new(70016, text) }
     }
 
     pub(super) fn missing(parameter: &str) -> Self {
@@ -74,6 +82,7 @@ impl Refusal {
 
     fn into_parts(self, directory: &Directory, correlation: &str) -> (StatusCode, Value) {
         let (status, error) = class(self.code);
+        let error = self.error.unwrap_or(error);
         let (code, trace) = (self.code, random_guid());
         let at = timestamp(directory.now(), "%Y-%m-%d %H:%M:%SZ");
         let mut body = json!({
@@ -145,14 +154,20 @@ pub(super) fn correlation_id(headers: &HeaderMap) -> String {
 /// Status and OAuth error of a code, as seen in threads where any were found.
 fn class(code: u32) -> (StatusCode, &'static str) {
     match code {
-        700_024 | 700_027 | 700_211..=700_213 | 7_000_215 | 7_000_218 | 7_000_272 => {
+        700_024 | 700_025 | 700_027 | 700_211..=700_213 | 7_000_215 | 7_000_218 | 7_000_272 => {
             (StatusCode::UNAUTHORIZED, "invalid_client")
         }
         700_016 => (StatusCode::BAD_REQUEST, "unauthorized_client"),
         70011 | 1_002_012 => (StatusCode::BAD_REQUEST, "invalid_scope"),
         500_011 => (StatusCode::BAD_REQUEST, "invalid_resource"),
         70003 => (StatusCode::BAD_REQUEST, "unsupported_grant_type"),
-        50013 | 50196 | 500_133 | 7_000_113 => (StatusCode::BAD_REQUEST, "invalid_grant"),
+        70016 => (StatusCode::BAD_REQUEST, "authorization_pending"),
+        70018 => (StatusCode::BAD_REQUEST, "bad_verification_code"),
+        70020 => (StatusCode::BAD_REQUEST, "expired_token"),
+        65004 => (StatusCode::BAD_REQUEST, "authorization_declined"),
+        50013 | 50034 | 50173 | 50196 | 65001 | 70000 | 500_133 | 700_082 | 7_000_113 => {
+            (StatusCode::BAD_REQUEST, "invalid_grant")
+        }
         50076 => (StatusCode::BAD_REQUEST, "interaction_required"),
         90055 => (StatusCode::TOO_MANY_REQUESTS, "temporarily_unavailable"),
         _ => (StatusCode::BAD_REQUEST, "invalid_request"),

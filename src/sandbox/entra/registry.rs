@@ -12,6 +12,8 @@ pub struct Identity {
     pub(super) secret: Option<String>,
     pub(super) roles: Vec<String>,
     pub(super) groups: Vec<String>,
+    pub(super) is_public: bool,
+    pub(super) may_call: Vec<String>,
     pub(super) credentials: Vec<Trusted>,
 }
 
@@ -42,6 +44,8 @@ impl Identity {
             secret: None,
             roles: Vec::new(),
             groups: Vec::new(),
+            is_public: false,
+            may_call: Vec::new(),
             credentials: Vec::new(),
         }
     }
@@ -57,6 +61,20 @@ impl Identity {
         if self.kind == IdentityKind::App {
             self.secret = Some(secret.into());
         }
+        self
+    }
+
+    /// Allows public client flows: people sign in to it without a secret of its own.
+    #[must_use]
+    pub fn public_client(mut self) -> Self {
+        self.is_public = true;
+        self
+    }
+
+    /// People have consented that it calls this resource (client id) for them.
+    #[must_use]
+    pub fn may_call(mut self, resource: impl Into<String>) -> Self {
+        self.may_call.push(resource.into());
         self
     }
 

@@ -5,6 +5,7 @@ mod tokens;
 mod client_secret;
 mod federation;
 mod on_behalf_of;
+mod sign_in;
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! `POST /{tenant}/oauth2/v2.0/token`: client credentials by secret or federated assertion, and on-behalf-of.
+//! `POST /{tenant}/oauth2/v2.0/token`: client credentials by secret or federated assertion, on-behalf-of, and people who
+//! signed in.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use super::assertion;
 use super::directory::{Directory, Published};
 use super::refusal::{Refusal, answer, correlation_id};
 use super::registry::{Identity, IdentityKind, Resource, TokenVersion};
+use super::sign_in;
 use super::token::{EntraToken, MANAGED_IDENTITY_LIFE};
 use crate::clock::unix_seconds;
 use crate::sandbox::calls::{FORM, fields, has_content_type};
@@ -38,8 +40,24 @@ async fn grant(directory: &Arc<Directory>, tenant: &str, headers: &HeaderMap, bo
     }
     let form = Form::parse(headers, body)?;
     let grant_type = GrantType::parse(form.required("grant_type")?)?;
-    let client_id = form.required("client_id")?;
-    let identity = directory.identity(tenant, client_id).ok_or_else(|| {
+    let identity = identity(directory, tenant, form.required("client_id")?)?;
+    if matches!(grant_type, GrantType::DeviceCode | GrantType::RefreshToken) {
+        return sign_in::grant(directory, &identity, grant_type, &form).await;
+    }
+    let request = Requested::parse(directory, tenant, grant_type, form.required("scope")?)?;
+    authenticate(directory, &identity, &form).await?;
+    match grant_type {
+        GrantType::OnBehalfOf => on_behalf_of(directory, &identity, &request, &form),
+        _ => Ok(issue(directory, &identity, &request)),
+    }
+}
+
+/// The registration with this client id in a tenant that exists.
+pub(super) fn identity(directory: &Directory, tenant: &str, client_id: &str) -> Result<Identity, Refusal> {
+    if directory.tenant(tenant).is_none() {
+        return Err(Refusal::unknown_tenant(tenant));
+    }
+    directory.identity(tenant, client_id).ok_or_else(|| {
         Refusal::new(
             700_016,
             format!(
@@ -48,19 +66,15 @@ async fn grant(directory: &Arc<Directory>, tenant: &str, headers: &HeaderMap, bo
                  user in the tenant. You may have sent your authentication request to the wrong tenant."
             ),
         )
-    })?;
-    let request = Requested::parse(directory, tenant, grant_type, form.required("scope")?)?;
-    authenticate(directory, &identity, &form).await?;
-    match grant_type {
-        GrantType::ClientCredentials => Ok(issue(directory, &identity, &request)),
-        GrantType::OnBehalfOf => on_behalf_of(directory, &identity, &request, &form),
-    }
+    })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum GrantType {
+pub(super) enum GrantType {
     ClientCredentials,
     OnBehalfOf,
+    DeviceCode,
+    RefreshToken,
 }
 
 impl GrantType {
@@ -68,16 +82,18 @@ impl GrantType {
         match text {
             "client_credentials" => Ok(Self::ClientCredentials),
             "urn:ietf:params:oauth:grant-type:jwt-bearer" => Ok(Self::OnBehalfOf),
+            "urn:ietf:params:oauth:grant-type:device_code" => Ok(Self::DeviceCode),
+            "refresh_token" => Ok(Self::RefreshToken),
             other => Err(Refusal::new(70003, format!("The app requested an unsupported grant type '{other}'."))),
         }
     }
 }
 
-struct Form(BTreeMap<String, String>);
+pub(super) struct Form(BTreeMap<String, String>);
 
 impl Form {
     /// Another content type reads as an empty form, as at the real endpoint.
-    fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, Refusal> {
+    pub(super) fn parse(headers: &HeaderMap, body: &[u8]) -> Result<Self, Refusal> {
         let mut form = BTreeMap::new();
         if !has_content_type(headers, FORM) {
             return Ok(Self(form));
@@ -93,31 +109,36 @@ impl Form {
         Ok(Self(form))
     }
 
-    fn optional(&self, name: &str) -> Option<&str> {
+    pub(super) fn optional(&self, name: &str) -> Option<&str> {
         let value = self.0.get(name)?;
         (!value.is_empty()).then_some(value)
     }
 
-    fn required(&self, name: &str) -> Result<&str, Refusal> {
+    pub(super) fn required(&self, name: &str) -> Result<&str, Refusal> {
         self.optional(name).ok_or_else(|| Refusal::missing(name))
     }
 }
 
 /// What is asked for: one resource, and scopes of it when a user is behind the request.
-struct Requested {
-    resource: Resource,
+pub(super) struct Requested {
+    pub(super) resource: Resource,
     /// The identifier as the scope had it: `aud` of version 1 tokens.
     identifier: String,
     scopes: Vec<String>,
 }
 
 impl Requested {
-    fn parse(directory: &Directory, tenant: &str, grant_type: GrantType, scope: &str) -> Result<Self, Refusal> {
+    pub(super) fn parse(
+        directory: &Directory,
+        tenant: &str,
+        grant_type: GrantType,
+        scope: &str,
+    ) -> Result<Self, Refusal> {
         let all: Vec<&str> = scope.split_ascii_whitespace().collect();
         let is_oidc = |scope: &&&str| OIDC_SCOPES.contains(*scope);
         let of_resources: Vec<&str> = match grant_type {
             GrantType::ClientCredentials => all,
-            GrantType::OnBehalfOf => all.iter().filter(|one| !is_oidc(one)).copied().collect(),
+            _ => all.iter().filter(|one| !is_oidc(one)).copied().collect(),
         };
         let mut identifier = "";
         let mut scopes = Vec::new();
@@ -159,7 +180,7 @@ impl Requested {
 
 fn bad_scope(grant_type: GrantType, scope: &str) -> Refusal {
     match grant_type {
-        GrantType::OnBehalfOf => several_resources(scope),
+        GrantType::OnBehalfOf | GrantType::DeviceCode | GrantType::RefreshToken => several_resources(scope),
         GrantType::ClientCredentials => Refusal::new(
             1_002_012,
             format!(
@@ -180,7 +201,7 @@ fn several_resources(scope: &str) -> Refusal {
     )
 }
 
-async fn authenticate(directory: &Directory, identity: &Identity, form: &Form) -> Result<(), Refusal> {
+pub(super) async fn authenticate(directory: &Directory, identity: &Identity, form: &Form) -> Result<(), Refusal> {
     if let Some(presented) = form.optional("client_assertion") {
         let kind = form.required("client_assertion_type")?;
         if kind != ASSERTION_TYPE {
@@ -298,7 +319,7 @@ fn verified_user(directory: &Directory, identity: &Identity, token: &str) -> Res
     user.ok_or_else(|| invalid("The token names no user."))
 }
 
-fn respond(token: EntraToken, kind: IdentityKind, request: &Requested) -> Value {
+pub(super) fn respond(token: EntraToken, kind: IdentityKind, request: &Requested) -> Value {
     let life = match kind {
         IdentityKind::ManagedIdentity => MANAGED_IDENTITY_LIFE,
         IdentityKind::App => Duration::from_secs(rand::rng().random_range(3600..=5400)),

@@ -7,13 +7,13 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
-use axum::http::header::{AUTHORIZATION, USER_AGENT};
+use axum::http::header::USER_AGENT;
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value, json};
 
 use super::project::{Project, ServiceAccount, TokenInfo, TokenKind};
 use super::status::IamError;
-use super::sts::{REQUEST_REASON, SCOPE_PREFIX, text};
+use super::sts::{REQUEST_REASON, SCOPE_PREFIX, bearer, text};
 use crate::clock::unix_seconds;
 use crate::sandbox::calls::has_content_type;
 use crate::sandbox::wire::timestamp;
@@ -118,10 +118,7 @@ pub(super) async fn certificates(State(project): State<Arc<Project>>) -> Json<Va
 
 /// The bearer, who must hold a live token of this Google with a scope that reaches IAM.
 fn caller(project: &Project, headers: &HeaderMap) -> Result<TokenInfo, IamError> {
-    let bearer = text(headers, AUTHORIZATION.as_str());
-    let token = bearer.as_deref().and_then(|value| value.strip_prefix("Bearer "));
-    let info = token.and_then(|token| project.check(token));
-    let info = info.ok_or_else(IamError::unauthenticated)?;
+    let info = bearer(project, headers).ok_or_else(IamError::unauthenticated)?;
     if !info.scopes.iter().any(|scope| IAM_SCOPES.contains(&scope.as_str())) {
         return Err(IamError::insufficient_scopes());
     }

@@ -26,6 +26,7 @@ struct State {
     providers: BTreeMap<String, Registered>,
     accounts: BTreeMap<String, ServiceAccount>,
     deleted: BTreeSet<String>,
+    buckets: BTreeMap<String, Bucket>,
     tokens: HashMap<String, TokenInfo>,
     issued: usize,
     expires_in: ExpiresIn,
@@ -43,6 +44,13 @@ pub(super) struct ServiceAccount {
     pub(super) email: String,
     pub(super) members: BTreeSet<String>,
     pub(super) has_long_lifetime: bool,
+}
+
+#[derive(Clone, Default)]
+pub(super) struct Bucket {
+    pub(super) objects: BTreeSet<String>,
+    /// Who may list them, as IAM policies write it.
+    pub(super) readers: BTreeSet<String>,
 }
 
 /// How STS writes `expires_in`: both other forms have been met.
@@ -170,6 +178,18 @@ impl Project {
         self.state().accounts.get(email).cloned()
     }
 
+    pub(super) fn add_object(&self, bucket: &str, object: &str) {
+        self.state().buckets.entry(bucket.to_owned()).or_default().objects.insert(object.to_owned());
+    }
+
+    pub(super) fn let_read(&self, bucket: &str, member: &str) {
+        self.state().buckets.entry(bucket.to_owned()).or_default().readers.insert(member.to_owned());
+    }
+
+    pub(super) fn bucket(&self, name: &str) -> Option<Bucket> {
+        self.state().buckets.get(name).cloned()
+    }
+
     fn change_account(&self, email: &str, how: impl FnOnce(&mut ServiceAccount)) {
         let mut state = self.state();
         state.deleted.remove(email);
@@ -196,8 +216,10 @@ impl Project {
 
     pub(super) fn check(&self, token: &str) -> Option<TokenInfo> {
         let now = self.now();
-        let info = self.state().tokens.get(token).cloned()?;
-        (now < info.expires_at).then_some(info)
+        let state = self.state();
+        let info = state.tokens.get(token)?;
+        let is_of_deleted = info.service_account.as_ref().is_some_and(|email| state.deleted.contains(email));
+        (now < info.expires_at && !is_of_deleted).then(|| info.clone())
     }
 
     pub(super) fn issued_count(&self) -> usize {

@@ -224,6 +224,12 @@ pub(super) fn text(headers: &HeaderMap, name: &str) -> Option<String> {
     Some(headers.get(name)?.to_str().ok()?.to_owned())
 }
 
+/// What the bearer's token is, if this Google issued it and it is still good.
+pub(super) fn bearer(project: &Project, headers: &HeaderMap) -> Option<TokenInfo> {
+    let authorization = text(headers, AUTHORIZATION.as_str())?;
+    project.check(authorization.strip_prefix("Bearer ")?)
+}
+
 pub(super) const REQUEST_REASON: &str = "x-goog-request-reason";
 pub(super) const SCOPE_PREFIX: &str = "https://www.googleapis.com/auth/";
 

@@ -2,6 +2,7 @@
 
 mod sts;
 mod iam_credentials;
+mod storage;
 
 use std::sync::Arc;
 

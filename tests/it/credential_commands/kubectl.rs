@@ -80,7 +80,8 @@ async fn kubectl_shows_the_api_server_the_targets_token() {
             assert!(output.status.success(), "{}", text(&output.stderr));
             assert!(text(&output.stdout).contains("\"33\""), "{}", text(&output.stdout));
             let shown = std::mem::take(&mut *seen.lock().expect("no panic"));
-            assert_eq!(shown, [format!("Bearer {}", token_of(broker, target).await)]);
+            let bearer = format!("Bearer {}", token_of(broker, target).await);
+            assert!(!shown.is_empty() && shown.iter().all(|shown| *shown == bearer));
         }
     })
     .await;
