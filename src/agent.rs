@@ -166,11 +166,13 @@ impl Agent {
         self.targets.iter().filter_map(|target| Some(Known { target, last: self.held.last(&target.wanted)? }))
     }
 
-    /// Waits for the first credentials of those targets that are not known yet.
+    /// Waits for the first credentials of those targets that are not known yet: at most `hold`, and hardly at all where
+    /// there is somebody to answer with.
     ///
     /// # Errors
     /// What kept some of them unknown.
-    async fn learn(&self, hold: Duration) -> Result<(), Refusal> {
+    async fn learn(&self, found: bool, hold: Duration) -> Result<(), Refusal> {
+        let hold = if found { SHORT_HOLD } else { hold };
         let unknown = self.targets.iter().filter(|target| self.held.last(&target.wanted).is_none());
         let learned = join_all(unknown.map(|target| self.held.get(&target.wanted, hold))).await;
         // What time may mend counts for more.
@@ -204,6 +206,9 @@ const RETRY_AFTER: &str = "1";
 
 const WARM_UP_HOLD: Duration = Duration::from_secs(30);
 const WARM_UP_PAUSE: Duration = Duration::from_secs(1);
+
+/// So that no second identity is overlooked when all of them come at once.
+const SHORT_HOLD: Duration = Duration::from_millis(200);
 
 /// Probes give up after a second or so.
 const READINESS_HOLD: Duration = Duration::from_millis(500);

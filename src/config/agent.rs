@@ -70,7 +70,7 @@ struct BrokerDocument {
 struct SubjectDocument {
     /// Read anew at each use.
     token_file: Option<PathBuf>,
-    /// `file`, `environment`, `workload-identity`, `managed-identity` or `azure-cli`
+    /// `file`, `environment`, `workload-identity`, `login`, `managed-identity` or `azure-cli`
     source: Option<String>,
     /// The broker's own audience, for the sources that ask Entra.
     audience: Option<String>,
