@@ -116,7 +116,7 @@ fn the_configuration_that_is_shipped_as_a_start_is_good() {
 #[test]
 fn what_can_be_left_out_has_a_default_and_nothing_is_granted() {
     let config = load(MINIMAL).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(config.server.grpc, ListenAddress::Tcp(([127, 0, 0, 1], 7443).into()));
+    assert_eq!(config.server.grpc, Some(Address::Tcp(([127, 0, 0, 1], 7443).into())));
     assert_eq!(config.entra.clock_skew, Duration::from_secs(300));
     assert_eq!(config.policy.targets().count(), 0);
 }
