@@ -166,11 +166,13 @@ impl Agent {
         self.targets.iter().filter_map(|target| Some(Known { target, last: self.held.last(&target.wanted)? }))
     }
 
-    /// Waits for the first credentials of those targets that are not known yet.
+    /// Waits for the first credentials of those targets that are not known yet: at most `hold`, and hardly at all where
+    /// there is somebody to answer with.
     ///
     /// # Errors
     /// What kept some of them unknown.
-    async fn learn(&self, hold: Duration) -> Result<(), Refusal> {
+    async fn learn(&self, found: bool, hold: Duration) -> Result<(), Refusal> {
+        let hold = if found { SHORT_HOLD } else { hold };
         let unknown = self.targets.iter().filter(|target| self.held.last(&target.wanted).is_none());
         let learned = join_all(unknown.map(|target| self.held.get(&target.wanted, hold))).await;
         // What time may mend counts for more.
@@ -205,5 +207,67 @@ const RETRY_AFTER: &str = "1";
 const WARM_UP_HOLD: Duration = Duration::from_secs(30);
 const WARM_UP_PAUSE: Duration = Duration::from_secs(1);
 
+/// So that no second identity is overlooked when all of them come at once.
+const SHORT_HOLD: Duration = Duration::from_millis(200);
+
 /// Probes give up after a second or so.
 const READINESS_HOLD: Duration = Duration::from_millis(500);
+
+/// An agent of four targets, as their broker would describe them: two of Google, two of Azure.
+#[cfg(test)]
+struct World {
+    source: Arc<source::FakeCredentials>,
+    clock: crate::clock::ManualClock,
+    agent: Arc<Agent>,
+}
+
+#[cfg(test)]
+impl World {
+    fn empty() -> Self {
+        let (source, clock) = (Arc::new(source::FakeCredentials::default()), crate::clock::ManualClock::start());
+        let target = |name: &str| TargetSettings { name: name.to_owned(), ..TargetSettings::default() };
+        let azure = TargetSettings {
+            object_id: Some("77777777-7777-7777-7777-777777777777".to_owned()),
+            resource_id: Some("/subscriptions/s/resourcegroups/ml/providers/p/userAssignedIdentities/ML".to_owned()),
+            ..target("azure-ml")
+        };
+        let settings = Settings {
+            targets: vec![azure, target("azure-storage"), target("vertex"), target("bigquery")],
+            identity_header: Some(Secret::new("of-this-run")),
+        };
+        let agent = Agent::new(settings, source.clone(), Arc::new(clock.clone()));
+        Self { source, clock, agent }
+    }
+
+    fn new() -> Self {
+        let (world, now) = (Self::empty(), crate::clock::ManualClock::start().now());
+        let google = |token: &str, account: &str| Credential::google_for_test(token, account, now);
+        let azure = |token: &str, resource: &str| {
+            Credential::azure_for_test(token, "33333333-3333-3333-3333-333333333333", resource, now)
+        };
+        world.gives("azure-ml", azure("ml-token", "https://ml.azure.com/.default"));
+        world.gives("azure-storage", azure("storage-token", "https://storage.azure.com/.default"));
+        world.gives("vertex", google("vertex-token", "trainer@ml.iam.gserviceaccount.com"));
+        world.gives("bigquery", google("bigquery-token", "reader@data.iam.gserviceaccount.com"));
+        world
+    }
+
+    fn gives(&self, target: &str, credential: Credential) {
+        self.source.set(Wanted::access_token(target), Ok(credential));
+    }
+
+    fn refuses(&self, target: &str, refusal: Refusal) {
+        self.source.set(Wanted::access_token(target), Err(refusal));
+    }
+
+    /// A request's status, headers and body.
+    async fn ask(&self, request: http::request::Builder) -> (u16, http::HeaderMap, String) {
+        let (head, ()) = request.body(()).expect("a request").into_parts();
+        let (answer, body) = self.agent.answer(&head).await.into_parts();
+        let body = http_body_util::BodyExt::collect(body).await.expect("a body").to_bytes();
+        (answer.status.as_u16(), answer.headers, String::from_utf8(body.to_vec()).expect("text"))
+    }
+}
+
+#[cfg(test)]
+mod tests;

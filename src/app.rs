@@ -22,11 +22,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::keys::IssuerKeys;
-use self::listener::{Listener, Serves, Socket};
+use self::listener::{Listener, Serves};
 use self::tls::{Protocols, Tls};
 use crate::audit::Audit;
 use crate::clock::Clock;
-use crate::config::{Config, ConfigError, IssuerSettings, ListenAddress, TlsSettings};
+use crate::config::{Config, ConfigError, IssuerSettings, TlsSettings};
 use crate::credential::{Clouds, Credentials, keep_swept};
 use crate::exchange::{Exchange, History, PLACES};
 use crate::grpc::{self, Doors, Health};
@@ -37,6 +37,7 @@ use crate::oauth::{self, Http, Ready};
 use crate::operator::Operator;
 use crate::policy::{Operators, Policy};
 use crate::secret::{SealError, SealingKeys, sha256};
+use crate::socket::{Address, Socket};
 use crate::store::{self, OpenError, SpooledLog};
 use crate::subject::{EntraVerifier, KeyCache};
 use crate::telemetry;
@@ -72,7 +73,7 @@ pub enum StartError {
     #[error("the issuer's keys")]
     IssuerKeys(#[from] KeysError),
     #[error("cannot listen on {address:?} (server.{name})")]
-    Listen { name: &'static str, address: ListenAddress, source: io::Error },
+    Listen { name: &'static str, address: Address, source: io::Error },
     #[error(transparent)]
     Tls(#[from] TlsError),
     #[error("the compiled-in descriptors are broken")]
@@ -145,8 +146,9 @@ impl App {
         });
 
         let mut servers = Servers { tls: config.server.tls.as_ref(), background: &mut background };
-        let (grpc_address, grpc) = servers.add("grpc", &config.server.grpc, Serves::Grpc(services.routes)).await?;
-        let (http_address, http) = servers.add("http", &config.server.http, Serves::Http(http_router)).await?;
+        let (grpc_address, grpc) =
+            servers.add("grpc", config.server.grpc.as_ref(), Serves::Grpc(services.routes)).await?;
+        let (http_address, http) = servers.add("http", config.server.http.as_ref(), Serves::Http(http_router)).await?;
 
         let seen = Mutex::new(config.digest);
         let reloading =
@@ -295,22 +297,20 @@ impl Servers<'_> {
     async fn add(
         &mut self,
         name: &'static str,
-        address: &ListenAddress,
+        address: Option<&Address>,
         serves: Serves,
     ) -> Result<(Option<SocketAddr>, Drain), StartError> {
         let drain = Drain::default();
+        let Some(address) = address else { return Ok((None, drain)) };
         let bound = Socket::bind(address).await;
-        let Some(socket) = bound.map_err(|source| StartError::Listen { name, address: address.clone(), source })?
-        else {
-            return Ok((None, drain));
-        };
+        let socket = bound.map_err(|source| StartError::Listen { name, address: address.clone(), source })?;
         let protocols: Protocols = match serves {
             Serves::Grpc(_) => &[b"h2"],
             Serves::Http(_) => &[b"h2", b"http/1.1"],
         };
         // On a Unix socket the file's permissions protect what TLS protects on a network.
         let tls = match (self.tls, address) {
-            (Some(settings), ListenAddress::Tcp(_)) => Some(Arc::new(Tls::load(settings, protocols)?)),
+            (Some(settings), Address::Tcp(_)) => Some(Arc::new(Tls::load(settings, protocols)?)),
             _ => None,
         };
         if let Some(tls) = tls.clone() {

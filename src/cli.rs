@@ -1,5 +1,6 @@
 //! The command line: one file per family of commands, and the exit codes they share.
 
+mod agent;
 mod broker;
 mod config;
 mod credential;
@@ -51,6 +52,7 @@ enum Command {
     Login(Box<login::Login>),
     Logout(login::Logout),
     Exec(Box<exec::Exec>),
+    Agent(agent::Agent),
     /// The broker as an OIDC issuer
     #[command(subcommand)]
     Issuer(issuer::Issuer),
@@ -93,7 +95,7 @@ struct Told;
 pub fn run(cli: Cli) -> ExitCode {
     let runtime = match cli.command {
         // Beside somebody else's program: small, and there at once.
-        Command::Exec(_) => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        Command::Exec(_) | Command::Agent(_) => tokio::runtime::Builder::new_current_thread().enable_all().build(),
         // Deeper than the default, for expressions at their depth limit in unoptimized builds.
         _ => tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(4 * 1024 * 1024).build(),
     };
@@ -101,6 +103,7 @@ pub fn run(cli: Cli) -> ExitCode {
         let done = runtime.block_on(async {
             let done = match cli.command {
                 Command::Exec(exec) => return exec.run().await,
+                Command::Agent(agent) => agent.run().await,
                 Command::Serve(serve) => serve.run().await,
                 Command::Sandbox(sandbox) => sandbox.run().await,
                 Command::Config(config) => config.run(),

@@ -1,16 +1,19 @@
 //! The configuration file as every module's settings: all mistakes at once, each with its line.
 
+mod agent;
 mod document;
 mod source;
 mod targets;
 
+pub use agent::AgentConfig;
 pub use source::Fault;
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use serde::de::DeserializeOwned;
 
 use self::document::{Document, EntraDocument, IssuerDocument, ServerDocument, TlsDocument};
 use self::source::Source;
@@ -18,6 +21,7 @@ use crate::http::{self, Endpoint};
 use crate::issuer::Schedule;
 use crate::policy::{Mistake, Operators, Policy};
 use crate::secret::{SealingKeys, Secret, sha256};
+use crate::socket::{Address, InvalidAddress};
 use crate::store::StoreSettings;
 use crate::subject;
 use crate::telemetry;
@@ -48,16 +52,11 @@ pub struct Config {
 
 #[derive(Debug, Clone)]
 pub struct ServerSettings {
-    pub grpc: ListenAddress,
-    pub http: ListenAddress,
+    /// `None`: off.
+    pub grpc: Option<Address>,
+    /// `None`: off.
+    pub http: Option<Address>,
     pub tls: Option<TlsSettings>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ListenAddress {
-    Off,
-    Tcp(SocketAddr),
-    Unix(PathBuf),
 }
 
 /// Paths of PEM files, read again when they change.
@@ -101,16 +100,7 @@ impl Config {
 
     /// `environment` stands for the process's own.
     pub fn load_with(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        let failed = |faults| ConfigError { path: path.to_owned(), faults };
-        let source = Source::read(path, environment).map_err(failed)?;
-        let mut typed = source.typed::<Document>();
-        let mut mistakes = Vec::new();
-        let document = typed.value.take();
-        let config = document.and_then(|document| Self::build(document, source.digest, environment, &mut mistakes));
-        mistakes.into_iter().for_each(|Mistake { at, message }| typed.add(&source, &at, message));
-        let mut faults = typed.faults;
-        faults.sort_by_key(|fault| fault.line);
-        config.filter(|_config| faults.is_empty()).ok_or_else(|| failed(faults))
+        load(path, environment, |document, digest, mistakes| Self::build(document, digest, environment, mistakes))
     }
 
     /// The JSON Schema of the file.
@@ -184,6 +174,23 @@ impl Config {
     }
 }
 
+/// Reads the file as a `D`, of which `build` makes a `C`.
+fn load<D: DeserializeOwned, C>(
+    path: &Path,
+    environment: &dyn Fn(&str) -> Option<String>,
+    build: impl FnOnce(D, [u8; 32], &mut Vec<Mistake>) -> Option<C>,
+) -> Result<C, ConfigError> {
+    let failed = |faults| ConfigError { path: path.to_owned(), faults };
+    let source = Source::read(path, environment).map_err(failed)?;
+    let mut typed = source.typed::<D>();
+    let mut mistakes = Vec::new();
+    let config = typed.value.take().and_then(|document| build(document, source.digest, &mut mistakes));
+    mistakes.into_iter().for_each(|Mistake { at, message }| typed.add(&source, &at, message));
+    let mut faults = typed.faults;
+    faults.sort_by_key(|fault| fault.line);
+    config.filter(|_config| faults.is_empty()).ok_or_else(|| failed(faults))
+}
+
 fn server(document: &ServerDocument, mistakes: &mut Vec<Mistake>) -> Option<ServerSettings> {
     let tls = document.tls.clone().map(|TlsDocument { certificate, private_key, client_ca }| TlsSettings {
         certificate,
@@ -193,18 +200,15 @@ fn server(document: &ServerDocument, mistakes: &mut Vec<Mistake>) -> Option<Serv
     let mut listen = |field: &str, text: &str| {
         let mut mistake =
             |message: &str| mistakes.push(Mistake { at: format!("server.{field}"), message: message.to_owned() });
-        let address = match text {
-            "off" => ListenAddress::Off,
-            _ => match (text.strip_prefix("unix:"), text.parse()) {
-                (Some(path), _) => ListenAddress::Unix(PathBuf::from(path)),
-                (None, Ok(address)) => ListenAddress::Tcp(address),
-                (None, Err(_no_address)) => {
-                    mistake("expected ADDRESS:PORT such as 127.0.0.1:7443 or [::]:7443, unix:PATH, or off");
-                    return None;
-                }
-            },
+        let address = match (text, text.parse()) {
+            ("off", _) => None,
+            (_, Ok(address)) => Some(address),
+            (_, Err(InvalidAddress)) => {
+                mistake(&format!("{InvalidAddress}, or off"));
+                return None;
+            }
         };
-        if let ListenAddress::Tcp(address) = &address
+        if let Some(Address::Tcp(address)) = &address
             && !address.ip().is_loopback()
             && tls.is_none()
         {

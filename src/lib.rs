@@ -18,6 +18,7 @@ pub mod json;
 pub mod private_file;
 pub mod reason;
 pub mod secret;
+pub mod socket;
 pub mod answer;
 pub mod entra;
 pub mod target;

@@ -1,6 +1,8 @@
 //! Text that must not be seen: no `Display`, a redacted `Debug`, wiped from memory when dropped.
 
 use std::fmt;
+use std::io;
+use std::path::Path;
 use std::sync::Arc;
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -8,6 +10,7 @@ use aws_lc_rs::{digest, rand};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Deserializer};
+use tokio::io::AsyncReadExt as _;
 use zeroize::Zeroizing;
 
 /// A token, key or assertion. Cloning shares the text; the last owner wipes it.
@@ -17,6 +20,21 @@ pub struct Secret(Arc<Zeroizing<String>>);
 impl Secret {
     pub fn new(text: impl Into<String>) -> Self {
         Self(Arc::new(Zeroizing::new(text.into())))
+    }
+
+    /// Of a file that somebody else replaces, so it is read at each use; without the line end that editors and `echo` add.
+    ///
+    /// # Errors
+    /// The file cannot be read, is larger than any token, or is no text.
+    pub async fn in_file(path: &Path) -> io::Result<Self> {
+        let mut text = Zeroizing::new(String::new());
+        let file = tokio::fs::File::open(path).await?;
+        let read = file.take(FILE_MAX_BYTES + 1).read_to_string(&mut text).await?;
+        if u64::try_from(read).unwrap_or(u64::MAX) > FILE_MAX_BYTES {
+            let cause = format!("it is larger than {FILE_MAX_BYTES} bytes");
+            return Err(io::Error::new(io::ErrorKind::InvalidData, cause));
+        }
+        Ok(Self::new(text.trim()))
     }
 
     /// The text itself: only for the wire, a signature check or a cipher.
@@ -49,6 +67,9 @@ impl<'de> Deserialize<'de> for Secret {
         String::deserialize(deserializer).map(Self::new)
     }
 }
+
+/// Far above any token.
+const FILE_MAX_BYTES: u64 = 64 * 1024;
 
 /// SHA-256 of `bytes`.
 pub fn sha256(bytes: &[u8]) -> [u8; 32] {

@@ -109,8 +109,8 @@ impl SubjectSource {
             }
             Source::File(path) => file::read(path).await,
             Source::Environment => {
-                let value = self.0.settings.environment.set(TOKEN);
-                file::trimmed(&value.ok_or(SourceError::Nowhere)?)
+                let value = self.0.settings.environment.set(TOKEN).ok_or(SourceError::Nowhere)?;
+                file::not_empty(Secret::new(value.trim()))
             }
             source => {
                 let (inner, fetched) = (self.0.clone(), source.clone());

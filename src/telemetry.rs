@@ -149,7 +149,8 @@ fn describe() {
 }
 
 /// Every counter, with its meaning. Labels are closed lists; no subject, tenant or target is one.
-pub const COUNTERS: [(&str, &str); 13] = [
+pub const COUNTERS: [(&str, &str); 14] = [
+    ("carnet_agent_requests_total", "Requests to the agent by outcome: answered, refused, away"),
     ("carnet_exchanges_shed_total", "Exchanges that were turned away because too many were under way"),
     ("carnet_exchanges_total", "Exchanges by door, outcome and reason"),
     ("carnet_cache_lookups_total", "Look-ups by cache and outcome: hit, miss, joined a call under way, stale, failed"),

@@ -55,9 +55,8 @@ async fn token(agent: &Agent, request: &Parts) -> Answer {
         Ok(selector) => selector,
         Err(complaint) => return refuse(StatusCode::BAD_REQUEST, INVALID, complaint),
     };
-    let learned = agent.learn(HOLD).await;
-    let known = agent.known().filter(|known| matches!(known.last.cloud, Cloud::Azure { .. }));
-    let known = match (selector.choose(known.collect()), learned) {
+    let learned = agent.learn(matches!(selector.choose(identities(agent)), Choice::One(_)), HOLD).await;
+    let known = match (selector.choose(identities(agent)), learned) {
         (Choice::One(known), _) => known,
         // The one that is asked for may be among those that are not known yet.
         (_, Err(refusal)) => return refused(&refusal),
@@ -86,6 +85,10 @@ async fn token(agent: &Agent, request: &Parts) -> Answer {
         }
         Err(refusal) => refused(&refusal),
     }
+}
+
+fn identities(agent: &Agent) -> Vec<Known<'_>> {
+    agent.known().filter(|known| matches!(known.last.cloud, Cloud::Azure { .. })).collect()
 }
 
 impl Known<'_> {
@@ -153,3 +156,6 @@ const INVALID: &str = "invalid_request";
 
 /// Azure promises an answer within this time, and its SDKs wait for it.
 const HOLD: Duration = Duration::from_secs(10);
+
+#[cfg(test)]
+mod tests;

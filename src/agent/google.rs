@@ -103,7 +103,7 @@ async fn reply(agent: &Agent, request: &Parts, segments: &[&str], folder: bool) 
     if matches!(below, [] | ["instance" | "project" | "universe"]) && !folder {
         return redirect(request);
     }
-    let learned = agent.learn(HOLD).await;
+    let learned = agent.learn(!accounts(agent).is_empty(), HOLD).await;
     let accounts = accounts(agent);
     if let (true, Err(refusal)) = (accounts.is_empty(), learned) {
         return refused(&refusal);
@@ -361,3 +361,6 @@ const FLAVOR: HeaderName = HeaderName::from_static("metadata-flavor");
 
 /// Python's libraries give up after 3 s, Go's after 5 s, and both come again.
 const HOLD: Duration = Duration::from_millis(2500);
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,8 @@ struct Slot {
     /// Until when this is the answer.
     refusal: Option<(Refusal, Instant)>,
     flight: Option<Flight>,
+    /// In a row.
+    failures: u32,
     /// A broker that hands out what is nearly over, or a client that finds fault with it, causes no storm.
     not_before: Option<Instant>,
     used: Option<Instant>,
@@ -170,14 +172,23 @@ impl Held {
             Ok(credential) => {
                 slot.not_before = Some(now + REFRESH_PAUSE);
                 slot.refusal = None;
+                if std::mem::take(&mut slot.failures) > 0 {
+                    tracing::info!(target.name = wanted.target, "there are credentials again");
+                }
                 Ok(slot.credential.insert(Arc::new(credential)).clone())
             }
             Err(refusal) => {
-                tracing::warn!(target.name = wanted.target, "no credential: {refusal}");
+                if slot.failures == 0 {
+                    tracing::warn!(target.name = wanted.target, "no credential: {refusal}");
+                }
                 let memory = match refusal.kind {
                     Kind::Denied | Kind::Failed => REFUSAL_MEMORY,
-                    Kind::Away(wait) => wait.clamp(OUTAGE_MEMORY, OUTAGE_LONGEST),
+                    Kind::Away(wait) => {
+                        let longer = OUTAGE_MEMORY * 2u32.saturating_pow(slot.failures.min(8));
+                        wait.max(longer.min(OUTAGE_USUAL)).min(OUTAGE_LONGEST)
+                    }
                 };
+                slot.failures = slot.failures.saturating_add(1);
                 if refusal.kind == Kind::Denied
                     && let Some(held) = &mut slot.credential
                 {
@@ -234,8 +245,14 @@ const REFRESH_PAUSE: Duration = Duration::from_secs(10);
 /// A repaired rule or trust is noticed within this.
 const REFUSAL_MEMORY: Duration = Duration::from_secs(5);
 
+/// A broker that starts beside the job is found at once; doubled with each further failure.
 const OUTAGE_MEMORY: Duration = Duration::from_millis(250);
+/// After a few tries; the broker may wish for more.
+const OUTAGE_USUAL: Duration = Duration::from_secs(2);
 const OUTAGE_LONGEST: Duration = Duration::from_secs(10);
 
 /// A call's own deadline is longer; nobody waits for it then.
 const FLIGHT_DEADLINE: Duration = Duration::from_secs(20);
+
+#[cfg(test)]
+mod tests;

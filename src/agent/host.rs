@@ -29,3 +29,50 @@ fn is_ours(authority: &Authority) -> bool {
 const METADATA_ADDRESS: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 169, 254));
 
 const NAMES: [&str; 2] = ["localhost", "metadata.google.internal"];
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn is_wrong(uri: &str, hosts: &[&str]) -> bool {
+        let request = hosts.iter().fold(Request::get(uri), |request, host| request.header(HOST, *host));
+        wrong_host(&request.body(()).expect("a request").into_parts().0).is_some()
+    }
+
+    #[test]
+    fn names_of_this_machine_and_of_the_metadata_service_are_served_and_others_are_not() {
+        for host in [
+            "127.0.0.1:8080",
+            "127.0.0.1",
+            "localhost:1",
+            "LOCALHOST",
+            "[::1]:8080",
+            "169.254.169.254",
+            "169.254.169.254:80",
+            "metadata.google.internal",
+            "Metadata.Google.Internal:80",
+        ] {
+            assert!(!is_wrong("/", &[host]), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example",
+            "evil.example:8080",
+            "127.0.0.1.evil.example",
+            "localhost.evil.example",
+            "10.0.0.1",
+            "0.0.0.0",
+            "169.254.169.253",
+            "user@evil.example",
+            "metadata.google.internal.evil.example",
+        ] {
+            assert!(is_wrong("/", &[host]), "{host}");
+        }
+        assert!(is_wrong("/", &[]));
+        assert!(is_wrong("/", &["localhost", "localhost"]));
+        assert!(is_wrong("http://evil.example/", &["localhost"]));
+        assert!(!is_wrong("http://metadata.google.internal/", &["metadata.google.internal"]));
+    }
+}

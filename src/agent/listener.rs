@@ -14,7 +14,6 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -23,28 +22,59 @@ use tokio_util::task::TaskTracker;
 use super::host::wrong_host;
 use super::peer::{Users, user_of};
 use super::{Agent, Answer, text};
+use crate::socket::{Address, Socket};
 
-/// A bound address.
+/// A bound address, and who may ask there.
 #[derive(Debug)]
 pub struct Listener {
-    socket: TcpListener,
+    socket: Socket,
     users: Users,
 }
+
+/// A connection, and who is at its other end.
+struct Accepted {
+    stream: Box<dyn Stream>,
+    end: End,
+}
+
+enum End {
+    Tcp { peer: SocketAddr, own: SocketAddr },
+    Unix { user: Option<u32> },
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
 impl Listener {
     /// # Errors
     /// Where the system refuses the address, or it is not loopback.
-    pub async fn bind(address: SocketAddr, users: Users) -> io::Result<Self> {
-        if !address.ip().is_loopback() {
+    pub async fn bind(address: &Address, users: Users) -> io::Result<Self> {
+        if matches!(address, Address::Tcp(address) if !address.ip().is_loopback()) {
             return Err(io::Error::new(io::ErrorKind::InvalidInput, "the agent listens on loopback only"));
         }
-        Ok(Self { socket: TcpListener::bind(address).await?, users })
+        Ok(Self { socket: Socket::bind(address).await?, users })
     }
 
-    /// # Errors
-    /// Where the system does not tell.
-    pub fn address(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
+    /// `None` for a Unix socket.
+    pub fn address(&self) -> Option<SocketAddr> {
+        self.socket.local_address()
+    }
+
+    async fn accept(&self) -> io::Result<Accepted> {
+        match &self.socket {
+            Socket::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                let own = stream.local_addr()?;
+                Ok(Accepted { stream: Box::new(stream), end: End::Tcp { peer, own } })
+            }
+            Socket::Unix(listener, _own) => {
+                let (stream, _peer) = listener.accept().await?;
+                let user = stream.peer_cred().ok().map(|peer| peer.uid());
+                Ok(Accepted { stream: Box::new(stream), end: End::Unix { user } })
+            }
+        }
     }
 
     /// Answers until `draining`, and then ends what is under way.
@@ -53,9 +83,9 @@ impl Listener {
         loop {
             let accepted = tokio::select! {
                 () = draining.cancelled() => break,
-                accepted = self.socket.accept() => accepted,
+                accepted = self.accept() => accepted,
             };
-            let (stream, peer) = match accepted {
+            let Accepted { stream, end } = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, or the peer left: neither goes away by asking again at once.
@@ -64,14 +94,19 @@ impl Listener {
                     continue;
                 }
             };
+            // Beyond the limit it is closed at once rather than kept waiting.
             let Ok(place) = places.clone().try_acquire_owned() else { continue };
             let (agent, draining, users) = (agent.clone(), draining.clone(), self.users.clone());
             connections.spawn(async move {
                 let _place = place;
-                let (Ok(own), Ok(())) = (stream.local_addr(), stream.set_nodelay(true)) else { return };
-                let allowed = users == Users::All || users.may(user_of(peer, own).await);
-                let door = Door { agent, allowed, names: Names::Checked };
-                door.serve(stream, draining).await;
+                let allowed = match end {
+                    _ if users == Users::All => true,
+                    End::Tcp { peer, own } => users.may(user_of(peer, own).await),
+                    End::Unix { user } => users.may(user),
+                };
+                // Nothing but a program that means it dials a Unix socket.
+                let any_host = matches!(end, End::Unix { .. });
+                Door { agent, allowed, any_host }.serve(stream, draining).await;
             });
         }
         connections.close();
@@ -84,13 +119,7 @@ impl Listener {
 struct Door {
     agent: Arc<Agent>,
     allowed: bool,
-    names: Names,
-}
-
-/// Whether `Host` has to be one of this machine.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Names {
-    Checked,
+    any_host: bool,
 }
 
 impl Door {
@@ -119,9 +148,9 @@ impl Door {
         let read = timeout(BODY_DEADLINE, Limited::new(body, MAX_BODY_BYTES).collect()).await;
         let answer = match read {
             Ok(Ok(_ignored)) if !self.allowed => text(StatusCode::FORBIDDEN, "this endpoint serves another user"),
-            Ok(Ok(_ignored)) => match (self.names, wrong_host(&head)) {
-                (Names::Checked, Some(complaint)) => text(StatusCode::BAD_REQUEST, complaint),
-                (Names::Checked, None) => self.agent.answer(&head).await,
+            Ok(Ok(_ignored)) => match wrong_host(&head) {
+                Some(complaint) if !self.any_host => text(StatusCode::BAD_REQUEST, complaint),
+                _ => self.agent.answer(&head).await,
             },
             Ok(Err(_too_large_or_broken)) => text(StatusCode::PAYLOAD_TOO_LARGE, "the body is too large"),
             Err(_elapsed) => text(StatusCode::REQUEST_TIMEOUT, "the body did not come in time"),

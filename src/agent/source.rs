@@ -209,15 +209,20 @@ struct Fake {
 #[cfg(test)]
 impl FakeCredentials {
     pub fn set(&self, wanted: Wanted, answer: Result<Credential, Refusal>) {
-        self.0.lock().expect("no panic").answers.insert(wanted, answer);
+        self.locked().answers.insert(wanted, answer);
     }
 
+    /// Each call from now on.
     pub fn takes(&self, time: Duration) {
-        self.0.lock().expect("no panic").takes = time;
+        self.locked().takes = time;
     }
 
     pub fn calls(&self) -> usize {
-        self.0.lock().expect("no panic").calls
+        self.locked().calls
+    }
+
+    fn locked(&self) -> std::sync::MutexGuard<'_, Fake> {
+        self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
 
@@ -226,12 +231,38 @@ impl FakeCredentials {
 impl Credentials for FakeCredentials {
     async fn credential(&self, wanted: &Wanted) -> Result<Credential, Refusal> {
         let takes = {
-            let mut fake = self.0.lock().expect("no panic");
+            let mut fake = self.locked();
             fake.calls += 1;
             fake.takes
         };
         tokio::time::sleep(takes).await;
-        let answer = self.0.lock().expect("no panic").answers.get(wanted).cloned();
-        answer.unwrap_or_else(|| Err(Refusal::away("nothing is set")))
+        let answer = self.locked().answers.get(wanted).cloned();
+        answer.unwrap_or_else(|| Err(Refusal::away("nothing is there yet")))
+    }
+}
+
+#[cfg(test)]
+impl Credential {
+    /// Of an hour, to be refreshed after 45 minutes.
+    pub(super) fn google_for_test(token: &str, service_account: &str, now: SystemTime) -> Self {
+        let principal =
+            "principal://iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml/subject/x";
+        let cloud = Cloud::Google { principal: principal.to_owned(), service_account: service_account.to_owned() };
+        Self::for_test(token, "https://www.googleapis.com/auth/cloud-platform", cloud, now)
+    }
+
+    pub(super) fn azure_for_test(token: &str, client_id: &str, scope: &str, now: SystemTime) -> Self {
+        Self::for_test(token, scope, Cloud::Azure { client_id: client_id.to_owned() }, now)
+    }
+
+    fn for_test(token: &str, scope: &str, cloud: Cloud, now: SystemTime) -> Self {
+        Self {
+            token: Secret::new(token),
+            scopes: vec![scope.to_owned()],
+            expires_at: now + Duration::from_secs(3600),
+            refresh_after: now + Duration::from_secs(2700),
+            obtained_at: now,
+            cloud,
+        }
     }
 }

@@ -2,9 +2,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -18,7 +15,6 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
@@ -28,9 +24,9 @@ use tonic::body::Body;
 use tower::Service as _;
 
 use super::tls::Tls;
-use crate::config::ListenAddress;
 use crate::exchange::Peer;
 use crate::grpc::{self, Farewell};
+use crate::socket::Socket;
 
 /// One bound address and what is served there.
 pub(super) struct Listener {
@@ -43,11 +39,6 @@ pub(super) struct Listener {
     /// Ends what did not end by itself.
     pub aborting: CancellationToken,
     pub connections: TaskTracker,
-}
-
-pub(super) enum Socket {
-    Tcp(TcpListener),
-    Unix(UnixListener, OwnSocket),
 }
 
 #[derive(Clone)]
@@ -68,62 +59,18 @@ impl Serves {
     }
 }
 
-impl Socket {
-    /// `None` where the listener is off.
-    pub async fn bind(address: &ListenAddress) -> io::Result<Option<Self>> {
-        Ok(match address {
-            ListenAddress::Off => None,
-            ListenAddress::Tcp(address) => Some(Self::Tcp(TcpListener::bind(address).await?)),
-            ListenAddress::Unix(path) => {
-                // A socket that a killed process left behind: one that is in use answers, and other files stay.
-                let left_behind = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-                if left_behind && tokio::net::UnixStream::connect(path).await.is_err() {
-                    std::fs::remove_file(path)?;
-                }
-                let listener = UnixListener::bind(path)?;
-                Some(Self::Unix(listener, OwnSocket { path: path.clone(), inode: inode(path) }))
-            }
-        })
-    }
-
-    pub fn local_address(&self) -> Option<SocketAddr> {
-        match self {
-            Self::Tcp(listener) => listener.local_addr().ok(),
-            Self::Unix(..) => None,
+async fn accept(socket: &Socket) -> io::Result<(Box<dyn Stream>, String)> {
+    match socket {
+        Socket::Tcp(listener) => {
+            let (stream, peer) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            Ok((Box::new(stream), peer.to_string()))
+        }
+        Socket::Unix(listener, _own) => {
+            let (stream, _peer) = listener.accept().await?;
+            Ok((Box::new(stream), "unix".to_owned()))
         }
     }
-
-    async fn accept(&self) -> io::Result<(Box<dyn Stream>, String)> {
-        match self {
-            Self::Tcp(listener) => {
-                let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Ok((Box::new(stream), peer.to_string()))
-            }
-            Self::Unix(listener, _own) => {
-                let (stream, _peer) = listener.accept().await?;
-                Ok((Box::new(stream), "unix".to_owned()))
-            }
-        }
-    }
-}
-
-/// The file of a Unix socket: gone with the listener, unless another process has put its own there.
-pub(super) struct OwnSocket {
-    path: PathBuf,
-    inode: Option<u64>,
-}
-
-impl Drop for OwnSocket {
-    fn drop(&mut self) {
-        if self.inode.is_some() && inode(&self.path) == self.inode {
-            let _ = std::fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn inode(path: &Path) -> Option<u64> {
-    std::fs::metadata(path).ok().map(|metadata| metadata.ino())
 }
 
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
@@ -138,7 +85,7 @@ impl Listener {
         loop {
             let accepted = tokio::select! {
                 () = this.draining.cancelled() => return,
-                accepted = this.socket.accept() => accepted,
+                accepted = accept(&this.socket) => accepted,
             };
             let (stream, peer) = match accepted {
                 Ok(accepted) => accepted,

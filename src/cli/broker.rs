@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
-use clap::Args;
+use clap::{Args, ValueEnum as _};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
@@ -43,10 +43,10 @@ impl Broker {
         Self { address, ca: None }
     }
 
-    /// These settings for another run of the program.
-    pub fn arguments(&self) -> Vec<String> {
-        let ca = self.ca.iter().flat_map(|path| ["--ca".to_owned(), path.display().to_string()]);
-        ["--address".to_owned(), self.address.clone()].into_iter().chain(ca).collect()
+    /// These settings for another run of the program, wherever that is.
+    pub fn arguments(&self) -> anyhow::Result<Vec<String>> {
+        let ca = self.ca.as_deref().map(absolute).transpose()?;
+        Ok(words([("--address", Some(self.address.clone())), ("--ca", ca)]))
     }
 
     /// Authorities to trust besides the system's.
@@ -67,8 +67,24 @@ impl SubjectToken {
         Self { subject_token_file: Some(path), subject_source: Some(SourceName::File), audience: None }
     }
 
+    /// These settings for another run of the program, wherever that is; a token in a variable is not among them.
+    pub fn arguments(&self) -> anyhow::Result<Vec<String>> {
+        let source = self.subject_source.and_then(|source| source.to_possible_value());
+        let source = source.map(|value| value.get_name().to_owned());
+        let (file, audience) = (self.absolute_file()?, self.audience.clone());
+        Ok(words([("--subject-token-file", file), ("--subject-source", source), ("--audience", audience)]))
+    }
+
     pub fn file(&self) -> Option<&Path> {
         self.subject_token_file.as_deref()
+    }
+
+    /// The file's absolute path, where the token comes from one.
+    pub fn absolute_file(&self) -> anyhow::Result<Option<String>> {
+        match (self.file(), self.subject_source) {
+            (Some(path), None | Some(SourceName::File)) => absolute(path).map(Some),
+            _ => Ok(None),
+        }
     }
 
     /// Its calls trust whom the calls to the broker trust.
@@ -86,6 +102,19 @@ impl SubjectToken {
         let token = self.source(broker).token().await.map_err(no_subject_token)?;
         Ok(token.expose().to_owned())
     }
+}
+
+fn words<const N: usize>(named: [(&str, Option<String>); N]) -> Vec<String> {
+    let given = named.into_iter().filter_map(|(name, value)| value.map(|value| [name.to_owned(), value]));
+    given.flatten().collect()
+}
+
+fn absolute(path: &Path) -> anyhow::Result<String> {
+    if path.as_os_str() == "-" {
+        return Err(usage("another run of the program has another standard input: name a file"));
+    }
+    let path = std::path::absolute(path).with_context(|| format!("{} has no absolute path", path.display()))?;
+    Ok(path.to_str().with_context(|| format!("the path {} is not text", path.display()))?.to_owned())
 }
 
 /// With the exit code of whoever has to act.

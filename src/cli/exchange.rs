@@ -10,7 +10,8 @@ use super::request::Request;
 use crate::proto;
 use crate::proto::token_exchange_client::TokenExchangeClient;
 
-/// The subject token is taken from --subject-token-file, else from CARNET_SUBJECT_TOKEN.
+/// The subject token is taken from the first source that is configured: a file, CARNET_SUBJECT_TOKEN, workload identity,
+/// `carnet login`, managed identity, az.
 #[derive(Debug, Args)]
 pub(super) struct Exchange {
     #[command(flatten)]

@@ -24,6 +24,7 @@ use crate::proto;
 use crate::proto::leases_client::LeasesClient;
 use crate::proto::token_exchange_client::TokenExchangeClient;
 use crate::secret::Secret;
+use crate::socket::Address;
 use crate::target::Span;
 
 /// Run a command whose cloud SDKs get their credentials from the broker
@@ -81,8 +82,9 @@ impl Exec {
             return Err(usage("--subject-token-file -: standard input is the command's"));
         }
         let mut signals = Signals::install()?;
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), Users::own()).await;
+        let listener = Listener::bind(&Address::Tcp(([127, 0, 0, 1], 0).into()), Users::own()).await;
         let listener = listener.context("cannot listen on 127.0.0.1")?;
+        let address = listener.address().context("the port that the system has chosen is not known")?;
         let opening = self.open();
         tokio::pin!(opening);
         let opened = tokio::select! {
@@ -110,7 +112,7 @@ impl Exec {
             let name = credential.target.clone();
             agent.put(&name, Credential::read(credential.clone(), now)?);
         }
-        let environment = Environment::of(&agent, listener.address()?, &secret);
+        let environment = Environment::of(&agent, address, &secret);
         environment.warnings().for_each(remark);
         let ended = CancellationToken::new();
         let serving = tokio::spawn(listener.serve(agent.clone(), ended.clone()));

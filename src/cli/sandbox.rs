@@ -281,6 +281,10 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
   carnet lease list --subject-token-file {operator}
   carnet lease close
 
+  # a command whose cloud SDKs get their credentials from the broker: see In a job in the README
+  carnet exec --target vertex-training --target azure-ml -- sh -c \\
+    'curl -s -H \"Metadata-Flavor: Google\" $GCE_METADATA_HOST/computeMetadata/v1/project/project-id'
+
   # a refusal: exit code 3, and one line in the broker's log
   carnet exchange --target no-such-target
 

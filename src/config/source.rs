@@ -61,6 +61,11 @@ impl Source {
         Ok(Self { value, lines, outside, faults, digest: sha256(text.as_bytes()) })
     }
 
+    /// Whether the file has this key.
+    pub fn has(&self, key: &str) -> bool {
+        self.value.get(key).is_some()
+    }
+
     /// Reads as `T`. A part that is wrong is taken out and the rest read again, until nothing wrong is left to find.
     pub fn typed<T: DeserializeOwned>(&self) -> Typed<T> {
         let (mut rest, mut gone) = (self.value.clone(), Gone::default());

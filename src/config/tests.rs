@@ -116,7 +116,7 @@ fn the_configuration_that_is_shipped_as_a_start_is_good() {
 #[test]
 fn what_can_be_left_out_has_a_default_and_nothing_is_granted() {
     let config = load(MINIMAL).unwrap_or_else(|error| panic!("{error}"));
-    assert_eq!(config.server.grpc, ListenAddress::Tcp(([127, 0, 0, 1], 7443).into()));
+    assert_eq!(config.server.grpc, Some(Address::Tcp(([127, 0, 0, 1], 7443).into())));
     assert_eq!(config.entra.clock_skew, Duration::from_secs(300));
     assert_eq!(config.policy.targets().count(), 0);
 }
@@ -326,6 +326,22 @@ fn an_issuer_needs_a_place_for_its_keys_and_targets_that_need_it_need_an_issuer(
     assert!(
         faults(&WHOLE.replace("https://carnet.example.com", "https://carnet.example.com/"))[0].contains("issuer.url")
     );
+}
+
+#[test]
+fn only_a_target_with_an_assertion_can_hand_it_out() {
+    let target = |subject_token: &str| {
+        format!(
+            "{MINIMAL}targets:\n  t:\n    google:\n      audience: //iam.googleapis.com/projects/1/locations/global/\
+             workloadIdentityPools/pool/providers/carnet\n      subject_token: {subject_token}\n      hand_out_assertion: true\n"
+        )
+    };
+    let found = faults(&target("entra"));
+    assert!(
+        found.iter().any(|fault| fault.contains("hand_out_assertion: goes with `subject_token: issuer`")),
+        "{found:?}"
+    );
+    assert!(!faults(&target("issuer")).iter().any(|fault| fault.contains("hand_out_assertion")));
 }
 
 #[test]

@@ -7,8 +7,6 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::io::AsyncReadExt as _;
-
 use self::managed_identity::ManagedIdentity;
 use self::token_endpoint::{Redemption, TokenEndpoint};
 use super::upstream::Upstreams;
@@ -103,14 +101,7 @@ enum Retry {
     Never,
 }
 
-/// Read at each use, because the kubelet replaces it; without the line end that editors and `echo` add.
 async fn read_token(path: &Path) -> io::Result<Secret> {
-    let mut text = String::new();
-    tokio::fs::File::open(path).await?.take(TOKEN_FILE_MAX_BYTES).read_to_string(&mut text).await?;
-    match text.trim() {
-        "" => Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty")),
-        token => Ok(Secret::new(token)),
-    }
+    let token = Secret::in_file(path).await?;
+    if token.is_empty() { Err(io::Error::new(io::ErrorKind::InvalidData, "it is empty")) } else { Ok(token) }
 }
-
-const TOKEN_FILE_MAX_BYTES: u64 = 64 * 1024;

@@ -44,6 +44,16 @@ pub(super) fn shape() -> Shape {
 }
 
 pub(super) fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims: &[(&str, serde_json::Value)]) -> Call {
+    let token_type = shape.token_type.as_ref().map_or(TokenType::AccessToken, |_audience| TokenType::IdToken);
+    call_for(shape, token_type, change, claims)
+}
+
+fn call_for(
+    shape: &Shape,
+    token_type: TokenType,
+    change: impl FnOnce(Target) -> Target,
+    claims: &[(&str, serde_json::Value)],
+) -> Call {
     let clock = ManualClock::start();
     let limit = format!("{}m", 60 + u32::from(shape.rule_limit));
     let rules: Vec<RuleDocument> = serde_json::from_value(json!([{
@@ -62,7 +72,7 @@ pub(super) fn call(shape: &Shape, change: impl FnOnce(Target) -> Target, claims:
         target: shape.target.clone(),
         scopes: shape.scopes.iter().map(|scope| scope.parse().expect("a scope")).collect(),
         excess: ExcessScopes::Refuse,
-        token_type: shape.token_type.as_ref().map_or(TokenType::AccessToken, |_audience| TokenType::IdToken),
+        token_type,
         audience: shape.token_type.as_ref().map(|audience| audience.parse().expect("an audience")),
         lifetime: Some(Duration::from_secs(shape.lifetime.into())),
         beyond: None,
@@ -117,6 +127,17 @@ fn i21_every_field_makes_another_key() {
     ];
     let keys: HashSet<Key> = shapes.iter().map(key_of).collect();
     assert_eq!(keys.len(), shapes.len());
+}
+
+#[test]
+fn an_assertion_is_kept_apart_from_what_it_buys_and_by_its_lifetime() {
+    let key = |token_type, lifetime| {
+        let allowed = |target: Target| target.with_google(|google| google.hand_out_assertion = true);
+        let shape = Shape { lifetime, scopes: Vec::new(), ..shape() };
+        key(&call_for(&shape, token_type, allowed, &[]).grant)
+    };
+    let keys = [(TokenType::AccessToken, 360), (TokenType::Jwt, 360), (TokenType::Jwt, 600)];
+    assert_eq!(HashSet::from(keys.map(|(token_type, lifetime)| key(token_type, lifetime))).len(), 3);
 }
 
 #[test]

@@ -1,9 +1,12 @@
 //! The endpoints that give a machine the tokens of its managed identity: how they are asked, and what they answer.
 
+use std::time::SystemTime;
+
 use http::{HeaderName, StatusCode};
 use serde::Deserialize;
 
 use crate::answer::{self, Verdict, by_status};
+use crate::clock::from_unix_seconds;
 use crate::http::{Endpoint, HttpError, Request, Response};
 use crate::secret::Secret;
 
@@ -51,9 +54,15 @@ pub struct ManagedIdentityAnswer {
     pub access_token: Secret,
     #[serde(rename = "token_type", deserialize_with = "answer::bearer")]
     _bearer: (),
-    /// Seconds since 1970.
     #[serde(deserialize_with = "answer::seconds")]
-    pub expires_on: u64,
+    expires_on: u64,
+}
+
+impl ManagedIdentityAnswer {
+    /// `None` where the platform cannot represent it.
+    pub fn expires_at(&self) -> Option<SystemTime> {
+        from_unix_seconds(self.expires_on)
+    }
 }
 
 /// Microsoft (how-to-use-vm-token): 404, 410, 429 and 5xx are retried.

@@ -71,6 +71,11 @@ fn google_gets_an_es256_assertion_that_names_the_person_and_the_job() {
         jsonwebtoken::Algorithm::ES256,
     );
     let now = unix_seconds(ManualClock::start().now());
+    let lives = |lifetime| {
+        let token = issuer.sign(&assertion, id, lifetime).expect("signed");
+        verified(&issuer, &token, jsonwebtoken::Algorithm::ES256)["exp"].as_u64().expect("a time") - now
+    };
+    assert_eq!([360, 600, 3600].map(|asked| lives(Duration::from_secs(asked))), [360, 600, 600]);
     assert_eq!(
         claims,
         json!({

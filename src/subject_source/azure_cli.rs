@@ -117,3 +117,71 @@ const LONGEST_WORD: usize = 80;
 const DEADLINE: Duration = Duration::from_secs(20);
 
 const MAX_BYTES: u64 = 1024 * 1024;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    fn az(folder: &tempfile::TempDir, script: &str) -> AzureCli {
+        let program = folder.path().join("az");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).expect("written");
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)).expect("changed");
+        let environment = Environment::of([("PATH", folder.path().to_str().expect("text"))]);
+        let audience = Audience::of("api://carnet");
+        AzureCli::configured(&environment, audience.as_ref()).expect("whole").expect("configured")
+    }
+
+    #[tokio::test]
+    async fn the_expiry_is_taken_from_newer_and_older_versions() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for expires_on in ["1767229200", r#""1767229200""#] {
+            let answer = format!(r#"echo '{{"accessToken":"opaque","expires_on":{expires_on}}}'"#);
+            let fetched = az(&folder, &answer).fetch().await.expect("a token");
+            assert_eq!(Some(fetched.expires_at), from_unix_seconds(1_767_229_200));
+        }
+        let older = r#"echo '{"accessToken":"e30.eyJleHAiOjE3NjcyMjkyMDB9.s","expiresOn":"2026-01-01 01:00:00.0"}'"#;
+        let fetched = az(&folder, older).fetch().await.expect("a token");
+        assert_eq!(Some(fetched.expires_at), from_unix_seconds(1_767_229_200));
+        for useless in [r#"echo '{"accessToken":"opaque"}'"#, "echo", r#"echo '{"accessToken":"two words"}'"#] {
+            assert!(matches!(az(&folder, useless).fetch().await, Err(SourceError::Malformed { .. })), "{useless}");
+        }
+    }
+
+    #[tokio::test]
+    async fn whatever_az_started_ends_with_the_call() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let started = folder.path().join("started");
+        let script = format!("/bin/sleep 1000 & echo $! > '{}.new'; /bin/mv '{0}.new' '{0}'; wait", started.display());
+        let az = az(&folder, &script);
+        let mut call = Box::pin(az.fetch());
+        let id = loop {
+            tokio::select! {
+                _ = &mut call => panic!("it ended by itself"),
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+            if let Ok(id) = std::fs::read_to_string(&started) {
+                break id.trim().to_owned();
+            }
+        };
+        drop(call);
+        // A process that nobody has waited for yet shows as a zombie.
+        let lives = || {
+            let status = std::fs::read_to_string(format!("/proc/{id}/stat")).unwrap_or_default();
+            status.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.trim_start().starts_with('Z'))
+        };
+        while lives() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    #[test]
+    fn what_az_says_is_cut_short_and_without_tokens() {
+        let token = "x".repeat(200);
+        let said = format!("WARNING: noise\nERROR: AADSTS50173: {token} {}\nmore", "word ".repeat(200));
+        let summary = summary(said.as_bytes());
+        assert!(summary.starts_with("ERROR: AADSTS50173: [...] word"), "{summary}");
+        assert!(summary.len() < 350 && !summary.contains(&token[..81]), "{summary}");
+    }
+}

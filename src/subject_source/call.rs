@@ -99,7 +99,10 @@ const ANSWER_MAX_BYTES: usize = 1024 * 1024;
 const ATTEMPT_DEADLINE: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
-pub(super) mod fake {
+pub(super) use self::fake::FakeWeb;
+
+#[cfg(test)]
+mod fake {
     use std::collections::VecDeque;
     use std::sync::Mutex;
 

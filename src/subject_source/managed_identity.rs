@@ -8,7 +8,7 @@ use super::call::{Pace, Web, call};
 use super::held::Fetched;
 use super::{Audience, Environment, SourceError, SourceName};
 use crate::answer::error_word;
-use crate::clock::{Clock, from_unix_seconds};
+use crate::clock::Clock;
 use crate::entra::{
     Failure, Identity, ManagedIdentityAnswer, ask_managed_identity, judge_managed_identity, probe_metadata_service,
 };
@@ -91,7 +91,7 @@ impl ManagedIdentity {
         }
         let answer: Option<ManagedIdentityAnswer> = serde_json::from_slice(&response.body).ok();
         answer
-            .and_then(|answer| Fetched::new(answer.access_token, Some(from_unix_seconds(answer.expires_on)?)))
+            .and_then(|answer| Fetched::new(answer.access_token.clone(), answer.expires_at()))
             .filter(|fetched| clock.now() < fetched.expires_at)
             .ok_or(SourceError::Malformed { name: NAME })
     }

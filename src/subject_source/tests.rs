@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use super::call::fake::FakeWeb;
+use super::call::FakeWeb;
 use super::held::Fetched;
 use super::*;
 use crate::clock::ManualClock;

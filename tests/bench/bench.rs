@@ -1,6 +1,7 @@
 //! What the broker costs, as ratios and counts measured in one run: `cargo bench --bench broker`, with a part's name
 //! after `--` for that part alone. Nothing here is asserted but that the answers are right.
 
+mod agent;
 mod broker;
 mod cold;
 mod empty;
@@ -31,6 +32,8 @@ fn main() -> ExitCode {
     let done = match words.as_slice() {
         // Processes of the bench's own.
         [empty::ROLE, answer] => empty::serve(answer),
+        [agent::EMPTY, address] => agent::serve_empty(address),
+        [agent::LOAD, address] => agent::load(address),
         [load::ROLE, job] => load::child(job),
         [memory::ROLE] => memory::child(),
         // `cargo test --all-targets` starts benches too, without this word.
@@ -71,7 +74,7 @@ fn run(chosen: &[&str]) -> Result<()> {
 
 type Part = fn() -> std::pin::Pin<Box<dyn Future<Output = Result<Vec<Row>>>>>;
 
-const PARTS: [(&str, Part); 8] = [
+const PARTS: [(&str, Part); 9] = [
     ("warm", || Box::pin(warm::run())),
     ("cold", || Box::pin(cold::run())),
     ("herd", || Box::pin(herd::run())),
@@ -79,6 +82,7 @@ const PARTS: [(&str, Part); 8] = [
     ("idle", || Box::pin(idle::run())),
     ("leases", || Box::pin(leases::run())),
     ("watches", || Box::pin(watches::run())),
+    ("agent", || Box::pin(agent::run())),
     ("storm", || Box::pin(storm::run())),
 ];
 

@@ -24,8 +24,8 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::holder::{LEASING, bearing, job};
 use crate::postgres::with_database;
-use crate::process::Process;
-use crate::support::{Broker, Setup, eventually, free_port, reason, records_of};
+use crate::process::{Process, make_place};
+use crate::support::{Broker, Setup, eventually, reason, records_of};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_process_that_is_killed_a_hundred_times_has_forgotten_nothing_that_it_answered() {
@@ -53,12 +53,7 @@ async fn keeps_its_promises(
     records: impl AsyncFn(&Broker) -> Vec<AuditRecord>,
 ) {
     let mut broker = Broker::start_for(Setup { rules: Some(LEASING), store, ..Setup::default() }).await;
-    // From now on a process has its place, its store and its issuer.
-    broker.take_app().drain().await;
-    let grpc = format!("127.0.0.1:{}", free_port());
-    let text = std::fs::read_to_string(broker.config_path()).expect("the file");
-    std::fs::write(broker.config_path(), text.replace("grpc: '127.0.0.1:0'", &format!("grpc: '{grpc}'")))
-        .expect("kept");
+    let grpc = make_place(&mut broker).await;
     let endpoint = Endpoint::from_shared(format!("http://{grpc}")).expect("a URI");
 
     let told = Told::default();

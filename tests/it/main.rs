@@ -6,12 +6,14 @@ mod postgres;
 mod process;
 mod support;
 
+mod agent;
 mod clients;
 mod clouds;
 mod command_line;
 mod credential_commands;
 mod doors;
 mod exchange;
+mod exec;
 mod grpc;
 mod issuer_keys;
 mod killed;

@@ -26,7 +26,25 @@ pub async fn serve(broker: &Broker, more: &str, grpc: &str) -> Process {
     process
 }
 
+/// Ends the application that `broker` began with: processes can take its place, its store and its issuer, at the address
+/// of gRPC that is returned.
+pub async fn make_place(broker: &mut Broker) -> String {
+    broker.take_app().drain().await;
+    let grpc = format!("127.0.0.1:{}", free_port());
+    let text = std::fs::read_to_string(broker.config_path()).expect("the file");
+    let placed = text.replace("grpc: '127.0.0.1:0'", &format!("grpc: '{grpc}'"));
+    std::fs::write(broker.config_path(), placed).expect("kept");
+    grpc
+}
+
 impl Process {
+    /// In the place that was made, and ready.
+    pub async fn in_place_of(broker: &Broker) -> Self {
+        let process = Self::start(&broker.config_path(), broker.http.clone());
+        process.until_ready().await;
+        process
+    }
+
     /// `http`: where `config` says that it serves. It logs beside its configuration.
     pub fn start(config: &Path, http: String) -> Self {
         let log = config.with_extension("log");

@@ -5,12 +5,18 @@ mod login;
 
 use std::path::Path;
 use std::process::{Command, Output};
+use std::sync::Arc;
 
 use carnet::sandbox::{AssignedIdentity, FederatedCredential, Identity, ManagedIdentity, OidcIssuer};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use serde_json::json;
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
 
 use crate::command_line::{carnet, run, text};
-use crate::support::{AUDIENCE, Broker, Setup, TENANT, with_broker, with_setup};
+use crate::support::{AUDIENCE, Broker, RUNNER, Setup, TENANT, with_broker, with_setup};
+use crate::tls::Authority;
 
 const APP: &str = "88888888-8888-8888-8888-888888888888";
 const MACHINE: &str = "99999999-9999-9999-9999-999999999999";
@@ -59,7 +65,7 @@ fn executable(path: &Path, script: &str) {
 async fn a_clusters_projected_token_buys_one_that_the_broker_accepts() {
     with_setup(open_to_machines(), async |broker| {
         let cluster = OidcIssuer::start().await.expect("a cluster");
-        broker.entra.register(Identity::app(TENANT, APP, "app-object"));
+        broker.entra.register(Identity::app(TENANT, APP, RUNNER));
         let subject = "system:serviceaccount:ml:trainer";
         broker.entra.trust(APP, FederatedCredential::new(cluster.issuer(), subject)).expect("trusted");
         let now = carnet::clock::unix_seconds(carnet::clock::Clock::now(&carnet::clock::SystemClock));
@@ -98,8 +104,10 @@ async fn the_machines_managed_identity_is_asked_in_each_of_its_protocols() {
         let host = ManagedIdentity::start(&broker.entra, TENANT).await.expect("a host");
         let identity = |client_id: &str| AssignedIdentity {
             client_id: client_id.to_owned(),
-            object_id: format!("object-of-{client_id}"),
-            resource_id: format!("/subscriptions/s/userAssignedIdentities/{client_id}"),
+            object_id: RUNNER.to_owned(),
+            resource_id: format!(
+                "/subscriptions/{APP}/resourcegroups/ml/providers/Microsoft.ManagedIdentity/userAssignedIdentities/ml"
+            ),
         };
         host.assign(identity(MACHINE));
         let (endpoint, msi) = (host.identity_endpoint(), host.msi_endpoint());
@@ -196,6 +204,64 @@ async fn standard_input_is_read_once_and_a_changed_file_each_time() {
         let output = output.expect("an end");
         assert!(output.status.success(), "{}", text(&output.stderr));
         broker.is_secret(text(&output.stdout).trim());
+    })
+    .await;
+}
+
+/// `https://localhost:PORT` in front of a plain stand-in.
+async fn behind_tls(authority: &Authority, plain: &str) -> String {
+    let (certificate, key) = authority.issue("localhost");
+    let chain =
+        CertificateDer::pem_slice_iter(certificate.as_bytes()).collect::<Result<_, _>>().expect("a certificate");
+    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).expect("a key");
+    let config = rustls::ServerConfig::builder().with_no_client_auth().with_single_cert(chain, key).expect("a server");
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let url = format!("https://localhost:{}", listener.local_addr().expect("an address").port());
+    let plain = plain.trim_start_matches("http://").to_owned();
+    tokio::spawn(async move {
+        while let Ok((stream, _peer)) = listener.accept().await {
+            let (acceptor, plain) = (acceptor.clone(), plain.clone());
+            tokio::spawn(async move {
+                let mut behind = TcpStream::connect(plain).await.expect("the stand-in");
+                // A client that does not trust us hangs up.
+                if let Ok(mut stream) = acceptor.accept(stream).await {
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut behind).await;
+                }
+            });
+        }
+    });
+    url
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn entra_is_trusted_by_the_same_authorities_as_the_broker() {
+    with_setup(open_to_machines(), async |broker| {
+        let cluster = OidcIssuer::start().await.expect("a cluster");
+        broker.entra.register(Identity::app(TENANT, APP, RUNNER));
+        broker.entra.trust(APP, FederatedCredential::new(cluster.issuer(), "sub")).expect("trusted");
+        let now = carnet::clock::unix_seconds(carnet::clock::Clock::now(&carnet::clock::SystemClock));
+        let claims = json!({
+            "iss": cluster.issuer(), "sub": "sub", "aud": "api://AzureADTokenExchange",
+            "iat": now, "nbf": now, "exp": now + 3600,
+        });
+        let file = |name: &str, text: &str| {
+            let path = broker.folder.path().join(name);
+            std::fs::write(&path, text).expect("written");
+            path.to_str().expect("text").to_owned()
+        };
+        let authority = Authority::new();
+        let (token, ca) = (file("projected", &cluster.sign(&claims)), file("extra-ca.pem", &authority.pem()));
+        let entra = behind_tls(&authority, broker.entra.authority()).await;
+        let variables = [
+            ("AZURE_FEDERATED_TOKEN_FILE", token.as_str()),
+            ("AZURE_CLIENT_ID", APP),
+            ("AZURE_TENANT_ID", TENANT),
+            ("AZURE_AUTHORITY_HOST", &entra),
+            ("CARNET_AUDIENCE", AUDIENCE),
+        ];
+        succeeds(broker, &[&variables[..], &[("CARNET_CA_FILE", &ca)]].concat()).await;
+        fails(broker, &variables, 5, "workload-identity: no answer that helps: could not connect").await;
     })
     .await;
 }

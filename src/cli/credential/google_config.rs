@@ -1,7 +1,7 @@
 //! `carnet credential google-config`: the `external_account` file that Google's libraries read (AIP-4117).
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 use base64::Engine as _;
@@ -94,9 +94,9 @@ impl Config {
         if self.google.provider.is_some() || self.google.token_lifetime.is_some() {
             return Err(usage("--provider, --service-account and --token-lifetime go with --via google"));
         }
-        let source = match self.subject_token.file() {
-            Some(path) => json!({"file": absolute(path)?}),
-            None => self.executable(&[])?,
+        let source = match self.subject_token.absolute_file()? {
+            Some(path) => json!({"file": path}),
+            None => self.executable(Vec::new())?,
         };
         Ok(json!({
             "type": TYPE,
@@ -110,12 +110,7 @@ impl Config {
 
     async fn via_google(&self) -> anyhow::Result<Value> {
         let google = &self.google;
-        let mut arguments = vec!["--assertion-for".to_owned(), self.target.clone()];
-        arguments.extend(self.broker.arguments());
-        if let Some(path) = self.subject_token.file() {
-            arguments.extend(["--subject-token-file".to_owned(), absolute(path)?]);
-        }
-        let source = self.executable(&arguments)?;
+        let source = self.executable(vec!["--assertion-for".to_owned(), self.target.clone()])?;
         let (provider, service_account) = match &google.provider {
             Some(provider) => (provider.clone(), google.service_account.clone()),
             None => self.ask().await?,
@@ -171,15 +166,16 @@ impl Config {
         Ok((provider, account))
     }
 
-    fn executable(&self, arguments: &[String]) -> anyhow::Result<Value> {
+    fn executable(&self, mut arguments: Vec<String>) -> anyhow::Result<Value> {
+        arguments.extend(self.broker.arguments()?);
+        arguments.extend(self.subject_token.arguments()?);
         let program = match &self.program {
             Some(program) => program.clone(),
             None => std::env::current_exe().context("the path of this program is not known: give --program")?,
         };
         let program = program.to_str().context("this program's path is not text: give --program")?;
-        let own = ["credential", "google-executable"].map(str::to_owned);
-        let words: Vec<&str> =
-            std::iter::once(program).chain(own.iter().chain(arguments).map(String::as_str)).collect();
+        let command = [program, "credential", "google-executable"];
+        let words: Vec<&str> = command.into_iter().chain(arguments.iter().map(String::as_str)).collect();
         // Some libraries split the command as a shell does, others at every blank.
         let unsafe_word =
             |word: &&&str| word.is_empty() || word.contains(|c: char| !c.is_ascii_graphic() || "'\"\\`$".contains(c));
@@ -220,14 +216,6 @@ impl Config {
             remark("Google's library for Java refuses a token_url without https://");
         }
     }
-}
-
-fn absolute(path: &Path) -> anyhow::Result<String> {
-    if path.as_os_str() == "-" {
-        return Err(usage("the clients that read the file have another standard input: name a file"));
-    }
-    let path = std::path::absolute(path).with_context(|| format!("{} has no absolute path", path.display()))?;
-    Ok(path.to_str().with_context(|| format!("the path {} is not text", path.display()))?.to_owned())
 }
 
 const TYPE: &str = "external_account";

@@ -31,8 +31,8 @@ pub(in crate::cli) struct Executable {
     #[arg(long, value_name = "TARGET", env = "CARNET_ASSERTION_FOR")]
     assertion_for: Option<String>,
     /// The `audience` of the file: with --assertion-for, no assertion for another one is printed
-    #[arg(long, value_name = "AUDIENCE", env = "GOOGLE_EXTERNAL_ACCOUNT_AUDIENCE")]
-    audience: Option<String>,
+    #[arg(long, value_name = "NAME", env = "GOOGLE_EXTERNAL_ACCOUNT_AUDIENCE")]
+    google_audience: Option<String>,
     /// The `subject_token_type` of the file
     #[arg(long, value_name = "URN", env = "GOOGLE_EXTERNAL_ACCOUNT_TOKEN_TYPE", default_value = TokenType::Jwt.urn())]
     token_type: String,
@@ -74,7 +74,7 @@ impl Executable {
             None => self.subject_token.token(&self.broker).await?,
         };
         let claims = unverified_claims(&token);
-        if let (Some(_), Some(wanted), Some(given)) = (&self.assertion_for, &self.audience, &claims.aud)
+        if let (Some(_), Some(wanted), Some(given)) = (&self.assertion_for, &self.google_audience, &claims.aud)
             && given.as_str() != Some(wanted)
         {
             bail!("the file's audience is {wanted}, and the target's assertion is for {given}: write the file anew");

@@ -82,7 +82,8 @@ impl FromStr for Host {
         let url = Url::parse(&format!("https://{text}/")).map_err(|error| format!("is no host: {error}"))?;
         let bare = url.path() == "/" && url.query().is_none() && url.fragment().is_none();
         let anonymous = url.username().is_empty() && url.password().is_none() && !text.contains('@');
-        match (url.host_str(), url.port()) {
+        let plain = |name: &&str| name.chars().all(|c| c.is_ascii_alphanumeric() || "-._[]:".contains(c));
+        match (url.host_str().filter(plain), url.port()) {
             _ if !bare || !anonymous => Err("is no host: a name, and a port if it has one".to_owned()),
             (Some(name), Some(port)) => Ok(Self(format!("{name}:{port}"))),
             (Some(name), None) => Ok(Self(name.to_owned())),

@@ -58,10 +58,8 @@ impl Kubectl {
     fn kubeconfig(&self, name: &str) -> anyhow::Result<String> {
         let program = std::env::current_exe().context("the path of this program is not known")?;
         let mut arguments = ["credential", "kubectl", "--target", &self.target].map(str::to_owned).to_vec();
-        arguments.extend(self.broker.arguments());
-        if let Some(file) = self.subject_token.file() {
-            arguments.extend(["--subject-token-file".to_owned(), file.display().to_string()]);
-        }
+        arguments.extend(self.broker.arguments()?);
+        arguments.extend(self.subject_token.arguments()?);
         let arguments: String = arguments.iter().map(|argument| format!("        - {}\n", json!(argument))).collect();
         Ok(format!(
             "\

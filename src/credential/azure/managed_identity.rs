@@ -8,7 +8,7 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use crate::answer::error_word;
-use crate::clock::{Clock, from_unix_seconds};
+use crate::clock::Clock;
 use crate::credential::upstream::Upstream;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
 use crate::entra::{Identity, ManagedIdentityAnswer, ask_managed_identity, judge_managed_identity};
@@ -56,7 +56,7 @@ impl ManagedIdentity<'_> {
             )
         };
         let success: ManagedIdentityAnswer = serde_json::from_slice(&response.body).map_err(|_form| malformed())?;
-        let expires_at = from_unix_seconds(success.expires_on).ok_or_else(malformed)?;
+        let expires_at = success.expires_at().ok_or_else(malformed)?;
         Ok(Credential::new(success.access_token, self.clock.now(), expires_at, asked, self.identity.clone()))
     }
 }

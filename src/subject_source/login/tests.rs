@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::clock::ManualClock;
-use crate::subject_source::call::fake::FakeWeb;
+use crate::subject_source::call::FakeWeb;
 use crate::subject_source::{Environment, Fault};
 
 const TENANT: &str = "11111111-1111-1111-1111-111111111111";
@@ -83,6 +83,7 @@ async fn what_others_could_read_is_refused() {
 }
 
 #[tokio::test]
+#[expect(clippy::print_stderr, reason = "says what was left out")]
 async fn what_belongs_to_somebody_else_is_refused() {
     let home = tempfile::tempdir().expect("a folder");
     let store = saved(home.path(), "1.x").await;

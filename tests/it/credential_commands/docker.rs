@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 
 use axum::Form;
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, Uri};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri};
+use axum::middleware::map_response;
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::post;
 use base64::Engine as _;
@@ -20,17 +21,20 @@ use crate::support::{Broker, TENANT};
 const NOT_FOUND: &str = "credentials not found in native keychain\n";
 const REFRESH_TOKEN: &str = "a-refresh-token-of-the-registry-that-nobody-else-sees";
 
+/// A form's fields.
+type Sent = Vec<(String, String)>;
+
 /// What the registry was sent: the forms of exchanges, and user names with passwords.
 #[derive(Clone, Default)]
 struct Seen {
-    exchanges: Arc<Mutex<Vec<Vec<(String, String)>>>>,
+    exchanges: Arc<Mutex<Vec<Sent>>>,
     logins: Arc<Mutex<Vec<String>>>,
     refuses: Arc<Mutex<Option<Response>>>,
 }
 
 /// Answers whoever shows a user name and a password, and trades Entra tokens as Azure's registries do.
 async fn registry() -> (Server, Seen) {
-    let exchange = async |State(seen): State<Seen>, Form(form): Form<Vec<(String, String)>>| {
+    let exchange = async |State(seen): State<Seen>, Form(form): Form<Sent>| {
         seen.exchanges.lock().expect("no panic").push(form);
         let refusal = seen.refuses.lock().expect("no panic").take();
         refusal.unwrap_or_else(|| axum::Json(json!({"refresh_token": REFRESH_TOKEN})).into_response())
@@ -52,7 +56,13 @@ async fn registry() -> (Server, Seen) {
         ([("content-type", manifest)], body.to_string()).into_response()
     };
     let seen = Seen::default();
+    // docker 20 speaks to nobody who does not say so.
+    let version = async |mut answer: Response| {
+        answer.headers_mut().insert("docker-distribution-api-version", HeaderValue::from_static("registry/2.0"));
+        answer
+    };
     let router = axum::Router::new().route("/oauth2/exchange", post(exchange)).fallback(images);
+    let router = router.layer(map_response(version));
     (Server::start(router.with_state(seen.clone())).await, seen)
 }
 

@@ -63,7 +63,7 @@ async fn the_callers_entra_token_is_printed_and_kept_in_the_output_file() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_brokers_assertion_is_printed_recorded_and_taken_by_google() {
     with_tools(async |broker| {
-        let answer = executable(broker, &["--assertion-for", "handed-out", "--audience", PROVIDER], &[]).await;
+        let answer = executable(broker, &["--assertion-for", "handed-out", "--google-audience", PROVIDER], &[]).await;
         let assertion = answer["id_token"].as_str().expect("a token");
         broker.is_secret(assertion);
         let said = claims(assertion);
@@ -108,7 +108,7 @@ async fn failures_are_told_in_the_answer_alone_and_never_kept() {
             (&["--assertion-for", "grouped"], None, "DENIED", "denied (DENIED, exchange "),
             (&["--assertion-for", "vertex"], None, "FAILED", "does not hand out its assertion"),
             (&["--assertion-for", "azure-ml"], None, "FAILED", "does not hand out its assertion"),
-            (&["--assertion-for", "handed-out", "--audience", "//other"], None, "FAILED", "write the file anew"),
+            (&["--assertion-for", "handed-out", "--google-audience", "//other"], None, "FAILED", "write the file anew"),
             (&["--assertion-for", "handed-out"], Some(&foreign), "SUBJECT_TOKEN_REFUSED", "SUBJECT_TOKEN_AUDIENCE"),
             (
                 &["--assertion-for", "handed-out", "--address", "http://127.0.0.1:1"],
@@ -181,7 +181,7 @@ async fn the_file_leads_googles_libraries_to_the_broker_or_to_google() {
         assert_eq!(code, Some(0), "{said}");
         assert!(said.contains("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES=1") && said.contains("GOOGLE_CLOUD_PROJECT="));
         let program = env!("CARGO_BIN_EXE_carnet");
-        let command = format!("{program} credential google-executable");
+        let command = format!("{program} credential google-executable --address {}", broker.grpc_address());
         assert_eq!(
             file,
             json!({

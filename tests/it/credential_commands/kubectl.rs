@@ -4,21 +4,23 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 
 use axum::http::HeaderMap;
+use carnet::clock::{Clock as _, SystemClock};
 use serde_json::{Value, json};
 
 use super::server::Server;
-use super::{as_runner, credential, has, path_with, run_with, token_of, with_tools};
+use super::{as_runner, credential, has, run_with, token_of, with_tools};
 use crate::command_line::{run, text};
 
 fn info(version: &str) -> String {
-    json!({"apiVersion": format!("client.authentication.k8s.io/{version}"), "kind": "ExecCredential", "spec": {"interactive": false}})
-        .to_string()
+    let version = format!("client.authentication.k8s.io/{version}");
+    json!({"apiVersion": version, "kind": "ExecCredential", "spec": {"interactive": false}}).to_string()
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_answer_is_an_exec_credential_of_the_version_that_was_asked() {
     with_tools(async |broker| {
         let token = token_of(broker, "vertex").await;
+        let now = jiff::Timestamp::try_from(SystemClock.now()).expect("a time");
         for version in ["v1", "v1beta1"] {
             let mut command = credential(broker, &["kubectl"]);
             command.env("CARNET_TARGET", "vertex").env("KUBERNETES_EXEC_INFO", info(version));
@@ -28,7 +30,7 @@ async fn the_answer_is_an_exec_credential_of_the_version_that_was_asked() {
             assert_eq!(answer["apiVersion"], format!("client.authentication.k8s.io/{version}"));
             assert_eq!((&answer["kind"], &answer["status"]["token"]), (&json!("ExecCredential"), &json!(token)));
             let expiry = answer["status"]["expirationTimestamp"].as_str().expect("a time");
-            assert!(expiry.parse::<jiff::Timestamp>().is_ok_and(|time| time > jiff::Timestamp::now()), "{expiry}");
+            assert!(expiry.parse::<jiff::Timestamp>().is_ok_and(|time| time > now), "{expiry}");
         }
         for (target, version, code, said) in [
             ("vertex", "v1alpha1", 1, "asks for another version"),
@@ -61,21 +63,33 @@ async fn kubectl_shows_the_api_server_the_targets_token() {
         let home = tempfile::tempdir().expect("a folder");
         let ca = home.path().join("ca.crt");
         server.write_certificate(&ca);
-        for target in ["vertex", "azure-ml"] {
+        // The first kubectl that knows v1 is 1.22.
+        let versions: &[&str] = if minor_version().await < 22 { &["v1beta1"] } else { &["v1", "v1beta1"] };
+        let pairs = ["vertex", "azure-ml"].into_iter().flat_map(|target| versions.iter().map(move |v| (target, v)));
+        for (target, version) in pairs {
             let printed = run(credential(broker, &["kubectl", "--target", target, "--kubeconfig-user", "me"])).await;
+            let user = text(&printed.stdout).replace("k8s.io/v1\n", &format!("k8s.io/{version}\n"));
             let config = format!(
-                "apiVersion: v1\nkind: Config\nclusters:\n  - name: c\n    cluster: {{ server: 'https://{host}', certificate-authority: '{ca}' }}\n\
-                 contexts:\n  - name: x\n    context: {{ cluster: c, user: me }}\ncurrent-context: x\n{user}",
+                "\
+apiVersion: v1
+kind: Config
+clusters:
+  - name: c
+    cluster: {{ server: 'https://{host}', certificate-authority: '{ca}' }}
+contexts:
+  - name: x
+    context: {{ cluster: c, user: me }}
+current-context: x
+{user}",
                 host = server.host(),
                 ca = ca.display(),
-                user = text(&printed.stdout),
             );
             let kubeconfig = home.path().join("config");
             std::fs::write(&kubeconfig, config).expect("written");
             let mut command = Command::new("kubectl");
             command.args(["get", "--raw", "/version"]).env("KUBECONFIG", &kubeconfig).env("HOME", home.path());
             as_runner(broker, &mut command);
-            command.env("PATH", path_with(home.path())).env_remove("HTTPS_PROXY").env_remove("https_proxy");
+            command.env_remove("HTTPS_PROXY").env_remove("https_proxy");
             let output = run(command).await;
             assert!(output.status.success(), "{}", text(&output.stderr));
             assert!(text(&output.stdout).contains("\"33\""), "{}", text(&output.stdout));
@@ -85,4 +99,12 @@ async fn kubectl_shows_the_api_server_the_targets_token() {
         }
     })
     .await;
+}
+
+async fn minor_version() -> u32 {
+    let mut command = Command::new("kubectl");
+    command.args(["version", "--client", "--output", "json"]);
+    let version: Value = serde_json::from_slice(&run(command).await.stdout).expect("JSON");
+    let minor = version["clientVersion"]["minor"].as_str().expect("a version");
+    minor.trim_end_matches(|c: char| !c.is_ascii_digit()).parse().expect("a number")
 }

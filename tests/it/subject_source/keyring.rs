@@ -8,6 +8,7 @@ use crate::command_line::{run, text};
 use crate::support::{AUDIENCE, Broker, PERSON, with_broker};
 
 /// `CARNET_TEST_KEYRING=required`: rather fail than leave it out.
+#[expect(clippy::print_stderr, reason = "says what was left out")]
 fn is_installed() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let is_there = |program: &str| std::env::split_paths(&path).any(|folder| folder.join(program).is_file());

@@ -39,13 +39,14 @@ pub async fn until_the_code(mut command: Command) -> (Child, String, BufReader<s
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
     let mut lines = BufReader::new(child.stderr.take().expect("its words"));
     let read = move || {
-        let mut line = String::new();
-        lines.read_line(&mut line).expect("text");
-        (line, lines)
+        let mut said = String::new();
+        // What else the session says comes before it.
+        while !said.contains("enter the code ") && lines.read_line(&mut said).expect("text") > 0 {}
+        (said, lines)
     };
-    let (line, lines) = tokio::task::spawn_blocking(read).await.expect("no panic");
-    let code = line.split("enter the code ").nth(1).and_then(|rest| rest.split(' ').next());
-    (child, code.unwrap_or_else(|| panic!("no code in {line}")).to_owned(), lines)
+    let (said, lines) = tokio::task::spawn_blocking(read).await.expect("no panic");
+    let code = said.split("enter the code ").nth(1).and_then(|rest| rest.split(' ').next());
+    (child, code.unwrap_or_else(|| panic!("no code in {said}")).to_owned(), lines)
 }
 
 async fn log_in(broker: &Broker, home: &Path) -> String {

@@ -1,0 +1,94 @@
+//! Addresses to listen at: TCP, or a Unix socket whose file goes when the listener goes.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+
+/// `ADDRESS:PORT` or `unix:PATH`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Address {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+}
+
+/// A text is no [`Address`].
+#[derive(Debug, thiserror::Error)]
+#[error("expected ADDRESS:PORT such as 127.0.0.1:7443 or [::]:7443, or unix:PATH")]
+pub struct InvalidAddress;
+
+/// A bound address.
+#[derive(Debug)]
+pub enum Socket {
+    Tcp(TcpListener),
+    Unix(UnixListener, OwnFile),
+}
+
+/// The file of a Unix socket: gone with the listener, unless another process has put its own there.
+#[derive(Debug)]
+pub struct OwnFile {
+    path: PathBuf,
+    inode: Option<u64>,
+}
+
+impl Socket {
+    /// # Errors
+    /// Where the system refuses the address.
+    pub async fn bind(address: &Address) -> io::Result<Self> {
+        Ok(match address {
+            Address::Tcp(address) => Self::Tcp(TcpListener::bind(address).await?),
+            Address::Unix(path) => {
+                // A socket that a killed process left behind: one that is in use answers, and other files stay.
+                let left_behind = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+                if left_behind && UnixStream::connect(path).await.is_err() {
+                    std::fs::remove_file(path)?;
+                }
+                let listener = UnixListener::bind(path)?;
+                Self::Unix(listener, OwnFile { path: path.clone(), inode: inode(path) })
+            }
+        })
+    }
+
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        match self {
+            Self::Tcp(listener) => listener.local_addr().ok(),
+            Self::Unix(..) => None,
+        }
+    }
+}
+
+impl FromStr for Address {
+    type Err = InvalidAddress;
+
+    fn from_str(text: &str) -> Result<Self, InvalidAddress> {
+        match text.strip_prefix("unix:") {
+            Some(path) => Ok(Self::Unix(PathBuf::from(path))),
+            None => text.parse().map(Self::Tcp).map_err(|_no_address| InvalidAddress),
+        }
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => address.fmt(f),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl Drop for OwnFile {
+    fn drop(&mut self) {
+        if self.inode.is_some() && inode(&self.path) == self.inode {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|metadata| metadata.ino())
+}
