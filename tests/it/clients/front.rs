@@ -8,6 +8,7 @@ use carnet::agent::{Agent, Exchanges, Listener, Settings, TargetSettings, Users}
 use carnet::grpc::{Address, connect_lazily};
 use carnet::proto::Job;
 use carnet::secret::Secret;
+use carnet::socket;
 use carnet::subject_source::{self, SubjectSource};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy};
 use tokio::net::{TcpListener, TcpStream};
@@ -47,7 +48,8 @@ impl Front {
         };
         let source = Arc::new(Exchanges::new(channel, subject, Job::default()));
         let agent = Agent::new(settings, source, Arc::new(world.clock.clone()));
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into(), Users::own()).await.expect("a port");
+        let listener =
+            Listener::bind(&socket::Address::Tcp(([127, 0, 0, 1], 0).into()), Users::own()).await.expect("a port");
         let served_at = listener.address().expect("an address");
         let ended = CancellationToken::new();
         tokio::spawn(listener.serve(agent.clone(), ended.clone()));
