@@ -62,7 +62,7 @@ async fn every_library_works_through_an_outage_of_the_broker_and_then_takes_the_
 
     let front = |way| if way == Way::GoogleMetadata { &google } else { &azure };
     let start = |(program, way, arguments): (&Program, Way, &[&str])| {
-        println!("RAN {program} {}: {way:?} {}", program.version(), arguments.join(" "));
+        program.say_run(&format!("agent, {way:?} {}", arguments.join(" ")));
         Caller { client: front(way).start(&world, program, way, arguments), way }
     };
     let mut callers: Vec<Caller> = ways().map(start).collect();
@@ -105,9 +105,8 @@ async fn a_library_that_is_denied_says_so_and_does_not_go_on_asking() {
     for (program, way, arguments) in ways() {
         let front = Front::of(&world, "grouped").await;
         let mut client = front.start(&world, program, way, arguments);
-        let error = client.call().err().expect("denied");
+        let error = client.call().expect_err("denied");
         assert!(!error.contains("ya29."), "{program}");
-        println!("DENIED {program} {way:?} {}: {} requests: {error}", arguments.join(" "), front.requests());
         assert!(front.requests() <= 10, "{program} by {way:?}: {} requests", front.requests());
     }
     world.end().await;
