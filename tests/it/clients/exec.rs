@@ -24,7 +24,6 @@ async fn every_library_finds_its_credentials_as_the_command_of_exec() {
     }
     for mut client in clients {
         client.must_call();
-
         client.end();
     }
     world.end().await;
