@@ -12,7 +12,7 @@ async fn every_library_finds_its_credentials_as_the_command_of_exec() {
     let azure = AZURE.iter().map(|program| (program, &["default"][..]));
     let mut clients = Vec::new();
     for (program, arguments) in google.chain(azure).filter(|(program, _)| program.is_installed()) {
-        println!("RAN {program} {}: carnet exec {}", program.version(), arguments.join(" "));
+        program.say_run("carnet exec");
         let mut command = Command::new(env!("CARGO_BIN_EXE_carnet"));
         command.args(["exec", "--target", "bucket", "--target", "blobs", "--"]);
         let mut environment = world.environment();
@@ -24,7 +24,6 @@ async fn every_library_finds_its_credentials_as_the_command_of_exec() {
     }
     for mut client in clients {
         client.must_call();
-
         client.end();
     }
     world.end().await;

@@ -15,7 +15,7 @@ async fn googles_libraries_exchange_at_the_broker_and_survive_a_refresh_and_its_
     let mut first = Vec::new();
     for client in &mut start(&world) {
         client.must_call();
-        println!("RAN {} {}: external_account", client.program, client.program.version());
+        client.program.say_run("external_account");
         first.push(world.google_token());
     }
     let Some(token) = first.first() else { return };
@@ -60,7 +60,7 @@ async fn googles_libraries_exchange_at_the_broker_and_survive_a_refresh_and_its_
 async fn googles_library_for_java_wants_https() {
     let world = World::start().await;
     for program in installed().filter(|program| program.language == "java") {
-        let error = start_with(&world, program, &world.broker.http).call().err().expect("refused");
+        let error = start_with(&world, program, &world.broker.http).call().expect_err("refused");
         assert!(error.contains("The provided token URL is invalid"), "{error}");
     }
     world.end().await;

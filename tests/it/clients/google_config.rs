@@ -46,7 +46,7 @@ fn every_library_calls(world: &World, account: &str, way: &str) {
     environment.push(("GOOGLE_EXTERNAL_ACCOUNT_ALLOW_EXECUTABLES", "1".to_owned()));
     environment.push(("GOOGLE_CLOUD_PROJECT", "ml-prod".to_owned()));
     for program in GOOGLE.iter().filter(|program| program.is_installed()) {
-        println!("RAN {program} {}: {way}", program.version());
+        program.say_run(way);
         let mut client = program.start(&[], world.home(), &environment);
         client.must_call();
         let token = world.google_token();

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use crate::postgres::say_skipped;
+use crate::postgres::{say, say_skipped};
 
 /// A program and the library that it shows.
 #[derive(Clone, Copy)]
@@ -55,8 +55,13 @@ impl Program {
         false
     }
 
+    /// For whoever keeps the list of what was run.
+    pub fn say_run(&self, way: &str) {
+        say(&format!("RAN {self} {}: {way}", self.version()));
+    }
+
     /// As pinned.
-    pub fn version(&self) -> String {
+    fn version(&self) -> String {
         let (file, before) = match self.language {
             "python" => ("python/requirements.txt", format!("{}==", self.library)),
             "node" => {
