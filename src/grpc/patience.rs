@@ -58,7 +58,7 @@ impl Patience {
         if ended(status).as_deref() == Some("closed") {
             return Again::Closed;
         }
-        if !passes(status) {
+        if !passes(status) && is_the_brokers(status) {
             return Again::Refused;
         }
         if self.clock.until(lease.not_after).is_none() {
@@ -89,6 +89,12 @@ fn ends_by_rule(status: &Status) -> bool {
     status.get_error_details().error_info().is_some_and(|info| info.reason == "SHUTTING_DOWN")
 }
 
+/// The broker gives a reason with all that it decides. What comes without is of a proxy between, of which the broker's
+/// own answers are known to have passed it before.
+fn is_the_brokers(status: &Status) -> bool {
+    status.get_error_details().error_info().is_some()
+}
+
 /// Whether time may mend it: the broker or the way to it is away. What the broker itself decided is not, and says why.
 pub fn passes(status: &Status) -> bool {
     match status.code() {
@@ -109,20 +115,31 @@ pub fn passes(status: &Status) -> bool {
     }
 }
 
-/// The broker's clock, by which leases live: this machine's may be wrong.
+/// The broker's clock, by which leases and credentials live: this machine's may be wrong.
 #[derive(Debug, Default)]
-struct BrokerClock {
+pub struct BrokerClock {
     ahead: jiff::SignedDuration,
 }
 
 impl BrokerClock {
     /// RFC 9110 section 6.6.1; without it the clocks are taken to agree.
-    fn of(head: &MetadataMap) -> Self {
+    pub fn of(head: &MetadataMap) -> Self {
         let date = head.get("date").and_then(|date| date.to_str().ok());
         let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp());
         let here = jiff::Timestamp::try_from(SystemClock.now()).ok();
         let ahead = date.zip(here).map(|(date, here)| date.duration_since(here));
         Self { ahead: ahead.unwrap_or_default() }
+    }
+
+    /// What this machine's clock shows at a time of the broker's. Clocks that differ by less than the header and its way
+    /// account for are taken to agree.
+    pub fn here(&self, time: SystemTime) -> SystemTime {
+        if self.ahead.abs() < CLOCKS_AGREE {
+            return time;
+        }
+        let ahead = self.ahead.unsigned_abs();
+        let here = if self.ahead.is_negative() { time.checked_add(ahead) } else { time.checked_sub(ahead) };
+        here.unwrap_or(time)
     }
 
     /// `None` where the time has come.
@@ -132,6 +149,8 @@ impl BrokerClock {
         left.try_into().ok().filter(|left: &Duration| !left.is_zero())
     }
 }
+
+const CLOCKS_AGREE: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
 
 const SHORTEST_BEAT: Duration = Duration::from_secs(1);
 
@@ -178,6 +197,10 @@ mod tests {
         let waits: Vec<Duration> = (0..8).map(|_| wait(patience.again(&away))).collect();
         assert!(waits[0] <= SOONEST && waits[7] >= LATEST / 2 && waits.iter().all(|wait| *wait <= LATEST), "{waits:?}");
         assert!(matches!(patience.again(&Status::unknown("connection reset")), Again::In(_)));
+        for code in [Code::Unimplemented, Code::PermissionDenied, Code::Unauthenticated, Code::NotFound] {
+            let of_a_proxy = Status::new(code, "404 page not found");
+            assert!(matches!(patience.again(&of_a_proxy), Again::In(_)), "{code}");
+        }
         assert_eq!(patience.again(&decided(Code::Internal, "INTERNAL", None)), Again::Refused);
         assert_eq!(patience.again(&decided(Code::PermissionDenied, "DENIED", None)), Again::Refused);
         assert_eq!(patience.again(&decided(Code::FailedPrecondition, "LEASE_ENDED", Some("revoked"))), Again::Refused);
