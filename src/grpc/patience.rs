@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -16,6 +17,8 @@ pub struct Patience {
     /// Absent until the broker has answered once: what fails before will not mend.
     lease: Option<proto::Lease>,
     clock: BrokerClock,
+    /// The wait between two heartbeats when the broker last answered.
+    beat: Option<Duration>,
     attempts: u32,
 }
 
@@ -43,13 +46,19 @@ impl Patience {
     /// Whether the broker is back.
     pub fn heard(&mut self, lease: Option<&proto::Lease>) -> bool {
         self.lease = lease.cloned().or_else(|| self.lease.take());
+        self.beat = self.third();
         std::mem::take(&mut self.attempts) > 0
     }
 
-    /// A third of the time that the lease would live without.
+    /// A third of the time that the lease would live without. Where that is over there is no hurry any more: the broker
+    /// forgives its own outages.
     pub fn next_beat(&self) -> Duration {
+        self.third().or(self.beat).unwrap_or(LATEST)
+    }
+
+    fn third(&self) -> Option<Duration> {
         let lapses = self.lease.as_ref().and_then(|lease| lease.heartbeat_before);
-        (self.clock.until(lapses).unwrap_or_default() / 3).max(SHORTEST_BEAT)
+        self.clock.until(lapses).map(|left| (left / 3).max(SHORTEST_BEAT))
     }
 
     /// Whether and when to ask again.
@@ -119,6 +128,8 @@ pub fn passes(status: &Status) -> bool {
 #[derive(Debug, Default)]
 pub struct BrokerClock {
     ahead: jiff::SignedDuration,
+    /// What it showed at an answer. From then on the clock that nobody sets is asked.
+    shown: Option<(SystemTime, Instant)>,
 }
 
 impl BrokerClock {
@@ -126,9 +137,11 @@ impl BrokerClock {
     pub fn of(head: &MetadataMap) -> Self {
         let date = head.get("date").and_then(|date| date.to_str().ok());
         let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp());
-        let here = jiff::Timestamp::try_from(SystemClock.now()).ok();
+        let now = SystemClock.now();
+        let here = jiff::Timestamp::try_from(now).ok();
         let ahead = date.zip(here).map(|(date, here)| date.duration_since(here));
-        Self { ahead: ahead.unwrap_or_default() }
+        let shown = date.map_or(now, SystemTime::from);
+        Self { ahead: ahead.unwrap_or_default(), shown: Some((shown, Instant::now())) }
     }
 
     /// What this machine's clock shows at a time of the broker's. Clocks that differ by less than the header and its way
@@ -145,8 +158,8 @@ impl BrokerClock {
     /// `None` where the time has come.
     fn until(&self, time: Option<prost_types::Timestamp>) -> Option<Duration> {
         let time = SystemTime::try_from(time?).ok()?;
-        let left = jiff::SignedDuration::system_until(SystemClock.now(), time).ok()? - self.ahead;
-        left.try_into().ok().filter(|left: &Duration| !left.is_zero())
+        let now = self.shown.map_or_else(|| SystemClock.now(), |(shown, since)| shown + since.elapsed());
+        time.duration_since(now).ok().filter(|left| !left.is_zero())
     }
 }
 
@@ -229,5 +242,20 @@ mod tests {
         patience.answered(&MetadataMap::new());
         patience.heard(Some(&lease(1, 3600)));
         assert_eq!(patience.next_beat(), SHORTEST_BEAT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c09_an_outage_longer_than_a_lease_lives_without_heartbeats_causes_no_storm_of_them() {
+        let mut patience = Patience::default();
+        patience.answered(&MetadataMap::new());
+        patience.heard(Some(&lease(300, 3600)));
+        tokio::time::advance(Duration::from_secs(295)).await;
+        assert!(patience.next_beat() <= Duration::from_secs(2), "{:?}", patience.next_beat());
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert!((95..=100).contains(&patience.next_beat().as_secs()), "{:?}", patience.next_beat());
+        // The lease's end is told by the clock that nobody sets.
+        assert!(matches!(patience.again(&Status::unavailable("away")), Again::Away(_)));
+        tokio::time::advance(Duration::from_secs(3300)).await;
+        assert_eq!(patience.again(&Status::unavailable("away")), Again::TooLate);
     }
 }
