@@ -54,6 +54,7 @@ impl Held {
 
     /// Puts in what came with the lease.
     pub fn put(&self, wanted: Wanted, credential: Credential) {
+        let credential = credential.arrived(self.clock.now());
         self.slots().entry(wanted).or_default().credential = Some(Arc::new(credential));
     }
 
@@ -193,7 +194,7 @@ impl Held {
         let mut slots = self.slots();
         let slot = slots.entry(wanted.clone()).or_default();
         slot.flight = None;
-        let landed = landed.and_then(|credential| {
+        let landed = landed.map(|credential| credential.arrived(wall)).and_then(|credential| {
             if credential.left(wall) > LEAST_LEFT {
                 return Ok(credential);
             }

@@ -160,6 +160,11 @@ impl Credential {
         Ok(Self { token, scopes: answer.scopes, expires_at, refresh_after, obtained_at, obtained, cloud })
     }
 
+    /// As it comes to whoever holds it, and by the holder's clock.
+    pub(super) fn arrived(self, now: SystemTime) -> Self {
+        Self { obtained_at: now, obtained: Instant::now(), ..self }
+    }
+
     /// How long it is still good, by whichever clock says less: the machine's may be set back, and the other one stands
     /// still while the machine sleeps.
     pub(super) fn left(&self, now: SystemTime) -> Duration {

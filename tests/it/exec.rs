@@ -1,5 +1,7 @@
 //! `carnet exec`: what the command finds, how it ends, and what becomes of its lease.
 
+mod strange_broker;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Output, Stdio};
