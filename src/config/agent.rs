@@ -94,6 +94,7 @@ struct TargetDocument {
     /// Name of a target in the broker's configuration.
     target: Name,
     google: Option<GoogleDocument>,
+    /// Says, be it empty, that the target is Azure's: Google's default account then does not wait for it.
     azure: Option<IdentityDocument>,
 }
 
