@@ -108,7 +108,8 @@ impl Held {
         let now = self.clock.now();
         for (wanted, slot) in self.slots().iter_mut() {
             slot.refusal.take_if(|(_refusal, until)| *until <= Instant::now());
-            let is_wanted = |held: &Credential| slot.used.is_some_and(|used| used.elapsed() < held.life());
+            let is_wanted =
+                |held: &Credential| slot.used.is_some_and(|used| used.elapsed() < held.life().max(IDLE_AFTER));
             let is_due = |held: &Credential| held.left(now) > LEAST_LEFT && held.is_due(now) && is_wanted(held);
             if slot.credential.as_deref().is_some_and(is_due) && slot.refusal.is_none() && !slot.rests() {
                 // It lands by itself.
@@ -268,6 +269,9 @@ const LEAST_LEFT: Duration = Duration::from_secs(10);
 const SHORT_WAIT: Duration = Duration::from_secs(1);
 
 const RENEW_WAIT: Duration = Duration::from_secs(5);
+
+/// The clouds' usual hour and a little: what the broker's cache gives may live shorter than what clients still have.
+const IDLE_AFTER: Duration = Duration::from_secs(3900);
 
 /// Between two refreshes of the same credential.
 const REFRESH_PAUSE: Duration = Duration::from_secs(10);

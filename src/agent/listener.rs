@@ -206,8 +206,8 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::time::Instant;
 
-    use super::super::World;
     use super::*;
+    use crate::agent::World;
 
     #[tokio::test(start_paused = true)]
     async fn a_stranger_keeps_a_connection_for_one_refusal_only() {
