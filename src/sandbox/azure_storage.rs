@@ -159,7 +159,7 @@ impl Account {
             ));
         };
         // Entra's tokens are taken from this version of the protocol on; dates compare as text.
-        if !text("x-ms-version").is_some_and(|version| version >= FIRST_VERSION) {
+        if text("x-ms-version").is_none_or(|version| version < FIRST_VERSION) {
             let text = "The version given by x-ms-version does not support authorization with Microsoft Entra ID.";
             return Err(Refusal::of(StatusCode::BAD_REQUEST, "InvalidHeaderValue", text));
         }

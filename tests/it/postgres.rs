@@ -150,10 +150,14 @@ fn server() -> Option<&'static Server> {
     found.as_ref()
 }
 
-/// Past the harness, which keeps what a test that succeeds prints to itself.
 pub fn say_skipped(why: &str) {
     let test = std::thread::current().name().unwrap_or("a test").to_owned();
-    std::io::stderr().write_all(format!("SKIPPED {test}: {why}\n").as_bytes()).expect("said");
+    say(&format!("SKIPPED {test}: {why}"));
+}
+
+/// Past the harness, which keeps what a test that succeeds prints to itself.
+pub fn say(what: &str) {
+    std::io::stderr().write_all(format!("{what}\n").as_bytes()).expect("said");
 }
 
 /// Those of the newest version that the distribution has installed.

@@ -118,7 +118,8 @@ impl Broker {
         let store = setup.store.unwrap_or_else(|| format!("sqlite:{}/carnet.db", folder.path().display()));
         let section = format!("url: '{issuer}'{}", setup.issuer);
         let targets = setup.targets.replace("GOOGLE", google.sts_endpoint());
-        let text = configuration(&server, &entra, &google, &section, &store, &targets, rules, &setup.more);
+        let rest = format!("{targets}{rules}");
+        let text = configuration(&server, &entra, &google, &section, &store, &rest, &setup.more);
         std::fs::write(&path, text).expect("written");
         let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
         let app = App::start(config, Some(path), clock.clone()).await.unwrap_or_else(|error| panic!("{error:?}"));
@@ -310,7 +311,6 @@ fn configuration(
     google: &Google,
     issuer: &str,
     store: &str,
-    targets: &str,
     rules: &str,
     more: &str,
 ) -> String {
@@ -334,7 +334,7 @@ targets:
   handed-out: {{ google: {handed_out} }}
   azure-ml:
     azure: {{ tenant: {TENANT}, client_id: {ML}, source: issuer, scopes: [https://ml.azure.com/.default] }}
-{targets}{rules}
+{rules}
 store: '{store}'
 store_key: {STORE_KEY}
 {more}

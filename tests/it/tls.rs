@@ -4,7 +4,7 @@ use std::path::Path;
 
 use carnet::grpc::{Address, connect};
 use carnet::proto::token_exchange_client::TokenExchangeClient;
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
 use crate::support::{Broker, Setup, eventually, free_port, reason, with_setup};
@@ -15,6 +15,8 @@ impl Authority {
     pub fn new() -> Self {
         let mut params = CertificateParams::new(Vec::new()).expect("parameters");
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        // Without a name of its own, OpenSSL takes what it issues for self-signed.
+        params.distinguished_name.push(DnType::CommonName, "authority of the tests");
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority"))
     }
 

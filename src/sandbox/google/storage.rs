@@ -87,15 +87,13 @@ impl StorageError {
 
 impl IntoResponse for StorageError {
     fn into_response(self) -> Response {
-        let mut one = json!({"message": self.message, "domain": "global", "reason": self.reason});
-        let mut answer = http::HeaderMap::new();
-        if self.status == StatusCode::UNAUTHORIZED {
-            one["locationType"] = json!("header");
-            one["location"] = json!("Authorization");
-            answer.insert(WWW_AUTHENTICATE, http::HeaderValue::from_static(CHALLENGE));
-        }
+        let one = json!({"message": self.message, "domain": "global", "reason": self.reason});
         let error = json!({"code": self.status.as_u16(), "message": self.message, "errors": [one]});
-        (self.status, answer, Json(json!({"error": error}))).into_response()
+        let mut answer = (self.status, Json(json!({"error": error}))).into_response();
+        if self.status == StatusCode::UNAUTHORIZED {
+            answer.headers_mut().insert(WWW_AUTHENTICATE, http::HeaderValue::from_static(CHALLENGE));
+        }
+        answer
     }
 }
 

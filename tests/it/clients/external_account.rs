@@ -15,7 +15,7 @@ async fn googles_libraries_exchange_at_the_broker_and_survive_a_refresh_and_its_
     let mut first = Vec::new();
     for client in &mut start(&world) {
         client.must_call();
-        println!("RAN {} {}: external_account", client.program, client.program.version());
+        client.program.say_run("external_account");
         first.push(world.google_token());
     }
     let Some(token) = first.first() else { return };
@@ -29,7 +29,7 @@ async fn googles_libraries_exchange_at_the_broker_and_survive_a_refresh_and_its_
     }
     world.broker.google.faults().clear("/v1/token");
     // A failure is remembered for some seconds.
-    world.clock.advance(Duration::from_secs(30));
+    world.advance(Duration::from_secs(30));
     let mut renewed = Vec::new();
     for (client, token) in clients.iter_mut().zip(&first) {
         let what = format!("another token for {}", client.program);
@@ -60,7 +60,7 @@ async fn googles_libraries_exchange_at_the_broker_and_survive_a_refresh_and_its_
 async fn googles_library_for_java_wants_https() {
     let world = World::start().await;
     for program in installed().filter(|program| program.language == "java") {
-        let error = start_with(&world, program, &world.broker.http).call().err().expect("refused");
+        let error = start_with(&world, program, &world.broker.http).call().expect_err("refused");
         assert!(error.contains("The provided token URL is invalid"), "{error}");
     }
     world.end().await;
@@ -75,16 +75,13 @@ fn start(world: &World) -> Vec<Client> {
     installed().map(|program| start_with(world, program, url(program))).collect()
 }
 
-/// With a fresh Entra token in the file that the account names.
 fn start_with(world: &World, program: &Program, broker: &str) -> Client {
-    let token = world.home().join("entra-token");
-    std::fs::write(&token, world.broker.runner().sign()).expect("written");
     let account = json!({
         "type": "external_account",
         "audience": "bucket",
         "subject_token_type": "urn:ietf:params:oauth:token-type:jwt",
         "token_url": format!("{broker}/v1/token"),
-        "credential_source": {"file": token},
+        "credential_source": {"file": world.entra_token()},
     });
     let path = world.home().join(format!("{}.json", program.language));
     std::fs::write(&path, account.to_string()).expect("written");

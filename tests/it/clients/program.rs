@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use crate::postgres::say_skipped;
+use crate::postgres::{say, say_skipped};
 
 /// A program and the library that it shows.
 #[derive(Clone, Copy)]
@@ -55,8 +55,13 @@ impl Program {
         false
     }
 
+    /// For whoever keeps the list of what was run.
+    pub fn say_run(&self, way: &str) {
+        say(&format!("RAN {self} {}: {way}", self.version()));
+    }
+
     /// As pinned.
-    pub fn version(&self) -> String {
+    fn version(&self) -> String {
         let (file, before) = match self.language {
             "python" => ("python/requirements.txt", format!("{}==", self.library)),
             "node" => {
@@ -109,7 +114,7 @@ impl Program {
         let (sender, answers) = channel();
         let output = BufReader::new(child.stdout.take().expect("a pipe"));
         std::thread::spawn(move || output.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let input = child.stdin.take().expect("a pipe");
+        let input = child.stdin.take();
         Client { program: *self, child, input, answers, errors }
     }
 }
@@ -124,7 +129,7 @@ impl std::fmt::Display for Program {
 pub struct Client {
     pub program: Program,
     child: Child,
-    input: ChildStdin,
+    input: Option<ChildStdin>,
     answers: Receiver<String>,
     errors: PathBuf,
 }
@@ -132,7 +137,15 @@ pub struct Client {
 impl Client {
     /// One call of the API. The error is the one that its library gave, after its class.
     pub fn call(&mut self) -> Result<(), String> {
-        writeln!(self.input, "call").expect("the program reads");
+        self.ask();
+        self.answer()
+    }
+
+    pub fn ask(&mut self) {
+        writeln!(self.input.as_ref().expect("open"), "call").expect("the program reads");
+    }
+
+    pub fn answer(&mut self) -> Result<(), String> {
         let said = tokio::task::block_in_place(|| self.answers.recv_timeout(PATIENCE));
         let said = said.unwrap_or_else(|error| panic!("{}: {error}: {}", self.program, self.standard_error()));
         match said.split_once(' ') {
@@ -149,6 +162,13 @@ impl Client {
         if let Err(error) = self.call() {
             panic!("{}: {error}\n{}", self.program, self.standard_error());
         }
+    }
+
+    /// It has nothing more to do: it ends by itself, as a success.
+    pub fn end(mut self) {
+        self.input.take();
+        let ended = tokio::task::block_in_place(|| self.child.wait()).expect("an end");
+        assert!(ended.success(), "{}: {ended}: {}", self.program, self.standard_error());
     }
 
     pub fn standard_error(&self) -> String {

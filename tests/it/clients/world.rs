@@ -21,13 +21,20 @@ pub struct World {
     pub clock: ManualClock,
     /// The broker's HTTP behind TLS.
     pub broker_tls: String,
+    /// What stands for Google, behind TLS.
+    pub google_tls: String,
     storage: AzureStorage,
     blobs: String,
 }
 
 impl World {
     pub async fn start() -> Self {
-        let clock = ManualClock::at(SystemClock.now());
+        Self::start_before(Duration::ZERO).await
+    }
+
+    /// With a clock that is so much behind that of the machine, which the programs go by.
+    pub async fn start_before(now: Duration) -> Self {
+        let clock = ManualClock::at(SystemClock.now() - now);
         let broker = Broker::start_for(Setup {
             clock: Some(clock.clone()),
             rules: Some(RULES),
@@ -39,7 +46,7 @@ impl World {
             broker.google.add_object(DATA, object);
         }
         broker.google.let_read(DATA, &format!("serviceAccount:{TRAINER}"));
-        broker.entra.register(Identity::app(TENANT, READER, READER_OBJECT));
+        broker.entra.register(Identity::managed_identity(TENANT, READER, READER_OBJECT));
         let trusted = FederatedCredential::new(broker.http.clone(), "carnet:blobs");
         broker.entra.trust(READER, trusted).expect("a credential");
         let storage = AzureStorage::start(&broker.entra, "mldata").await.expect("a storage account");
@@ -51,7 +58,10 @@ impl World {
         std::fs::write(broker.folder.path().join("ca.crt"), authority.pem()).expect("written");
         let blobs = with_tls(&authority, &storage.endpoint()).await;
         let broker_tls = with_tls(&authority, &broker.http).await;
-        Self { broker, clock, broker_tls, storage, blobs }
+        let google_tls = with_tls(&authority, broker.google.sts_endpoint()).await;
+        let world = Self { broker, clock, broker_tls, google_tls, storage, blobs };
+        world.write_entra_token();
+        world
     }
 
     /// Everything ends cleanly, and no secret has shown.
@@ -62,6 +72,22 @@ impl World {
 
     pub fn home(&self) -> &Path {
         self.broker.folder.path()
+    }
+
+    /// The file with the runner's Entra token.
+    pub fn entra_token(&self) -> PathBuf {
+        self.home().join("entra-token")
+    }
+
+    pub fn write_entra_token(&self) {
+        // Not one of the secrets: this file is where the platform puts it.
+        std::fs::write(self.entra_token(), self.broker.runner().sign()).expect("written");
+    }
+
+    /// Moves the clock on; the platform has renewed the Entra token meanwhile.
+    pub fn advance(&self, by: Duration) {
+        self.clock.advance(by);
+        self.write_entra_token();
     }
 
     /// What a program needs to know to call the APIs; nothing of credentials.
@@ -111,7 +137,7 @@ impl World {
     /// Moves the clock to where `token` of Google's has this much left.
     pub fn leave_of_google(&self, token: &str, left: Duration) {
         let expires_at = self.broker.google.check(token).expect("a good token").expires_at;
-        self.clock.advance(expires_at.duration_since(self.clock.now()).expect("good") - left);
+        self.advance(expires_at.duration_since(self.clock.now()).expect("good") - left);
     }
 }
 
@@ -142,18 +168,21 @@ async fn with_tls(authority: &Authority, plain: &str) -> String {
     format!("https://{address}{path}")
 }
 
-pub const READER: &str = "88888888-8888-8888-8888-888888888888";
+const READER: &str = "88888888-8888-8888-8888-888888888888";
 const READER_OBJECT: &str = "99999999-9999-9999-9999-999999999999";
 const DATA: &str = "training-data";
 const OBJECTS: [&str; 2] = ["images/0001.jpg", "labels.csv"];
 const STORE: &str = "changeit";
 
-/// An app's tokens live for 60 to 90 minutes, those of a managed identity for a day.
+/// How long a managed identity's token lives, whatever is asked for.
+pub const DAY: Duration = Duration::from_secs(24 * 3600);
+
 const TARGETS: &str = "
   bucket:
     google:
       audience: //iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet
       service_account: trainer@ml.iam.gserviceaccount.com
+      hand_out_assertion: true
       scopes:
         - https://www.googleapis.com/auth/cloud-platform
         - https://www.googleapis.com/auth/devstorage.full_control
