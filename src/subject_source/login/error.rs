@@ -22,8 +22,8 @@ pub enum LoginError {
     #[error("the keyring does not give the login: {0}; unlock it, or `carnet login --store file`")]
     Keyring(String),
     #[error(
-        "the new login is stored and in use, but the keyring may still hold the earlier one: {0}. Unlock the keyring and \
-         delete `carnet login` in it"
+        "the new login is stored and in use, but the keyring may still hold the earlier one: {0}. Unlock the keyring \
+         and delete `carnet login` in it"
     )]
     EarlierKept(String),
     #[error("another process has been using the stored login for {0}s")]

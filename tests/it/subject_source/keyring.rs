@@ -103,8 +103,8 @@ async fn logging_out_empties_the_keyring_whatever_others_did_to_the_files() {
         let home = tempfile::tempdir().expect("a folder");
         let script = format!(
             "\"$CARNET\" login {}\ncd \"$HOME/.local/share/carnet\"\ncp -p login.json before\nchmod 644 login.json\n\
-             \"$CARNET\" logout\ncp -p before login.json\n\"$CARNET\" exchange --target vertex --address {} --output token \
-             || echo \"ended with $?\"\n",
+             \"$CARNET\" logout\ncp -p before login.json\n\"$CARNET\" exchange --target vertex --address {} --output \
+             token || echo \"ended with $?\"\n",
             arguments(broker).join(" "),
             broker.grpc_address()
         );
