@@ -58,6 +58,8 @@ pub struct TargetSettings {
     /// Object id and resource id of an Azure identity, by which SDKs may ask for it.
     pub object_id: Option<String>,
     pub resource_id: Option<String>,
+    /// The settings say so; otherwise its first credential does.
+    pub is_azure: bool,
 }
 
 /// What the listeners ask.
@@ -126,6 +128,11 @@ impl Agent {
         .await;
     }
 
+    /// Refreshes credentials before anybody has to ask for it. Never ends.
+    pub async fn keep_fresh(&self) {
+        self.held.keep_fresh().await;
+    }
+
     async fn answer(&self, request: &Parts) -> Answer {
         let path = request.uri.path();
         let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
@@ -191,7 +198,7 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Answer {
 
 /// Whole seconds in which the credential is good.
 fn expires_in(credential: &Credential, clock: &dyn Clock) -> u64 {
-    credential.expires_at.duration_since(clock.now()).unwrap_or_default().as_secs()
+    credential.left(clock.now()).as_secs()
 }
 
 /// Of the query's parameters, those of this name.
@@ -240,16 +247,22 @@ impl World {
     }
 
     fn new() -> Self {
-        let (world, now) = (Self::empty(), crate::clock::ManualClock::start().now());
+        let world = Self::empty();
+        world.live_anew();
+        world
+    }
+
+    /// All targets give credentials of an hour from now on.
+    fn live_anew(&self) {
+        let now = self.clock.now();
         let google = |token: &str, account: &str| Credential::google_for_test(token, account, now);
         let azure = |token: &str, resource: &str| {
             Credential::azure_for_test(token, "33333333-3333-3333-3333-333333333333", resource, now)
         };
-        world.gives("azure-ml", azure("ml-token", "https://ml.azure.com/.default"));
-        world.gives("azure-storage", azure("storage-token", "https://storage.azure.com/.default"));
-        world.gives("vertex", google("vertex-token", "trainer@ml.iam.gserviceaccount.com"));
-        world.gives("bigquery", google("bigquery-token", "reader@data.iam.gserviceaccount.com"));
-        world
+        self.gives("azure-ml", azure("ml-token", "https://ml.azure.com/.default"));
+        self.gives("azure-storage", azure("storage-token", "https://storage.azure.com/.default"));
+        self.gives("vertex", google("vertex-token", "trainer@ml.iam.gserviceaccount.com"));
+        self.gives("bigquery", google("bigquery-token", "reader@data.iam.gserviceaccount.com"));
     }
 
     fn gives(&self, target: &str, credential: Credential) {

@@ -10,7 +10,7 @@ mod service;
 mod status;
 
 pub use client::{Address, ConnectError, call, connect, connect_lazily};
-pub use patience::{Again, Patience, passes, retry_delay};
+pub use patience::{Again, BrokerClock, Patience, passes, retry_delay};
 pub use routes::Routes;
 
 use std::sync::Arc;

@@ -42,9 +42,11 @@ impl Socket {
         Ok(match address {
             Address::Tcp(address) => Self::Tcp(TcpListener::bind(address).await?),
             Address::Unix(path) => {
-                // A socket that a killed process left behind: one that is in use answers, and other files stay.
-                let left_behind = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
-                if left_behind && UnixStream::connect(path).await.is_err() {
+                // A socket that a killed process left behind refuses: one that is in use answers or is too busy to, and
+                // other files stay.
+                let is_socket = std::fs::metadata(path).is_ok_and(|metadata| metadata.file_type().is_socket());
+                let refuses = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+                if is_socket && UnixStream::connect(path).await.is_err_and(refuses) {
                     std::fs::remove_file(path)?;
                 }
                 let listener = UnixListener::bind(path)?;
@@ -91,4 +93,33 @@ impl Drop for OwnFile {
 
 fn inode(path: &Path) -> Option<u64> {
     std::fs::metadata(path).ok().map(|metadata| metadata.ino())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_that_is_in_use_stays_even_when_it_is_too_busy_to_answer_and_one_that_was_left_behind_goes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        let address = Address::Unix(path.clone());
+        let busy = std::os::unix::net::UnixListener::bind(&path).expect("a socket");
+        let mut waiting = Vec::new();
+        let full = loop {
+            match UnixStream::connect(&path).await {
+                Ok(stream) => waiting.push(stream),
+                Err(error) => break error,
+            }
+            assert!(waiting.len() < 100_000, "its queue has an end");
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
+        let taken = Socket::bind(&address).await.expect_err("in use");
+        assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+        assert!(path.exists());
+        drop((busy, waiting));
+        let bound = Socket::bind(&address).await.expect("nobody's any more");
+        drop(bound);
+        assert!(!path.exists());
+    }
 }

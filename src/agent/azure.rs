@@ -34,6 +34,9 @@ pub(super) async fn app_service(agent: &Agent, request: &Parts) -> Answer {
     let Some(expected) = &agent.identity_header else {
         return text(StatusCode::NOT_FOUND, "there is nothing here");
     };
+    if request.headers.contains_key("x-forwarded-for") {
+        return refuse(StatusCode::BAD_REQUEST, INVALID, "requests through a proxy are not served");
+    }
     let header = match parameters(request, "api-version").as_slice() {
         [version] if version == "2019-08-01" => "x-identity-header",
         [version] if version == "2017-09-01" => "secret",
@@ -75,7 +78,7 @@ async fn token(agent: &Agent, request: &Parts) -> Answer {
                 "access_token": credential.token.expose(),
                 "refresh_token": "",
                 "expires_in": expires_in.to_string(),
-                "expires_on": seconds(credential.expires_at),
+                "expires_on": seconds(agent.clock.now() + Duration::from_secs(expires_in)),
                 "not_before": seconds(credential.obtained_at),
                 "resource": selector.resource,
                 "token_type": "Bearer",

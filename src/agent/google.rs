@@ -7,8 +7,8 @@ use http::request::Parts;
 use http::{Method, StatusCode};
 use serde_json::{Map, Value, json};
 
-use super::source::{Cloud, Kind, Refusal, Wanted};
-use super::{Agent, Answer, Known, expires_in, parameters, text};
+use super::source::{Cloud, Credential, Kind, Refusal, Wanted};
+use super::{Agent, Answer, Known, Target, expires_in, parameters, text};
 use crate::secret::sha256;
 
 /// A service account that the server knows.
@@ -103,7 +103,16 @@ async fn reply(agent: &Agent, request: &Parts, segments: &[&str], folder: bool) 
     if matches!(below, [] | ["instance" | "project" | "universe"]) && !folder {
         return redirect(request);
     }
-    let learned = agent.learn(!accounts(agent).is_empty(), HOLD).await;
+    let names_an_account = matches!(below, ["instance", "service-accounts", name, ..] if *name != "default");
+    let is_found = |agent| !accounts(agent).is_empty() && (names_an_account || awaited_default(agent).is_none());
+    let learned = agent.learn(is_found(agent), HOLD).await;
+    if !names_an_account
+        && let Some(awaited) = awaited_default(agent)
+        && let Err(refusal) = agent.held.get(&awaited.wanted, Duration::ZERO).await
+        && (awaited.settings.is_default || matches!(refusal.kind, Kind::Away(_)))
+    {
+        return refused(&refusal);
+    }
     let accounts = accounts(agent);
     if let (true, Err(refusal)) = (accounts.is_empty(), learned) {
         return refused(&refusal);
@@ -167,6 +176,17 @@ fn accounts(agent: &Agent) -> Vec<Account<'_>> {
         first.is_default = true;
     }
     accounts
+}
+
+/// The target that is perhaps the default account, and not known yet: another one must not stand in for it.
+fn awaited_default(agent: &Agent) -> Option<&Target> {
+    let last = |target: &Target| agent.held.last(&target.wanted);
+    if let Some(said) = agent.targets.iter().find(|target| target.settings.is_default) {
+        return Some(said).filter(|said| last(said).is_none());
+    }
+    let is_google = |known: &Credential| matches!(known.cloud, Cloud::Google { .. });
+    let before = agent.targets.iter().take_while(|target| !last(target).is_some_and(|known| is_google(&known)));
+    before.into_iter().find(|target| !target.settings.is_azure && last(target).is_none())
 }
 
 impl Account<'_> {

@@ -1,5 +1,5 @@
 //! The credentials that the agent holds. Key: target and ID token audience. Lifetime: the credential's own. Refreshed in
-//! the background from `refresh_after` on, at a request. While the broker is away the last good one is used until it
+//! the background from `refresh_after` on, those that nobody asks for any more excepted. While the broker is away the last good one is used until it
 //! expires; a denial drops it. Refusals are remembered for seconds. Bound: [`MAX_SLOTS`].
 
 use std::collections::HashMap;
@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use tokio::time::{Instant, sleep_until, timeout, timeout_at};
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 
 use super::source::{Credential, Credentials, Kind, Refusal, Wanted};
 use crate::clock::Clock;
@@ -54,6 +54,7 @@ impl Held {
 
     /// Puts in what came with the lease.
     pub fn put(&self, wanted: Wanted, credential: Credential) {
+        let credential = credential.arrived(self.clock.now());
         self.slots().entry(wanted).or_default().credential = Some(Arc::new(credential));
     }
 
@@ -87,6 +88,31 @@ impl Held {
                     Ok(Err(_refusal)) => {}
                     Err(_elapsed) => return Err(Refusal::away("the broker has not answered yet")),
                 },
+            }
+        }
+    }
+
+    /// Refreshes what is due without waiting for a request: SDKs ask again only when theirs is nearly over, and an outage
+    /// that begins then would be noticed. What nobody has asked for in the time of one credential is left alone.
+    pub async fn keep_fresh(self: &Arc<Self>) {
+        loop {
+            sleep(REFRESH_PAUSE).await;
+            self.refresh_due();
+        }
+    }
+
+    fn refresh_due(self: &Arc<Self>) {
+        if self.ended.get().is_some() {
+            return;
+        }
+        let now = self.clock.now();
+        for (wanted, slot) in self.slots().iter_mut() {
+            slot.refusal.take_if(|(_refusal, until)| *until <= Instant::now());
+            let is_wanted = |held: &Credential| slot.used.is_some_and(|used| used.elapsed() < held.life());
+            let is_due = |held: &Credential| held.left(now) > LEAST_LEFT && held.is_due(now) && is_wanted(held);
+            if slot.credential.as_deref().is_some_and(is_due) && slot.refusal.is_none() && !slot.rests() {
+                // It lands by itself.
+                let _flight = self.fly(wanted, slot);
             }
         }
     }
@@ -127,13 +153,13 @@ impl Held {
         let slot = slots.entry(wanted.clone()).or_default();
         slot.used = Some(monotonic);
         slot.refusal.take_if(|(_refusal, until)| *until <= monotonic);
-        let live = slot.credential.clone().filter(|held| left(held, now) > LEAST_LEFT);
+        let live = slot.credential.clone().filter(|held| held.left(now) > LEAST_LEFT);
         match (live, &slot.refusal) {
             (Some(held), refusal) => {
-                if now < held.refresh_after || refusal.is_some() || slot.flight.is_none() && slot.rests() {
+                if !held.is_due(now) || refusal.is_some() || slot.flight.is_none() && slot.rests() {
                     return Found::Good(held);
                 }
-                let is_short = left(&held, now) < FRESH;
+                let is_short = held.left(now) < FRESH;
                 let flight = self.fly(wanted, slot);
                 if is_short { Found::Short(held, flight) } else { Found::Good(held) }
             }
@@ -164,10 +190,18 @@ impl Held {
     }
 
     fn land(&self, wanted: &Wanted, landed: Result<Credential, Refusal>) -> Result<Arc<Credential>, Refusal> {
-        let now = Instant::now();
+        let (now, wall) = (Instant::now(), self.clock.now());
         let mut slots = self.slots();
         let slot = slots.entry(wanted.clone()).or_default();
         slot.flight = None;
+        let landed = landed.map(|credential| credential.arrived(wall)).and_then(|credential| {
+            if credential.left(wall) > LEAST_LEFT {
+                return Ok(credential);
+            }
+            // What the target is gets known all the same.
+            slot.credential.get_or_insert_with(|| Arc::new(credential));
+            Err(Refusal::away("the broker's credential is over already: are the clocks right?"))
+        });
         match landed {
             Ok(credential) => {
                 slot.not_before = Some(now + REFRESH_PAUSE);
@@ -210,10 +244,6 @@ impl Slot {
     fn rests(&self) -> bool {
         self.not_before.is_some_and(|time| Instant::now() < time)
     }
-}
-
-fn left(credential: &Credential, now: SystemTime) -> Duration {
-    credential.expires_at.duration_since(now).unwrap_or_default()
 }
 
 /// Drops the ID token that was asked for longest ago; the targets' own credentials stay.

@@ -83,7 +83,8 @@ impl Credentials for Lease {
             lease_token: self.token.expose().to_owned(),
             targets: vec![wanted.target.clone()],
         };
-        one(self.client.clone().get_credentials(call(request)).await?.into_inner().credentials)
+        let (head, answer, _extensions) = self.client.clone().get_credentials(call(request)).await?.into_parts();
+        one(answer.credentials, &head)
     }
 }
 

@@ -80,6 +80,7 @@ impl Listener {
     /// Answers until `draining`, and then ends what is under way.
     pub async fn serve(self, agent: Arc<Agent>, draining: CancellationToken) {
         let (places, connections) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), TaskTracker::new());
+        let strangers_places = Arc::new(Semaphore::new(MAX_STRANGERS));
         loop {
             let accepted = tokio::select! {
                 () = draining.cancelled() => break,
@@ -97,8 +98,8 @@ impl Listener {
             // Beyond the limit it is closed at once rather than kept waiting.
             let Ok(place) = places.clone().try_acquire_owned() else { continue };
             let (agent, draining, users) = (agent.clone(), draining.clone(), self.users.clone());
+            let strangers_places = strangers_places.clone();
             connections.spawn(async move {
-                let _place = place;
                 let allowed = match end {
                     _ if users == Users::All => true,
                     End::Tcp { peer, own } => users.may(user_of(peer, own).await),
@@ -106,6 +107,14 @@ impl Listener {
                 };
                 // Nothing but a program that means it dials a Unix socket.
                 let any_host = matches!(end, End::Unix { .. });
+                // Those who get nothing but a refusal take no place of the others'.
+                let place = if allowed {
+                    Ok(place)
+                } else {
+                    drop(place);
+                    strangers_places.try_acquire_owned()
+                };
+                let Ok(_place) = place else { return };
                 Door { agent, allowed, any_host }.serve(stream, draining).await;
             });
         }
@@ -124,6 +133,7 @@ struct Door {
 
 impl Door {
     async fn serve(self, stream: impl AsyncRead + AsyncWrite + Unpin, draining: CancellationToken) {
+        let allowed = self.allowed;
         let service = service_fn(move |request| {
             let door = self.clone();
             async move { Ok::<_, Infallible>(door.answer(request).await) }
@@ -131,7 +141,8 @@ impl Door {
         let mut builder = http1::Builder::new();
         builder
             .timer(TokioTimer::new())
-            .header_read_timeout(IDLE)
+            .keep_alive(allowed)
+            .header_read_timeout(if allowed { IDLE } else { STRANGERS_IDLE })
             .max_headers(MAX_HEADERS)
             .max_buf_size(MAX_HEAD_BYTES);
         let mut serving = pin!(builder.serve_connection(TokioIo::new(stream), service));
@@ -172,6 +183,9 @@ fn count(answer: &Response<impl Sized>) {
 /// For all programs of a node; each costs a few KB.
 const MAX_CONNECTIONS: usize = 1024;
 
+/// Of users that may not ask.
+const MAX_STRANGERS: usize = 32;
+
 const MAX_HEADERS: usize = 64;
 const MAX_HEAD_BYTES: usize = 16 * 1024;
 const MAX_BODY_BYTES: usize = 64 * 1024;
@@ -180,7 +194,39 @@ const BODY_DEADLINE: Duration = Duration::from_secs(5);
 /// For a request's head, and between two requests of a connection.
 const IDLE: Duration = Duration::from_secs(120);
 
+const STRANGERS_IDLE: Duration = Duration::from_secs(5);
+
 /// For requests under way when the agent ends.
 const FAREWELL: Duration = Duration::from_secs(5);
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::Instant;
+
+    use super::super::World;
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_stranger_keeps_a_connection_for_one_refusal_only() {
+        let serve = |allowed| {
+            let (mut client, server) = tokio::io::duplex(4096);
+            let door = Door { agent: World::new().agent, allowed, any_host: true };
+            tokio::spawn(door.serve(server, CancellationToken::new()));
+            async move {
+                let (began, mut answer) = (Instant::now(), String::new());
+                client.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n").await.expect("written");
+                client.read_to_string(&mut answer).await.expect("an end");
+                (answer, began.elapsed())
+            }
+        };
+        let (answer, kept) = serve(false).await;
+        assert!(answer.starts_with("HTTP/1.1 403"), "{answer}");
+        assert_eq!(kept, Duration::ZERO);
+        let (answer, kept) = serve(true).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        assert!(kept >= IDLE, "it may ask again");
+    }
+}

@@ -1,6 +1,11 @@
 //! Which user is at the other end of a connection over loopback.
 
+use std::fs::File;
+use std::io::{BufRead as _, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use tokio::sync::Semaphore;
+use tokio::task::spawn_blocking;
 
 /// Who may ask: root, and those named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,14 +31,21 @@ impl Users {
 /// The user whose socket is at `peer`, connected to `own`: as the kernel lists it. `None` where it lists none, which is
 /// always so on systems other than Linux.
 pub(super) async fn user_of(peer: SocketAddr, own: SocketAddr) -> Option<u32> {
-    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let listed = tokio::fs::read_to_string(table).await.unwrap_or_default();
-        if let Some(user) = listed.lines().find_map(|line| user_in(line, peer, own)) {
-            return Some(user);
-        }
-    }
-    None
+    let _turn = LOOKS.acquire().await;
+    // The kernel passes over a line now and then while others come and go.
+    spawn_blocking(move || listed(peer, own).or_else(|| listed(peer, own))).await.ok().flatten()
 }
+
+/// The tables are read line by line: on a busy machine they are megabytes.
+fn listed(peer: SocketAddr, own: SocketAddr) -> Option<u32> {
+    ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().find_map(|table| {
+        let lines = BufReader::new(File::open(table).ok()?).lines().map_while(Result::ok);
+        lines.into_iter().find_map(|line| user_in(&line, peer, own))
+    })
+}
+
+/// At a time: whoever opens many connections occupies no more of the machine.
+static LOOKS: Semaphore = Semaphore::const_new(2);
 
 /// A line of the table (Linux: proc_net_tcp): `sl local remote state queues timer retransmits uid ...`
 fn user_in(line: &str, peer: SocketAddr, own: SocketAddr) -> Option<u32> {

@@ -3,12 +3,14 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use tonic::Status;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
 use crate::clock::{Clock as _, SystemClock};
-use crate::grpc::{call, passes, retry_delay};
+use crate::grpc::{BrokerClock, call, passes, retry_delay};
 use crate::proto;
 use crate::proto::credential::Identity;
 use crate::proto::token_exchange_client::TokenExchangeClient;
@@ -32,6 +34,8 @@ pub struct Credential {
     pub expires_at: SystemTime,
     pub refresh_after: SystemTime,
     pub obtained_at: SystemTime,
+    /// The same by the clock that nobody sets.
+    pub obtained: Instant,
     pub cloud: Cloud,
 }
 
@@ -132,10 +136,15 @@ impl From<SourceError> for Refusal {
 }
 
 impl Credential {
+    /// `head` tells the broker's clock: the credential's times are put down by this machine's.
+    ///
     /// # Errors
     /// Where the broker's answer lacks what belongs to a credential.
-    pub fn read(answer: proto::Credential, now: SystemTime) -> Result<Self, Refusal> {
-        let time = |stamp: Option<prost_types::Timestamp>| stamp.and_then(|stamp| SystemTime::try_from(stamp).ok());
+    pub fn read(answer: proto::Credential, head: &MetadataMap) -> Result<Self, Refusal> {
+        let clock = BrokerClock::of(head);
+        let time = |stamp: Option<prost_types::Timestamp>| {
+            stamp.and_then(|stamp| SystemTime::try_from(stamp).ok()).map(|time| clock.here(time))
+        };
         let cloud = match answer.identity {
             Some(Identity::Google(google)) => {
                 Cloud::Google { principal: google.principal, service_account: google.service_account }
@@ -147,7 +156,34 @@ impl Credential {
         let expires_at = time(answer.expires_at);
         let expires_at = expires_at.ok_or_else(|| Refusal::failed("the broker's answer does not say when it ends"))?;
         let refresh_after = time(answer.refresh_after).unwrap_or(expires_at);
-        Ok(Self { token, scopes: answer.scopes, expires_at, refresh_after, obtained_at: now, cloud })
+        let (obtained_at, obtained) = (SystemClock.now(), Instant::now());
+        Ok(Self { token, scopes: answer.scopes, expires_at, refresh_after, obtained_at, obtained, cloud })
+    }
+
+    /// As it comes to whoever holds it, and by the holder's clock.
+    pub(super) fn arrived(self, now: SystemTime) -> Self {
+        Self { obtained_at: now, obtained: Instant::now(), ..self }
+    }
+
+    /// How long it is still good, by whichever clock says less: the machine's may be set back, and the other one stands
+    /// still while the machine sleeps.
+    pub(super) fn left(&self, now: SystemTime) -> Duration {
+        let by_life = self.life().saturating_sub(self.obtained.elapsed());
+        self.expires_at.duration_since(now).unwrap_or_default().min(by_life)
+    }
+
+    /// Whether it is time for its successor.
+    pub(super) fn is_due(&self, now: SystemTime) -> bool {
+        now >= self.refresh_after || self.obtained.elapsed() >= self.after(self.refresh_after)
+    }
+
+    /// From its arrival on.
+    pub(super) fn life(&self) -> Duration {
+        self.after(self.expires_at)
+    }
+
+    fn after(&self, time: SystemTime) -> Duration {
+        time.duration_since(self.obtained_at).unwrap_or_default()
     }
 }
 
@@ -174,17 +210,17 @@ impl Credentials for Exchanges {
             targets: vec![wanted.request()],
             job: Some(self.job.clone()),
         };
-        let answer = self.client.clone().exchange(call(request)).await?.into_inner();
-        one(answer.credentials)
+        let (head, answer, _extensions) = self.client.clone().exchange(call(request)).await?.into_parts();
+        one(answer.credentials, &head)
     }
 }
 
 /// The one credential that was asked for.
-pub(super) fn one(credentials: Vec<proto::Credential>) -> Result<Credential, Refusal> {
+pub(super) fn one(credentials: Vec<proto::Credential>, head: &MetadataMap) -> Result<Credential, Refusal> {
     let first = credentials.into_iter().next();
     first
         .ok_or_else(|| Refusal::failed("the broker's answer holds no credential"))
-        .and_then(|first| Credential::read(first, SystemClock.now()))
+        .and_then(|first| Credential::read(first, head))
 }
 
 impl fmt::Debug for Exchanges {
@@ -262,7 +298,40 @@ impl Credential {
             expires_at: now + Duration::from_secs(3600),
             refresh_after: now + Duration::from_secs(2700),
             obtained_at: now,
+            obtained: Instant::now(),
             cloud,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credentials_times_are_put_down_by_this_machines_clock_where_it_is_wrong() {
+        let stamp = |ahead: u64| Some((SystemClock.now() + Duration::from_secs(ahead)).into());
+        let answer = |ahead: u64| proto::Credential {
+            identity: Some(Identity::Azure(proto::AzureIdentity::default())),
+            expires_at: stamp(ahead + 3600),
+            refresh_after: stamp(ahead + 2700),
+            ..Default::default()
+        };
+        let head = |ahead: i64| {
+            let date =
+                jiff::Timestamp::try_from(SystemClock.now()).expect("a time") + jiff::SignedDuration::from_secs(ahead);
+            let date = date.strftime("%a, %d %b %Y %H:%M:%S GMT").to_string();
+            let mut head = MetadataMap::new();
+            head.insert("date", date.parse().expect("a value"));
+            head
+        };
+        // This machine's clock is two hours behind, then in time.
+        for (broker, head) in [(7200, head(7200)), (0, head(0)), (0, MetadataMap::new())] {
+            let read = Credential::read(answer(broker), &head).expect("a credential");
+            let left = read.left(SystemClock.now()).as_secs();
+            assert!((3595..=3600).contains(&left), "{left}");
+            assert!(!read.is_due(SystemClock.now() + Duration::from_secs(2600)));
+            assert!(read.is_due(SystemClock.now() + Duration::from_secs(2800)));
         }
     }
 }

@@ -17,6 +17,12 @@ async fn w19_ready_is_who_can_hand_out_every_credential_now() {
     assert_eq!(good.ask(Request::get("/readyz")).await.0, 200, "what is held is good");
     good.clock.advance(Duration::from_secs(2 * 3600));
     let (status, _headers, missing) = good.ask(Request::get("/readyz")).await;
+    assert_eq!(status, 503);
+    assert!(missing.contains("bigquery: the broker's credential is over already"), "{missing}");
+    good.live_anew();
+    good.refuses("vertex", Refusal::denied("denied (DENIED)"));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    let (status, _headers, missing) = good.ask(Request::get("/readyz")).await;
     assert_eq!((status, missing.as_str()), (503, "vertex: denied (DENIED)"));
 }
 

@@ -45,7 +45,8 @@ impl Agent {
         tracing::info!(agent.address = address, "started");
         let draining = CancellationToken::new();
         let serving = tokio::spawn(listener.serve(agent.clone(), draining.clone()));
-        let background = tokio::spawn(async move { tokio::join!(agent.warm_up(), telemetry::upkeep()) });
+        let background =
+            tokio::spawn(async move { tokio::join!(agent.warm_up(), agent.keep_fresh(), telemetry::upkeep()) });
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}

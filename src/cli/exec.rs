@@ -10,15 +10,18 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use clap::Args;
 use tokio_util::sync::CancellationToken;
+use tonic::metadata::MetadataMap;
 use tonic::transport::Channel;
 
 use self::child::Signals;
 use self::environment::Environment;
-use super::broker::{Broker, SubjectToken, answer, call, no_subject_token, refusal, usage};
+use super::broker::{Broker, SubjectToken, call, no_subject_token, refusal, usage};
 use super::remark;
 use super::request::{Job, duration, span};
-use crate::agent::{Agent, Credential, Credentials, Exchanges, Lease, Listener, News, Settings, TargetSettings, Users};
-use crate::clock::{Clock as _, SystemClock};
+use crate::agent::{
+    Agent, Credential, Credentials, Exchanges, Lease, Listener, News, Refusal, Settings, TargetSettings, Users,
+};
+use crate::clock::SystemClock;
 use crate::grpc::Patience;
 use crate::proto;
 use crate::proto::leases_client::LeasesClient;
@@ -72,7 +75,8 @@ Examples:
 /// What stands before the command begins.
 struct Opened {
     source: Arc<dyn Credentials>,
-    credentials: Vec<proto::Credential>,
+    /// With their targets' names.
+    credentials: Vec<(String, Credential)>,
     lease: Option<(Arc<Lease>, Patience)>,
 }
 
@@ -107,10 +111,8 @@ impl Exec {
             identity_header: Some(secret.clone()),
         };
         let agent = Agent::new(settings, opened.source.clone(), Arc::new(SystemClock));
-        let now = SystemClock.now();
-        for credential in &opened.credentials {
-            let name = credential.target.clone();
-            agent.put(&name, Credential::read(credential.clone(), now)?);
+        for (target, credential) in opened.credentials {
+            agent.put(&target, credential);
         }
         let environment = Environment::of(&agent, address, &secret);
         environment.warnings().for_each(remark);
@@ -120,9 +122,14 @@ impl Exec {
             let (kept, agent) = (lease.clone(), agent.clone());
             (lease, tokio::spawn(async move { kept.keep(patience, |news| heard(&agent, news)).await }))
         });
+        let keeping = tokio::spawn({
+            let agent = agent.clone();
+            async move { agent.keep_fresh().await }
+        });
         let status = child::run(&self.command, &environment, &mut signals).await;
         ended.cancel();
         serving.abort();
+        keeping.abort();
         if let Some((lease, beats)) = lease {
             // An end that was heard of needs no closing.
             let is_over = beats.is_finished();
@@ -157,10 +164,17 @@ impl Exec {
         let opened = client.open_lease(call(request)).await.map_err(|status| refusal(&status))?;
         let mut patience = Patience::default();
         patience.answered(opened.metadata());
-        let opened = opened.into_inner();
+        let (head, opened, _extensions) = opened.into_parts();
         patience.heard(opened.lease.as_ref());
         let lease = Arc::new(Lease::new(client, Secret::new(opened.lease_token), exchanges));
-        Ok(Opened { source: lease.clone(), credentials: opened.credentials, lease: Some((lease, patience)) })
+        match read(opened.credentials, &head) {
+            Ok(credentials) => Ok(Opened { source: lease.clone(), credentials, lease: Some((lease, patience)) }),
+            Err(refusal) => {
+                // Else it would be nobody's.
+                lease.close().await;
+                Err(refusal.into())
+            }
+        }
     }
 
     async fn exchange(
@@ -176,8 +190,10 @@ impl Exec {
             targets,
             job: Some(self.job.message()),
         };
-        let exchanged = answer(TokenExchangeClient::new(channel).exchange(call(request)).await)?;
-        Ok(Opened { source: Arc::new(exchanges), credentials: exchanged.credentials, lease: None })
+        let exchanged = TokenExchangeClient::new(channel).exchange(call(request)).await;
+        let (head, exchanged, _extensions) = exchanged.map_err(|status| refusal(&status))?.into_parts();
+        let credentials = read(exchanged.credentials, &head)?;
+        Ok(Opened { source: Arc::new(exchanges), credentials, lease: None })
     }
 }
 
@@ -187,6 +203,10 @@ impl Opened {
             lease.close().await;
         }
     }
+}
+
+fn read(answers: Vec<proto::Credential>, head: &MetadataMap) -> Result<Vec<(String, Credential)>, Refusal> {
+    answers.into_iter().map(|answer| Ok((answer.target.clone(), Credential::read(answer, head)?))).collect()
 }
 
 /// The command goes on, whatever the news is.

@@ -94,6 +94,7 @@ struct TargetDocument {
     /// Name of a target in the broker's configuration.
     target: Name,
     google: Option<GoogleDocument>,
+    /// Says, be it empty, that the target is Azure's: Google's default account then does not wait for it.
     azure: Option<IdentityDocument>,
 }
 
@@ -218,6 +219,7 @@ fn compiled(targets: &[TargetDocument], mistakes: &mut Vec<Mistake>) -> Vec<Targ
         project_number: document.google.as_ref().and_then(|google| google.project_number),
         object_id: document.azure.as_ref().and_then(|azure| azure.object_id.as_ref().map(|id| id.0.to_string())),
         resource_id: document.azure.as_ref().and_then(|azure| azure.resource_id.clone()),
+        is_azure: document.azure.is_some(),
     };
     targets.iter().map(settings).collect()
 }

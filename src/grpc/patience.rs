@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
 use tonic::metadata::MetadataMap;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -16,6 +17,8 @@ pub struct Patience {
     /// Absent until the broker has answered once: what fails before will not mend.
     lease: Option<proto::Lease>,
     clock: BrokerClock,
+    /// The wait between two heartbeats when the broker last answered.
+    beat: Option<Duration>,
     attempts: u32,
 }
 
@@ -43,13 +46,19 @@ impl Patience {
     /// Whether the broker is back.
     pub fn heard(&mut self, lease: Option<&proto::Lease>) -> bool {
         self.lease = lease.cloned().or_else(|| self.lease.take());
+        self.beat = self.third();
         std::mem::take(&mut self.attempts) > 0
     }
 
-    /// A third of the time that the lease would live without.
+    /// A third of the time that the lease would live without. Where that is over there is no hurry any more: the broker
+    /// forgives its own outages.
     pub fn next_beat(&self) -> Duration {
+        self.third().or(self.beat).unwrap_or(LATEST)
+    }
+
+    fn third(&self) -> Option<Duration> {
         let lapses = self.lease.as_ref().and_then(|lease| lease.heartbeat_before);
-        (self.clock.until(lapses).unwrap_or_default() / 3).max(SHORTEST_BEAT)
+        self.clock.until(lapses).map(|left| (left / 3).max(SHORTEST_BEAT))
     }
 
     /// Whether and when to ask again.
@@ -58,7 +67,7 @@ impl Patience {
         if ended(status).as_deref() == Some("closed") {
             return Again::Closed;
         }
-        if !passes(status) {
+        if !passes(status) && is_the_brokers(status) {
             return Again::Refused;
         }
         if self.clock.until(lease.not_after).is_none() {
@@ -89,6 +98,12 @@ fn ends_by_rule(status: &Status) -> bool {
     status.get_error_details().error_info().is_some_and(|info| info.reason == "SHUTTING_DOWN")
 }
 
+/// The broker gives a reason with all that it decides. What comes without is of a proxy between, of which the broker's
+/// own answers are known to have passed it before.
+fn is_the_brokers(status: &Status) -> bool {
+    status.get_error_details().error_info().is_some()
+}
+
 /// Whether time may mend it: the broker or the way to it is away. What the broker itself decided is not, and says why.
 pub fn passes(status: &Status) -> bool {
     match status.code() {
@@ -109,29 +124,46 @@ pub fn passes(status: &Status) -> bool {
     }
 }
 
-/// The broker's clock, by which leases live: this machine's may be wrong.
+/// The broker's clock, by which leases and credentials live: this machine's may be wrong.
 #[derive(Debug, Default)]
-struct BrokerClock {
+pub struct BrokerClock {
     ahead: jiff::SignedDuration,
+    /// What it showed at an answer. From then on the clock that nobody sets is asked.
+    shown: Option<(SystemTime, Instant)>,
 }
 
 impl BrokerClock {
     /// RFC 9110 section 6.6.1; without it the clocks are taken to agree.
-    fn of(head: &MetadataMap) -> Self {
+    pub fn of(head: &MetadataMap) -> Self {
         let date = head.get("date").and_then(|date| date.to_str().ok());
         let date = date.and_then(|date| jiff::fmt::rfc2822::parse(date).ok()).map(|date| date.timestamp());
-        let here = jiff::Timestamp::try_from(SystemClock.now()).ok();
+        let now = SystemClock.now();
+        let here = jiff::Timestamp::try_from(now).ok();
         let ahead = date.zip(here).map(|(date, here)| date.duration_since(here));
-        Self { ahead: ahead.unwrap_or_default() }
+        let shown = date.map_or(now, SystemTime::from);
+        Self { ahead: ahead.unwrap_or_default(), shown: Some((shown, Instant::now())) }
+    }
+
+    /// What this machine's clock shows at a time of the broker's. Clocks that differ by less than the header and its way
+    /// account for are taken to agree.
+    pub fn here(&self, time: SystemTime) -> SystemTime {
+        if self.ahead.abs() < CLOCKS_AGREE {
+            return time;
+        }
+        let ahead = self.ahead.unsigned_abs();
+        let here = if self.ahead.is_negative() { time.checked_add(ahead) } else { time.checked_sub(ahead) };
+        here.unwrap_or(time)
     }
 
     /// `None` where the time has come.
     fn until(&self, time: Option<prost_types::Timestamp>) -> Option<Duration> {
         let time = SystemTime::try_from(time?).ok()?;
-        let left = jiff::SignedDuration::system_until(SystemClock.now(), time).ok()? - self.ahead;
-        left.try_into().ok().filter(|left: &Duration| !left.is_zero())
+        let now = self.shown.map_or_else(|| SystemClock.now(), |(shown, since)| shown + since.elapsed());
+        time.duration_since(now).ok().filter(|left| !left.is_zero())
     }
 }
+
+const CLOCKS_AGREE: jiff::SignedDuration = jiff::SignedDuration::from_secs(10);
 
 const SHORTEST_BEAT: Duration = Duration::from_secs(1);
 
@@ -178,6 +210,10 @@ mod tests {
         let waits: Vec<Duration> = (0..8).map(|_| wait(patience.again(&away))).collect();
         assert!(waits[0] <= SOONEST && waits[7] >= LATEST / 2 && waits.iter().all(|wait| *wait <= LATEST), "{waits:?}");
         assert!(matches!(patience.again(&Status::unknown("connection reset")), Again::In(_)));
+        for code in [Code::Unimplemented, Code::PermissionDenied, Code::Unauthenticated, Code::NotFound] {
+            let of_a_proxy = Status::new(code, "404 page not found");
+            assert!(matches!(patience.again(&of_a_proxy), Again::In(_)), "{code}");
+        }
         assert_eq!(patience.again(&decided(Code::Internal, "INTERNAL", None)), Again::Refused);
         assert_eq!(patience.again(&decided(Code::PermissionDenied, "DENIED", None)), Again::Refused);
         assert_eq!(patience.again(&decided(Code::FailedPrecondition, "LEASE_ENDED", Some("revoked"))), Again::Refused);
@@ -206,5 +242,20 @@ mod tests {
         patience.answered(&MetadataMap::new());
         patience.heard(Some(&lease(1, 3600)));
         assert_eq!(patience.next_beat(), SHORTEST_BEAT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn c09_an_outage_longer_than_a_lease_lives_without_heartbeats_causes_no_storm_of_them() {
+        let mut patience = Patience::default();
+        patience.answered(&MetadataMap::new());
+        patience.heard(Some(&lease(300, 3600)));
+        tokio::time::advance(Duration::from_secs(295)).await;
+        assert!(patience.next_beat() <= Duration::from_secs(2), "{:?}", patience.next_beat());
+        tokio::time::advance(Duration::from_secs(10)).await;
+        assert!((95..=100).contains(&patience.next_beat().as_secs()), "{:?}", patience.next_beat());
+        // The lease's end is told by the clock that nobody sets.
+        assert!(matches!(patience.again(&Status::unavailable("away")), Again::Away(_)));
+        tokio::time::advance(Duration::from_secs(3300)).await;
+        assert_eq!(patience.again(&Status::unavailable("away")), Again::TooLate);
     }
 }

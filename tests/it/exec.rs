@@ -1,5 +1,7 @@
 //! `carnet exec`: what the command finds, how it ends, and what becomes of its lease.
 
+mod strange_broker;
+
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Output, Stdio};
@@ -156,6 +158,8 @@ async fn the_environment_leads_to_the_agent_and_holds_nothing_that_outranks_it_o
         let outranking = [
             "GOOGLE_APPLICATION_CREDENTIALS",
             "CLOUDSDK_AUTH_ACCESS_TOKEN",
+            "CLOUDSDK_CORE_ACCOUNT",
+            "CLOUDSDK_CORE_CHECK_GCE_METADATA",
             "NO_GCE_CHECK",
             "AZURE_CLIENT_SECRET",
             "AZURE_FEDERATED_TOKEN_FILE",

@@ -65,6 +65,7 @@ async fn i31_w14_no_token_without_the_header_of_the_protocol_exactly_once() {
         (service().header(header, "of-this-run").header(header, "of-this-run"), 401),
         (service().header("Secret", "of-this-run"), 401),
         (older().header(header, "of-this-run"), 401),
+        (service().header(header, "of-this-run").header("X-Forwarded-For", "10.0.0.1"), 400),
         (service().header(header, "of-this-run").method("HEAD"), 405),
         (Request::get(format!("/msi/token?{query}")).header(header, "of-this-run"), 400),
         (Request::get(format!("/metadata/identity/oauth2/token?{query}")).header("Metadata", "true"), 400),

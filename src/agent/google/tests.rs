@@ -177,3 +177,23 @@ async fn a_denial_is_said_in_a_form_that_libraries_do_not_repeat() {
         assert!(body.starts_with("denied (DENIED"), "{body}");
     }
 }
+
+#[tokio::test(start_paused = true)]
+async fn no_other_account_stands_in_for_the_default_one_while_that_is_not_known() {
+    let world = World::new();
+    world.refuses("vertex", Refusal::away("away"));
+    for path in ["instance/service-accounts/default/token", "instance/service-accounts/", "project/project-id"] {
+        let (status, body) = get(&world, path).await;
+        assert_eq!(status, 503, "{path}: {body}");
+    }
+    let named = "instance/service-accounts/reader@data.iam.gserviceaccount.com/token";
+    assert!(text(&world, named).await.contains("bigquery-token"));
+    let trainer = Credential::google_for_test("late", "trainer@ml.iam.gserviceaccount.com", world.clock.now());
+    world.gives("vertex", trainer);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(text(&world, "instance/service-accounts/default/token").await.contains("late"));
+    // Of a target that is denied it never gets known which cloud it is of.
+    let other = World::new();
+    other.refuses("azure-storage", Refusal::denied("denied (DENIED)"));
+    assert!(text(&other, "instance/service-accounts/default/token").await.contains("vertex-token"));
+}

@@ -214,3 +214,62 @@ async fn c18_an_audience_never_gets_another_ones_token() {
     }
     assert_eq!(world.token().await, Ok("access".to_owned()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn w04_an_outage_is_not_noticed_by_those_who_ask_only_when_theirs_is_nearly_over() {
+    let world = World::new();
+    world.gives("one");
+    assert_eq!(world.token().await, Ok("one".to_owned()));
+    let held = world.held.clone();
+    let keeping = tokio::spawn(async move { held.keep_fresh().await });
+    world.passes(46 * MINUTE).await;
+    world.gives("two");
+    world.passes(MINUTE).await;
+    world.refuses(Refusal::away("the broker is away"));
+    world.passes(14 * MINUTE).await;
+    assert_eq!(world.token().await, Ok("two".to_owned()));
+    keeping.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_nobody_asks_for_any_more_is_refreshed_once_and_then_left_alone() {
+    let world = World::new();
+    world.gives("one");
+    assert_eq!(world.token().await, Ok("one".to_owned()));
+    let held = world.held.clone();
+    let keeping = tokio::spawn(async move { held.keep_fresh().await });
+    for _ in 0..600 {
+        world.gives("next");
+        world.passes(MINUTE).await;
+    }
+    assert_eq!(world.source.calls(), 2);
+    assert_eq!(world.token().await, Ok("next".to_owned()));
+    world.held.end(Refusal::denied("revoked"));
+    world.passes(50 * MINUTE).await;
+    assert_eq!(world.source.calls(), 3, "nothing is asked for when the lease has ended");
+    keeping.abort();
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_over_on_arrival_is_no_credential_and_causes_no_storm() {
+    let world = World::new();
+    world.gives("dead");
+    world.clock.advance(60 * MINUTE);
+    for _ in 0..20 {
+        let got = world.held.get(&vertex(), Duration::from_millis(100)).await;
+        assert!(matches!(got, Err(Refusal { kind: Kind::Away(_), .. })), "{got:?}");
+    }
+    assert!(world.source.calls() <= 5, "{} calls", world.source.calls());
+    assert!(world.held.last(&vertex()).is_some(), "what the target is is known");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_clock_that_is_set_back_lengthens_no_credentials_life() {
+    let world = World::new();
+    world.gives("old");
+    assert_eq!(world.token().await, Ok("old".to_owned()));
+    world.clock.rewind(60 * MINUTE);
+    tokio::time::sleep(60 * MINUTE).await;
+    world.gives("new");
+    assert_eq!(world.token().await, Ok("new".to_owned()));
+}

@@ -103,7 +103,7 @@ const CARNET: [&str; 4] =
     ["CARNET_SUBJECT_TOKEN", "CARNET_SUBJECT_TOKEN_FILE", "CARNET_LEASE_TOKEN", "CARNET_LEASE_TOKEN_FILE"];
 
 /// What Google's libraries, gcloud and Terraform take before they ask the metadata server.
-const GOOGLE: [&str; 12] = [
+const GOOGLE: [&str; 15] = [
     "GOOGLE_APPLICATION_CREDENTIALS",
     "GOOGLE_CREDENTIALS",
     "GOOGLE_CLOUD_KEYFILE_JSON",
@@ -115,7 +115,10 @@ const GOOGLE: [&str; 12] = [
     "CLOUDSDK_AUTH_ACCESS_TOKEN",
     "CLOUDSDK_AUTH_ACCESS_TOKEN_FILE",
     "CLOUDSDK_AUTH_CREDENTIAL_FILE_OVERRIDE",
+    "CLOUDSDK_AUTH_DISABLE_CREDENTIALS",
     "CLOUDSDK_AUTH_IMPERSONATE_SERVICE_ACCOUNT",
+    "CLOUDSDK_CORE_ACCOUNT",
+    "CLOUDSDK_CORE_CHECK_GCE_METADATA",
 ];
 
 /// What Azure's libraries take before the managed identity, and what makes that one of another kind.
