@@ -83,7 +83,7 @@ pub const OUTSIDE_VALIDITY: &str = "AADSTS700024";
 
 /// AADSTS codes by what helps (Microsoft: reference-error-codes, and public threads). Codes that are not listed are
 /// permanent.
-const CODES: [(&[u64], Class, &str); 25] = [
+const CODES: [(&[u64], Class, &str); 29] = [
     (
         &[70021],
         Class::Permanent,
@@ -131,9 +131,13 @@ const CODES: [(&[u64], Class, &str); 25] = [
         Class::Permanent,
         "the registration is a public client, which must present neither a secret nor an assertion",
     ),
-    (&[70000, 700_003, 700_005], Class::SignIn, "the stored login is not valid"),
-    (&[70008, 700_081, 700_082, 700_084], Class::SignIn, "the stored login has ended"),
-    (&[50057, 50078, 50173, 50132, 50133, 530_034], Class::SignIn, "the stored login was ended by an administrator"),
+    (&[70000, 700_003, 700_005], Class::SignIn, "the person's sign-in is not valid"),
+    (&[70008, 700_081, 700_082, 700_084], Class::SignIn, "the person's sign-in has ended"),
+    (&[50078], Class::SignIn, "the second factor of the person's sign-in is too old"),
+    (&[50173], Class::SignIn, "the person or an administrator revoked the person's sign-ins"),
+    (&[50132, 50133], Class::SignIn, "the person's password was changed or has ended"),
+    (&[50057], Class::Permanent, "the person's account is disabled: an administrator can enable it"),
+    (&[530_034], Class::Permanent, "the person's account is blocked as risky: an administrator can look into it"),
     (&[90055, 50196], Class::Throttled, "too many requests"),
     (&[90033, 90024, 90006], Class::Transient, "Entra says it is a passing fault"),
     (&[50000], Class::Transient, "Entra failed to issue the token"),

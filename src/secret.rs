@@ -10,7 +10,7 @@ use aws_lc_rs::{digest, rand};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Deserializer};
-use tokio::io::AsyncReadExt as _;
+use tokio::io::{AsyncRead, AsyncReadExt as _};
 use zeroize::Zeroizing;
 
 /// A token, key or assertion. Cloning shares the text; the last owner wipes it.
@@ -27,9 +27,16 @@ impl Secret {
     /// # Errors
     /// The file cannot be read, is larger than any token, or is no text.
     pub async fn in_file(path: &Path) -> io::Result<Self> {
+        Self::from_reader(tokio::fs::File::open(path).await?).await
+    }
+
+    /// All that it gives, as [`in_file`](Self::in_file) reads a file.
+    ///
+    /// # Errors
+    /// It fails, gives more than any token has, or no text.
+    pub async fn from_reader(reader: impl AsyncRead + Unpin) -> io::Result<Self> {
         let mut text = Zeroizing::new(String::new());
-        let file = tokio::fs::File::open(path).await?;
-        let read = file.take(FILE_MAX_BYTES + 1).read_to_string(&mut text).await?;
+        let read = reader.take(FILE_MAX_BYTES + 1).read_to_string(&mut text).await?;
         if u64::try_from(read).unwrap_or(u64::MAX) > FILE_MAX_BYTES {
             let cause = format!("it is larger than {FILE_MAX_BYTES} bytes");
             return Err(io::Error::new(io::ErrorKind::InvalidData, cause));

@@ -288,7 +288,9 @@ fn authority(environment: &Environment) -> Result<Endpoint, SourceError> {
 
 /// A tenant's GUID or domain name, which becomes a part of a URL's path.
 fn directory_name<'a>(variable: &'static str, text: &'a str) -> Result<&'a str, SourceError> {
-    let plain = text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte)) && !text.contains("..");
+    let plain = text
+        .split('.')
+        .all(|label| !label.is_empty() && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-'));
     let problem = || "must be a tenant's GUID or domain name".to_owned();
     if plain { Ok(text) } else { Err(SourceError::Variable { variable, problem: problem() }) }
 }

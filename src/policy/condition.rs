@@ -355,3 +355,6 @@ const PARSER_STACK_BYTES: usize = 64 * 1024 * 1024;
 
 /// A compiled pattern's memory: `matches` compiles at every evaluation.
 const REGEX_MAX_BYTES: usize = 64 * 1024;
+
+#[cfg(test)]
+mod tests;

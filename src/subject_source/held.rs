@@ -67,7 +67,8 @@ impl Held {
                 return Ok(current.fetched.token.clone());
             }
             let good = good.map(|current| current.fetched.token.clone());
-            let flight = match state.flight.as_ref() {
+            // One that ended by a panic is over, too, though it did not say so.
+            let flight = match state.flight.as_ref().filter(|flight| flight.peek().is_none()) {
                 Some(flight) => flight.clone(),
                 None => state.flight.insert(self.start(name, fetch())).clone(),
             };

@@ -7,7 +7,7 @@ use http::StatusCode;
 use super::call::{Pace, Web, call};
 use super::held::Fetched;
 use super::{Audience, Environment, SourceError, SourceName};
-use crate::answer::error_word;
+use crate::answer::{Verdict, by_status, error_word};
 use crate::clock::Clock;
 use crate::entra::{
     Failure, Identity, ManagedIdentityAnswer, ask_managed_identity, judge_managed_identity, probe_metadata_service,
@@ -65,11 +65,15 @@ impl ManagedIdentity {
         Self::at(Place::Imds(endpoint), environment.text("AZURE_CLIENT_ID"), audience)
     }
 
-    /// Whether the metadata service answers as Azure's does: other clouds have theirs at the same address.
+    /// Whether the metadata service answers as Azure's does: other clouds have theirs at the same address. One that is
+    /// busy or being updated is there, too: to go on without it would be to take another identity.
     pub async fn is_there(&self, web: &dyn Web) -> bool {
         let Place::Imds(endpoint) = &self.place else { return true };
         let answer = web.send(probe_metadata_service(endpoint), PROBE_DEADLINE).await;
-        answer.is_ok_and(|answer| answer.status == StatusCode::BAD_REQUEST)
+        answer.is_ok_and(|answer| {
+            matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::GONE)
+                || !matches!(by_status(&answer), Verdict::Final)
+        })
     }
 
     pub async fn fetch(&self, web: &dyn Web, clock: &dyn Clock) -> Result<Fetched, SourceError> {

@@ -155,6 +155,10 @@ async fn what_a_source_lacks_is_named() {
             "AZURE_TENANT_ID must be",
         ),
         (
+            &[("AZURE_FEDERATED_TOKEN_FILE", "/x"), ("AZURE_CLIENT_ID", CLIENT), ("AZURE_TENANT_ID", ".")],
+            "AZURE_TENANT_ID must be",
+        ),
+        (
             &[
                 ("AZURE_FEDERATED_TOKEN_FILE", "/x"),
                 ("AZURE_CLIENT_ID", CLIENT),
@@ -264,6 +268,11 @@ async fn only_azures_metadata_service_counts_as_one() {
         let world = World::with(&variables, vec![(elsewhere, String::new())]);
         assert!(matches!(world.error().await, SourceError::Nowhere), "{elsewhere}");
     }
+    for busy in [410, 429, 500, 503] {
+        let later = managed("of-the-machine", &format!("{}", START + 3600));
+        let world = World::with(&variables, vec![(busy, String::new()), later]);
+        assert_eq!(world.token().await, "of-the-machine", "{busy}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -340,6 +349,17 @@ async fn callers_who_ask_at_once_share_one_fetch_even_when_the_first_goes_away()
     let (one, two) = tokio::join!(ask(), ask());
     assert_eq!((one.expect("a token").expose(), two.expect("a token").expose()), ("shared", "shared"));
     assert_eq!(fetches.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test]
+async fn a_fetch_that_panics_is_not_waited_for_ever_after() {
+    let clock = Arc::new(ManualClock::start());
+    let held = Held::new(clock.clone());
+    let broken = || async { panic!("a fault of the program") };
+    assert!(matches!(held.token(SourceName::Login, broken).await, Err(SourceError::Unavailable { .. })));
+    let expires_at = clock.now() + Duration::from_secs(3600);
+    let good = || async move { Ok(Fetched { token: Secret::new("good"), expires_at }) };
+    assert_eq!(held.token(SourceName::Login, good).await.expect("a token").expose(), "good");
 }
 
 #[test]

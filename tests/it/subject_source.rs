@@ -195,11 +195,15 @@ async fn standard_input_is_read_once_and_a_changed_file_each_time() {
             std::fs::write(broker.folder.path().join("token"), text).expect("written");
             assert_eq!(source.token().await.expect("a token").expose(), text);
         }
+        // A socket, as Node.js has it, which no path opens.
+        let (mut ours, theirs) = std::os::unix::net::UnixStream::pair().expect("two ends");
         let mut command = exchange(broker, &[]);
-        command.args(["--subject-token-file", "-"]).stdin(std::process::Stdio::piped());
+        command.args(["--subject-token-file", "-"]).stdin(std::os::fd::OwnedFd::from(theirs));
         command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        let mut child = command.spawn().expect("a process");
-        std::io::Write::write_all(&mut child.stdin.take().expect("its input"), token.as_bytes()).expect("written");
+        let child = command.spawn().expect("a process");
+        drop(command);
+        std::io::Write::write_all(&mut ours, token.as_bytes()).expect("written");
+        drop(ours);
         let output = tokio::task::spawn_blocking(move || child.wait_with_output()).await.expect("no panic");
         let output = output.expect("an end");
         assert!(output.status.success(), "{}", text(&output.stderr));

@@ -11,9 +11,10 @@ use crate::http::Endpoint;
 pub(super) struct Hosts {
     /// Credentials for HOST are those of TARGET; several times for several
     ///
-    /// HOST is a name with its port if it has one, or `*.` and one of pkg.dev, gcr.io,
-    /// azurecr.io, azurecr.cn, azurecr.us and visualstudio.com. In the environment, commas
-    /// stand between: CARNET_HOSTS=us-docker.pkg.dev=artifacts,*.azurecr.io=registry
+    /// HOST is a name with its port if it has one, or `*.`, which stands for one name, and one
+    /// of pkg.dev, gcr.io, azurecr.io, azurecr.cn, azurecr.us and visualstudio.com. In the
+    /// environment, commas stand between:
+    /// CARNET_HOSTS=us-docker.pkg.dev=artifacts,*.azurecr.io=registry
     #[arg(long = "host", value_name = "HOST=TARGET", env = "CARNET_HOSTS", value_delimiter = ',')]
     #[arg(verbatim_doc_comment)]
     named: Vec<Named>,
@@ -30,7 +31,7 @@ enum Pattern {
     /// An empty text: a variable that is set to nothing.
     None,
     One(Host),
-    /// Every host below this suffix.
+    /// Every host that has one name before this suffix.
     Below(&'static str),
 }
 
@@ -71,7 +72,8 @@ impl Host {
     }
 
     fn is_below(&self, suffix: &str) -> bool {
-        self.0.strip_suffix(suffix).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'))
+        let name = self.0.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('.'));
+        name.is_some_and(|name| !name.is_empty() && !name.contains('.'))
     }
 }
 
@@ -114,7 +116,8 @@ impl FromStr for Named {
     }
 }
 
-/// Everything below them is run by Google or Microsoft, whoever's registry or organization it is.
+/// What is one name below them is run by Google or Microsoft, whoever's registry or organization it is. Further below,
+/// strangers' programs answer: the forwarded ports of `*.app.online.visualstudio.com`, for one.
 const WELL_KNOWN: [&str; 6] = ["pkg.dev", "gcr.io", "azurecr.io", "azurecr.cn", "azurecr.us", "visualstudio.com"];
 
 #[cfg(test)]
@@ -127,11 +130,18 @@ mod tests {
 
     #[test]
     fn only_hosts_that_somebody_named_have_a_target_and_the_full_name_counts_first() {
-        let hosts = hosts(&["*.azurecr.io=any", "Ours.azurecr.io=ours", "localhost:5000=local", "*.pkg.dev=artifacts"]);
+        let hosts = hosts(&[
+            "*.visualstudio.com=code",
+            "*.azurecr.io=any",
+            "Ours.azurecr.io=ours",
+            "localhost:5000=local",
+            "*.pkg.dev=artifacts",
+        ]);
         for (host, target) in [
             ("ours.azurecr.io", Some("ours")),
             ("OURS.AZURECR.IO:443", Some("ours")),
             ("theirs.azurecr.io", Some("any")),
+            ("theirs.visualstudio.com", Some("code")),
             ("us-docker.pkg.dev", Some("artifacts")),
             ("localhost:5000", Some("local")),
             ("localhost:5001", None),
@@ -143,6 +153,8 @@ mod tests {
             ("ours.azurecr.io:8443", None),
             ("pkg.dev", None),
             ("index.docker.io", None),
+            ("anyone-8080.app.online.visualstudio.com", None),
+            ("a.theirs.azurecr.io", None),
         ] {
             let found = host.parse::<Host>().ok().and_then(|host| hosts.target(&host).map(str::to_owned));
             assert_eq!(found.as_deref(), target, "{host}");

@@ -117,7 +117,11 @@ impl SignIn {
         // Both are shown in a terminal.
         let showable = |text: &str| text.len() <= 512 && text.bytes().all(|byte| byte.is_ascii_graphic());
         let device = device.filter(|device| showable(&device.user_code) && showable(&device.verification_uri));
-        let device = device.filter(|device| device.verification_uri.parse::<url::Url>().is_ok());
+        // Where a person types a code, nobody may listen or answer in Entra's place.
+        let safe = |uri: &str| {
+            url::Url::parse(uri).is_ok_and(|uri| uri.scheme() == "https") || self.authority.same_origin(uri)
+        };
+        let device = device.filter(|device| safe(&device.verification_uri));
         Ok(device.ok_or(LoginError::NoCode)?)
     }
 }

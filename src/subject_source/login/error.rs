@@ -21,6 +21,11 @@ pub enum LoginError {
     Damaged,
     #[error("the keyring does not give the login: {0}; unlock it, or `carnet login --store file`")]
     Keyring(String),
+    #[error(
+        "the new login is stored and in use, but the keyring may still hold the earlier one: {0}. Unlock the keyring \
+         and delete `carnet login` in it"
+    )]
+    EarlierKept(String),
     #[error("another process has been using the stored login for {0}s")]
     Busy(u64),
     #[error("the sign-in was declined")]
@@ -41,9 +46,12 @@ impl LoginError {
             Self::NoHome | Self::NobodyIsLoggedIn => Fault::Usage,
             Self::Declined | Self::Expired | Self::UnknownCode | Self::NoRefreshToken | Self::NoCode => Fault::Refused,
             Self::Busy(_) => Fault::Unavailable,
-            Self::Exposed { .. } | Self::Foreign { .. } | Self::File { .. } | Self::Damaged | Self::Keyring(_) => {
-                Fault::Machine
-            }
+            Self::Exposed { .. }
+            | Self::Foreign { .. }
+            | Self::File { .. }
+            | Self::Damaged
+            | Self::Keyring(_)
+            | Self::EarlierKept(_) => Fault::Machine,
         }
     }
 }

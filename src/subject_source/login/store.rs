@@ -126,12 +126,18 @@ impl LockedStore<'_> {
     /// A new login, in place of any other.
     pub async fn save(&self, login: &Login, keep: Keep) -> Result<(), LoginError> {
         let other = self.store.account().ok().flatten().filter(|(_account, before)| *before != keep);
+        if keep == Keep::File {
+            // The key of an earlier login may be known to others.
+            private::remove(&self.store.key)?;
+        }
         self.put(login, keep).await?;
         let summary = Summary { keep, account: login.account.clone() };
         let text = serde_json::to_string(&summary).map_err(|_form| LoginError::Damaged)?;
         private::write(&self.store.summary, &text)?;
         match other {
-            Some((_account, before)) => self.forget(before).await,
+            Some((_account, before)) => {
+                self.forget(before).await.map_err(|error| LoginError::EarlierKept(error.to_string()))
+            }
             None => Ok(()),
         }
     }
@@ -145,15 +151,16 @@ impl LockedStore<'_> {
     /// Whether there was one.
     pub async fn remove(&self) -> Result<bool, LoginError> {
         let before = match self.store.account() {
-            Ok(before) => before.map(|(_account, keep)| keep),
-            // What cannot be believed is removed all the same.
-            Err(_unbelievable) => Some(Keep::File),
+            Ok(before) => before.map(|(_account, keep)| keep).into_iter().collect(),
+            // What cannot be believed is removed all the same, wherever it is.
+            Err(_unbelievable) if keyring::answers().await => vec![Keep::File, Keep::Keyring],
+            Err(_unbelievable) => vec![Keep::File],
         };
-        if let Some(keep) = before {
-            self.forget(keep).await?;
+        for keep in &before {
+            self.forget(*keep).await?;
         }
         private::remove(&self.store.summary)?;
-        Ok(before.is_some())
+        Ok(!before.is_empty())
     }
 
     async fn put(&self, login: &Login, keep: Keep) -> Result<(), LoginError> {
@@ -204,6 +211,6 @@ fn sealing_keys(text: &str) -> Result<SealingKeys, LoginError> {
 /// What the ciphertext is bound to.
 const ROW: &str = "carnet login 1";
 
-/// Longer than a refresh with all its retries.
-const LOCK_DEADLINE: Duration = Duration::from_secs(45);
+/// Longer than a refresh with all its retries, and the keyring's two answers.
+const LOCK_DEADLINE: Duration = Duration::from_secs(90);
 const LOCK_PAUSE: Duration = Duration::from_millis(50);

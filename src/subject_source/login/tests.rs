@@ -107,6 +107,19 @@ async fn another_key_or_another_text_opens_nothing() {
 }
 
 #[tokio::test]
+async fn a_new_login_has_a_new_key() {
+    let home = tempfile::tempdir().expect("a folder");
+    let key = || std::fs::read(home.path().join(".config/carnet/login.key")).expect("a key");
+    let store = saved(home.path(), "1.x").await;
+    let known_to_others = key();
+    store.lock().await.expect("free").renew(&login("1.y")).await.expect("stored");
+    assert_eq!(key(), known_to_others);
+    saved(home.path(), "1.z").await;
+    assert_ne!(key(), known_to_others);
+    assert_eq!(stored(&store).await.expect("a login"), "1.z");
+}
+
+#[tokio::test]
 async fn the_refresh_token_that_entra_gives_replaces_the_one_it_took() {
     let home = tempfile::tempdir().expect("a folder");
     let store = saved(home.path(), "1.first").await;
@@ -144,6 +157,10 @@ async fn a_login_that_entra_ended_says_to_sign_in_again() {
         assert_eq!(error.fault(), Fault::Refused);
         assert!(error.to_string().contains("run `carnet login`"), "{error}");
     }
+    // Nothing that the person can do alone.
+    let web = FakeWeb::answering([(400, r#"{"error":"invalid_grant","error_codes":[50057]}"#)]);
+    let error = fetch(&store, None, &web, &ManualClock::start()).await.expect_err("refused").to_string();
+    assert!(error.contains("an administrator") && !error.contains("carnet login"), "{error}");
     assert_eq!(stored(&store).await.expect("a login"), "1.first");
 }
 
@@ -204,10 +221,14 @@ async fn a_sign_in_that_fails_says_how() {
 }
 
 #[tokio::test]
-async fn nothing_that_could_steer_a_terminal_is_shown() {
-    for hostile in
-        [DEVICE.replace("ABCD12345", "\\u001b[2J"), DEVICE.replace("https://microsoft.com/devicelogin", "no url")]
-    {
+async fn nothing_that_could_steer_a_terminal_or_lead_astray_is_shown() {
+    let leading_to = |uri: &str| DEVICE.replace("https://microsoft.com/devicelogin", uri);
+    for hostile in [
+        DEVICE.replace("ABCD12345", "\\u001b[2J"),
+        leading_to("no url"),
+        leading_to("http://microsoft.com/devicelogin"),
+        leading_to("javascript:alert(1)"),
+    ] {
         let web = FakeWeb::answering([(200, hostile)]);
         let result = sign_in().sign_in(&web, |_prompt| panic!("shown")).await;
         assert!(matches!(result, Err(SourceError::Login(LoginError::NoCode))));

@@ -28,7 +28,7 @@ pub fn arguments(broker: &Broker) -> Vec<String> {
 }
 
 /// A command of a person with this home.
-fn at_home(home: &Path, arguments: &[&str]) -> Command {
+pub fn at_home(home: &Path, arguments: &[&str]) -> Command {
     let mut command = carnet(arguments);
     command.env_clear().env("HOME", home);
     command
@@ -49,7 +49,7 @@ pub async fn until_the_code(mut command: Command) -> (Child, String, BufReader<s
     (child, code.unwrap_or_else(|| panic!("no code in {said}")).to_owned(), lines)
 }
 
-async fn log_in(broker: &Broker, home: &Path) -> String {
+pub async fn log_in(broker: &Broker, home: &Path) -> String {
     let mut command = at_home(home, &["login", "--store", "file"]);
     command.args(arguments(broker));
     let (child, code, mut words) = until_the_code(command).await;
