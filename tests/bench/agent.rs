@@ -2,20 +2,20 @@
 
 use std::convert::Infallible;
 use std::fs;
-use std::net::SocketAddr;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep};
 
 use crate::broker::{self, Clouds, Place};
 use crate::machine::{self, Core, Running};
@@ -129,52 +129,44 @@ pub fn serve_empty(address: &str) -> Result<()> {
     })
 }
 
-/// The load's process: so many requests a second, each timed from when it was due.
+/// The load's process: so many requests a second, each timed from when it was due. Threads that sleep, because the
+/// runtime's timers are right to a millisecond or two only, which is what is measured.
 #[expect(clippy::print_stdout, reason = "the result, for the process that started this one")]
 pub fn load(address: &str) -> Result<()> {
-    let address: SocketAddr = address.parse()?;
-    let mut took = tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(async {
-        let mut connections = JoinSet::new();
-        for number in 0..CONNECTIONS {
-            connections.spawn(async move {
-                sleep(Duration::from_secs(1) * number / RATE).await;
-                requests(address).await
-            });
-        }
-        let mut took = Vec::new();
-        while let Some(done) = connections.join_next().await {
-            took.extend(done??);
-        }
-        anyhow::Ok(took)
-    })?;
+    let (address, began): (SocketAddr, _) = (address.parse()?, Instant::now());
+    let connection = |number| thread::spawn(move || requests(address, began + Duration::from_secs(1) * number / RATE));
+    let connections: Vec<_> = (0..CONNECTIONS).map(connection).collect();
+    let mut took = Vec::new();
+    for connection in connections {
+        took.extend(connection.join().map_err(|_panic| anyhow!("a connection's thread gave up"))??);
+    }
     took.sort_by(f64::total_cmp);
     let p99 = took.get(took.len() * 99 / 100).context("no request was made")?;
     println!("{p99}");
     Ok(())
 }
 
-async fn requests(address: SocketAddr) -> Result<Vec<f64>> {
-    let mut stream = TcpStream::connect(address).await?;
+fn requests(address: SocketAddr, first: Instant) -> Result<Vec<f64>> {
+    let mut stream = TcpStream::connect(address)?;
     stream.set_nodelay(true)?;
     let request = format!(
         "GET /computeMetadata/v1/instance/service-accounts/default/token HTTP/1.1\r\nHost: {address}\r\nMetadata-Flavor: Google\r\n\r\n"
     );
-    let mut due = interval(Duration::from_secs(1) * CONNECTIONS / RATE);
-    due.set_missed_tick_behavior(MissedTickBehavior::Burst);
     let mut took = Vec::new();
-    for _ in 0..RATE * SECONDS / CONNECTIONS {
-        let began = due.tick().await;
-        stream.write_all(request.as_bytes()).await?;
-        read_answer(&mut stream).await?;
-        took.push(began.elapsed().as_secs_f64() * 1e3);
+    for number in 0..RATE * SECONDS / CONNECTIONS {
+        let due = first + Duration::from_secs(1) * CONNECTIONS / RATE * number;
+        thread::sleep(due.saturating_duration_since(Instant::now()));
+        stream.write_all(request.as_bytes())?;
+        read_answer(&mut stream)?;
+        took.push(due.elapsed().as_secs_f64() * 1e3);
     }
     Ok(took)
 }
 
-async fn read_answer(stream: &mut TcpStream) -> Result<()> {
+fn read_answer(stream: &mut TcpStream) -> Result<()> {
     let (mut answer, mut buffer) = (Vec::new(), [0; 8192]);
     loop {
-        let read = stream.read(&mut buffer).await?;
+        let read = stream.read(&mut buffer)?;
         ensure!(read > 0, "the server hung up");
         answer.extend_from_slice(buffer.get(..read).unwrap_or_default());
         let text = String::from_utf8_lossy(&answer).to_ascii_lowercase();
