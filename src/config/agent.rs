@@ -39,9 +39,12 @@ struct Document {
     /// `ADDRESS:PORT` on loopback, or `unix:PATH`
     #[serde(default = "default_listen")]
     listen: String,
-    /// Who may ask besides root: numeric user ids. Absent: every user of the machine (on a Unix socket: whom the file's
+    /// Who may ask besides root: numeric user ids. Absent: whoever runs the agent (on a Unix socket: whom the file's
     /// permissions let).
     allow_uids: Option<Vec<u32>>,
+    /// Every user whose programs can reach the address: where each program of a pod has a user of its own.
+    #[serde(default)]
+    allow_all_uids: bool,
     broker: BrokerDocument,
     #[serde(default)]
     subject: SubjectDocument,
@@ -145,7 +148,7 @@ impl AgentConfig {
     }
 
     fn build(document: Document, mistakes: &mut Vec<Mistake>) -> Option<Self> {
-        let Document { listen, allow_uids, broker, subject, job, targets, azure, telemetry } = document;
+        let Document { listen, allow_uids, allow_all_uids, broker, subject, job, targets, azure, telemetry } = document;
         let listen = reading("listen", mistakes, listen.parse::<Address>());
         if matches!(&listen, Some(Address::Tcp(address)) if !address.ip().is_loopback()) {
             mistake(mistakes, "listen", "is not loopback: whoever reached it would get the credentials");
@@ -160,9 +163,18 @@ impl AgentConfig {
         if azure.identity_header.as_ref().is_some_and(|header| header.len() < SHORTEST_HEADER) {
             mistake(mistakes, "azure.identity_header", "has at least 16 characters: `openssl rand -hex 32` makes one");
         }
+        if allow_all_uids && allow_uids.is_some() {
+            mistake(mistakes, "allow_all_uids", "leaves nothing to allow_uids: take one of them out");
+        }
+        let users = match (allow_uids, &listen) {
+            _ if allow_all_uids => Users::All,
+            (Some(uids), _) => Users::Only(uids),
+            (None, Some(Address::Unix(_))) => Users::All,
+            (None, _) => Users::own(),
+        };
         Some(Self {
             listen: listen?,
-            users: allow_uids.map_or(Users::All, Users::Only),
+            users,
             broker: address?,
             subject: subject_source::Settings {
                 token_file: subject.token_file,

@@ -3,6 +3,7 @@
 use std::process::{Child, Command};
 
 use crate::command_line::{carnet, run, signal, text};
+use crate::exec::can_be_another_user;
 use crate::process::{Process, make_place};
 use crate::support::{Broker, Setup, eventually, free_port, with_broker};
 
@@ -194,4 +195,36 @@ azure: { identity_header: short }
     assert!(text(&output.stdout).contains("good, for the agent (1 targets)"), "{}", text(&output.stderr));
     let schema = run(carnet(&["config", "schema", "--agent"])).await;
     assert!(text(&schema.stdout).contains("identity_header"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_runs_it_is_answered_and_others_where_the_configuration_says_so() {
+    if !can_be_another_user() {
+        return;
+    }
+    with_broker(async |broker| {
+        let grpc = broker.grpc_address().trim_start_matches("http://");
+        for (more, status) in
+            [("", "403"), ("allow_uids: [1]", "403"), ("allow_uids: [65534]", "200"), ("allow_all_uids: true", "200")]
+        {
+            let agent = Agent::start(broker, grpc, more);
+            agent.until_ready().await;
+            let mut stranger = Command::new("setpriv");
+            stranger.args(["--reuid", "65534", "--clear-groups", "curl", "-s", "--noproxy", "*", "-o", "/dev/null"]);
+            stranger.args(["-w", "%{http_code}", &format!("http://{}/healthz", agent.address)]);
+            assert_eq!(text(&run(stranger).await.stdout), status, "{more}");
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_are_allowed_by_name_or_all_of_them_and_not_both() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("agent.yaml");
+    let file = "broker: { address: 'http://127.0.0.1:1' }\ntargets: [{ target: vertex }]\nallow_uids: [1]\nallow_all_uids: true\n";
+    std::fs::write(&path, file).expect("written");
+    let output = run(carnet(&["config", "check", path.to_str().expect("a path")])).await;
+    assert!(!output.status.success());
+    assert!(text(&output.stderr).contains("allow_all_uids: leaves nothing to allow_uids"), "{}", text(&output.stderr));
 }
