@@ -63,10 +63,19 @@ impl Front {
         self.requests.load(Ordering::Relaxed)
     }
 
-    /// What `carnet exec` sets, for one protocol only.
-    pub fn environment(&self, way: Way) -> Vec<(&'static str, String)> {
-        let address = self.address.to_string();
-        match way {
+    pub fn start(&self, world: &World, program: &Program, way: Way, arguments: &[&str]) -> Client {
+        let mut environment = world.environment();
+        environment.extend(way.environment(&self.address.to_string()));
+        environment.push(("GOOGLE_CLOUD_PROJECT", "ml-prod".to_owned()));
+        program.start(arguments, world.home(), &environment)
+    }
+}
+
+impl Way {
+    /// What `carnet exec` sets, for this protocol only.
+    pub fn environment(self, address: &str) -> Vec<(&'static str, String)> {
+        let address = address.to_owned();
+        match self {
             Way::GoogleMetadata => vec![
                 ("GCE_METADATA_HOST", address.clone()),
                 ("GCE_METADATA_IP", address.clone()),
@@ -84,13 +93,6 @@ impl Front {
                 ("AZURE_TOKEN_CREDENTIALS", "prod".to_owned()),
             ],
         }
-    }
-
-    pub fn start(&self, world: &World, program: &Program, way: Way, arguments: &[&str]) -> Client {
-        let mut environment = world.environment();
-        environment.extend(self.environment(way));
-        environment.push(("GOOGLE_CLOUD_PROJECT", "ml-prod".to_owned()));
-        program.start(arguments, world.home(), &environment)
     }
 }
 
@@ -130,4 +132,4 @@ async fn count(server: SocketAddr, requests: Arc<AtomicUsize>) -> SocketAddr {
 }
 
 const LINE_END: &[u8] = b" HTTP/1.1\r\n";
-const HEADER: &str = "header-of-the-tests";
+pub const HEADER: &str = "header-of-the-tests";
