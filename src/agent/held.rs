@@ -151,6 +151,10 @@ impl Held {
         if slots.len() >= MAX_SLOTS && !slots.contains_key(wanted) {
             make_room(&mut slots);
         }
+        if slots.len() >= MAX_SLOTS && !slots.contains_key(wanted) {
+            let refusal = Refusal::away("too many ID tokens are being asked for at once");
+            return Found::Refused(refusal, monotonic + OUTAGE_MEMORY);
+        }
         let slot = slots.entry(wanted.clone()).or_default();
         slot.used = Some(monotonic);
         slot.refusal.take_if(|(_refusal, until)| *until <= monotonic);

@@ -13,7 +13,7 @@ use self::impersonation::Impersonation;
 use self::sts::Exchange;
 use super::upstream::Upstreams;
 use super::{Cache, Call, CloudIdentity, Credential, Hit, Hop, IssueError, Key, Signer, is_id_token};
-use crate::clock::Clock;
+use crate::clock::{Clock, from_unix_seconds, unix_seconds};
 use crate::http::{Request, USER_AGENT};
 use crate::issuer::Assertion;
 use crate::policy::GOOGLE_USUAL;
@@ -63,8 +63,9 @@ impl Google {
     /// The assertion itself. It acts as no service account: Google decides whom its holder may impersonate.
     fn assertion(&self, target: &GoogleTarget, call: &Call) -> Result<Credential, IssueError> {
         let lifetime = call.grant.plan().lifetime;
-        // Before the signature, so that nothing is called good for longer than it is.
+        // Before the signature and in the whole seconds of its `exp`, so that nothing is called good for longer than it is.
         let now = self.clock.now();
+        let now = from_unix_seconds(unix_seconds(now)).unwrap_or(now);
         let token = self.signer.assertion_for(call, lifetime)?;
         let assertion = Assertion::for_grant(&call.grant);
         let subject = assertion.as_ref().map(Assertion::subject).unwrap_or_default();

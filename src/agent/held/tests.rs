@@ -273,3 +273,20 @@ async fn a_clock_that_is_set_back_lengthens_no_credentials_life() {
     world.gives("new");
     assert_eq!(world.token().await, Ok("new".to_owned()));
 }
+
+#[tokio::test(start_paused = true)]
+async fn w17_nor_do_those_that_are_all_asked_for_at_once_and_each_is_answered_in_its_turn() {
+    let world = World::new();
+    world.source.takes(Duration::from_secs(1));
+    let mut waiting = JoinSet::new();
+    for number in 0..3 * MAX_SLOTS {
+        let wanted = Wanted { id_token_audience: Some(format!("https://{number}")), ..vertex() };
+        world.source.set(wanted.clone(), Ok(world.vertex("id")));
+        let held = world.held.clone();
+        waiting.spawn(async move { held.get(&wanted, HOLD).await.is_ok() });
+    }
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(world.held.slots().len(), MAX_SLOTS);
+    assert!(waiting.join_all().await.into_iter().all(|answered| answered));
+    assert!(world.held.slots().len() <= MAX_SLOTS);
+}

@@ -139,6 +139,21 @@ async fn failures_are_told_in_the_answer_alone_and_never_kept() {
     .await;
 }
 
+/// An answer's time has fractions of a second, an assertion's `exp` has none.
+#[tokio::test(flavor = "multi_thread")]
+async fn i25_an_assertion_is_called_good_until_it_ends_and_no_longer() {
+    with_tools(async |broker| {
+        let mut request = broker.request(&["handed-out"]);
+        request.targets[0].requested_token_type = JWT.to_owned();
+        let answer = broker.exchange(request).await.expect("an answer");
+        let [assertion] = answer.credentials.as_slice() else { panic!("one credential") };
+        let ends = assertion.expires_at.expect("a time");
+        let exp = claims(&assertion.token)["exp"].as_i64().expect("a time");
+        assert!((ends.seconds, ends.nanos) <= (exp, 0), "{ends:?} is after {exp}");
+    })
+    .await;
+}
+
 /// The token endpoint offers the assertion too, and says of other targets what it says of every wrong type.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_token_endpoint_hands_out_an_assertion_where_the_target_says_so() {
