@@ -24,7 +24,7 @@ use tokio_util::task::TaskTracker;
 use self::keys::IssuerKeys;
 use self::listener::{Listener, Serves};
 use self::tls::{Protocols, Tls};
-use crate::audit::Audit;
+use crate::audit::{Audit, Records};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, TlsSettings};
 use crate::credential::{Clouds, Credentials, keep_swept};
@@ -34,7 +34,7 @@ use crate::http;
 use crate::issuer::{Issuer, KeyStore, Rotation};
 use crate::lease::{LeaseStoreError, Leases};
 use crate::oauth::{self, Http, Ready};
-use crate::operator::Operator;
+use crate::operator::{Operator, SEARCHES};
 use crate::policy::{Operators, Policy};
 use crate::secret::{SealError, SealingKeys, sha256};
 use crate::socket::{Address, Socket};
@@ -128,6 +128,8 @@ impl App {
             operators: operators.clone(),
             leases: leases.clone(),
             audit: audit.clone(),
+            records: Records::new(stores.records),
+            searches: Arc::new(Semaphore::new(SEARCHES)),
             clock: clock.clone(),
         };
         let doors = Doors {
