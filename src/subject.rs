@@ -4,9 +4,11 @@ mod entra;
 mod jwks;
 mod snapshot;
 mod token;
+mod trial;
 
 pub use entra::{EntraVerifier, Settings, is_microsoft_audience};
 pub use jwks::{FetchError, KeyCache};
+pub use trial::Trial;
 
 use std::fmt;
 use std::sync::Arc;

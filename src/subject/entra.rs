@@ -8,7 +8,7 @@ use moka::sync::Cache;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::jwks::{EntraMetadata, KeyError, Version, names_tenant};
+use super::jwks::{EntraMetadata, KeyError, VerificationKey, Version, names_tenant};
 use super::token::{Claims, UnverifiedToken};
 use super::{Groups, KeyCache, Kind, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::clock::{Clock, from_unix_seconds};
@@ -29,12 +29,23 @@ pub struct Settings {
 
 /// Verifies tokens against the keys that their tenants publish.
 pub struct EntraVerifier {
-    settings: Settings,
-    clock: Arc<dyn Clock>,
+    rules: Rules,
     keys: Arc<KeyCache>,
     /// Key: SHA-256 of the token. Life: until the token's `exp`, and only while its tenant publishes the signing key.
     /// Bound: [`VERDICTS_MAX_BYTES`]. Refused tokens are not remembered: there is no end of them.
     verdicts: Cache<[u8; 32], Verdict>,
+}
+
+/// Everything that is asked of a token once its key is there.
+pub(super) struct Rules {
+    pub settings: Settings,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Where a token says that its key is.
+pub(super) struct Claimed {
+    pub tenant: Uuid,
+    pub version: Version,
 }
 
 #[derive(Clone)]
@@ -57,7 +68,7 @@ impl EntraVerifier {
         let weight = |_digest: &[u8; 32], verdict: &Verdict| verdict.approximate_bytes();
         let verdicts =
             Cache::builder().max_capacity(VERDICTS_MAX_BYTES).weigher(weight).time_to_live(VERDICT_MAX_AGE).build();
-        Self { settings, clock, keys, verdicts }
+        Self { rules: Rules { settings, clock }, keys, verdicts }
     }
 
     /// For readiness and for the background refresh.
@@ -68,13 +79,28 @@ impl EntraVerifier {
     /// A remembered verdict is good only where a new one would be: before `exp`, with a key that is still published.
     fn remembered(&self, token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
         let Verdict { identity, signed_by, .. } = self.verdicts.get(&token.sha256)?;
-        let live = self.clock.now() < identity.expires_at;
+        let live = self.rules.clock.now() < identity.expires_at;
         let trusted = self.keys.holds(identity.tenant, signed_by.version, &signed_by.kid, &signed_by.fingerprint);
         (live && trusted).then_some(identity)
     }
 
     async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
         let unverified = UnverifiedToken::parse(token.text.expose())?;
+        let claimed = self.rules.claimed(&unverified)?;
+        let key = self.keys.key(claimed.tenant, claimed.version, &unverified.kid).await;
+        let (key, set_issuer) = key.map_err(|error| match error {
+            KeyError::Unknown => SubjectError::Signature("its tenant publishes no key of that name"),
+            KeyError::Unavailable { retry_after, source } => SubjectError::KeysUnavailable { retry_after, source },
+        })?;
+        let identity = self.rules.judge(&unverified, &claimed, (&key, &set_issuer), token.sha256)?;
+        let signed_by = SigningKey { version: claimed.version, kid: unverified.kid, fingerprint: key.fingerprint };
+        Ok(Verdict { identity: Arc::new(identity), signed_by: Arc::new(signed_by), token_bytes: token.text.len() })
+    }
+}
+
+impl Rules {
+    /// Before any key is looked for: an unknown tenant costs nobody a fetch.
+    pub fn claimed(&self, unverified: &UnverifiedToken<'_>) -> Result<Claimed, SubjectError> {
         let claimed = unverified.unverified_claims()?;
         let tenant = target::guid(&claimed.tid).map_err(|_not_a_guid| SubjectError::Tenant)?;
         if !self.settings.tenants.contains(&tenant) {
@@ -82,21 +108,25 @@ impl EntraVerifier {
         }
         // Each form is checked against its own metadata, whatever else the token says of itself.
         let version = if claimed.iss.ends_with("/v2.0") { Version::V2 } else { Version::V1 };
-        let (key, set_issuer) = self.keys.key(tenant, version, &unverified.kid).await.map_err(|error| match error {
-            KeyError::Unknown => SubjectError::Signature("its tenant publishes no key of that name"),
-            KeyError::Unavailable { retry_after, source } => SubjectError::KeysUnavailable { retry_after, source },
-        })?;
+        Ok(Claimed { tenant, version })
+    }
+
+    /// `key`: the one that the token names, with the issuer of its set.
+    pub fn judge(
+        &self,
+        unverified: &UnverifiedToken<'_>,
+        &Claimed { tenant, version }: &Claimed,
+        (key, set_issuer): (&VerificationKey, &str),
+        token_sha256: [u8; 32],
+    ) -> Result<VerifiedIdentity, SubjectError> {
         if !key.verifies(unverified.signed, unverified.signature) {
             return Err(SubjectError::Signature("it does not match the tenant's key"));
         }
         let claims = unverified.claims()?;
-        let key_issuer = key.issuer.as_deref().unwrap_or(&set_issuer);
-        check_issuer(&claims, tenant, version, key_issuer)?;
+        check_issuer(&claims, tenant, version, key.issuer.as_deref().unwrap_or(set_issuer))?;
         let expires_at = self.check_times(&claims)?;
         self.check_audience(&claims)?;
-        let identity = identity(claims, tenant, version, expires_at, token.sha256)?;
-        let signed_by = SigningKey { version, kid: unverified.kid, fingerprint: key.fingerprint };
-        Ok(Verdict { identity: Arc::new(identity), signed_by: Arc::new(signed_by), token_bytes: token.text.len() })
+        identity(claims, tenant, version, expires_at, token_sha256)
     }
 
     fn check_times(&self, claims: &Claims) -> Result<SystemTime, SubjectError> {
@@ -148,18 +178,19 @@ impl Verifier for EntraVerifier {
     }
 
     fn still_accepts(&self, identity: &VerifiedIdentity) -> Result<(), SubjectError> {
-        if !self.settings.tenants.contains(&identity.tenant()) {
+        let settings = &self.rules.settings;
+        if !settings.tenants.contains(&identity.tenant()) {
             return Err(SubjectError::Tenant);
         }
         let audience = identity.claims().get("aud").and_then(Value::as_str).unwrap_or_default();
-        let ours = self.settings.audiences.iter().any(|ours| same_audience(ours, audience));
+        let ours = settings.audiences.iter().any(|ours| same_audience(ours, audience));
         ours.then_some(()).ok_or(SubjectError::Audience)
     }
 }
 
 impl fmt::Debug for EntraVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EntraVerifier").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("EntraVerifier").field("settings", &self.rules.settings).finish_non_exhaustive()
     }
 }
 

@@ -50,6 +50,24 @@ pub(super) struct VerificationKey {
 }
 
 impl VerificationKey {
+    /// The key of an entry of a key document, with its name; `None` for one that verifies nothing here.
+    pub fn of(jwk: &Value) -> Option<(String, Self)> {
+        let field = |name: &str| jwk.get(name).and_then(Value::as_str);
+        let absent_or = |name: &str, value: &str| jwk.get(name).is_none_or(|found| found.as_str() == Some(value));
+        if field("kty") != Some("RSA") || !absent_or("use", "sig") || !absent_or("alg", "RS256") {
+            return None;
+        }
+        let (kid, n, e) = (field("kid").filter(|kid| !kid.is_empty())?, field("n")?, field("e")?);
+        if !MODULUS_TEXT_LENGTH.contains(&n.len()) {
+            return None;
+        }
+        let key = DecodingKey::from_rsa_components(n, e).ok()?;
+        let mut digest = FieldDigest::new("rsa-key");
+        digest.field(n.as_bytes()).field(e.as_bytes());
+        let issuer = field("issuer").map(str::to_owned);
+        Some((kid.to_owned(), Self { key, issuer, fingerprint: digest.finish() }))
+    }
+
     /// Checks an RS256 signature over `signed`; `signature` is base64url.
     pub fn verifies(&self, signed: &str, signature: &str) -> bool {
         jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &self.key, Algorithm::RS256).unwrap_or(false)
@@ -152,6 +170,12 @@ impl KeyCache {
             slot.fetch_unless_cooling();
         }
         age < MAX_AGE && fetched.set.keys.get(kid).is_some_and(|key| key.fingerprint == *fingerprint)
+    }
+
+    /// The name of a key that signs v2.0 tokens, and its tenant, where one is known.
+    pub fn any_kid(&self) -> Option<(Uuid, String)> {
+        let v2 = self.slots.values().filter(|slot| slot.version == Version::V2);
+        v2.filter_map(|slot| Some((slot.tenant, slot.usable()?.set.keys.keys().next()?.clone()))).next()
     }
 
     /// Fetches what is not there yet for every tenant; true once a tenant's v2.0 keys are known.
@@ -322,7 +346,7 @@ pub(super) fn names_tenant(issuer: &str, tenant: Uuid) -> bool {
 /// two different keys stands for none.
 fn verification_keys(published: &[Value]) -> HashMap<String, Arc<VerificationKey>> {
     let mut keys: HashMap<String, Option<Arc<VerificationKey>>> = HashMap::new();
-    for (kid, key) in published.iter().take(MAX_KEYS).filter_map(verification_key) {
+    for (kid, key) in published.iter().take(MAX_KEYS).filter_map(VerificationKey::of) {
         match keys.entry(kid) {
             Entry::Vacant(vacant) => {
                 vacant.insert(Some(Arc::new(key)));
@@ -335,23 +359,6 @@ fn verification_keys(published: &[Value]) -> HashMap<String, Arc<VerificationKey
         }
     }
     keys.into_iter().filter_map(|(kid, key)| Some((kid, key?))).collect()
-}
-
-fn verification_key(jwk: &Value) -> Option<(String, VerificationKey)> {
-    let field = |name: &str| jwk.get(name).and_then(Value::as_str);
-    let absent_or = |name: &str, value: &str| jwk.get(name).is_none_or(|found| found.as_str() == Some(value));
-    if field("kty") != Some("RSA") || !absent_or("use", "sig") || !absent_or("alg", "RS256") {
-        return None;
-    }
-    let (kid, n, e) = (field("kid").filter(|kid| !kid.is_empty())?, field("n")?, field("e")?);
-    if !MODULUS_TEXT_LENGTH.contains(&n.len()) {
-        return None;
-    }
-    let key = DecodingKey::from_rsa_components(n, e).ok()?;
-    let mut digest = FieldDigest::new("rsa-key");
-    digest.field(n.as_bytes()).field(e.as_bytes());
-    let issuer = field("issuer").map(str::to_owned);
-    Some((kid.to_owned(), VerificationKey { key, issuer, fingerprint: digest.finish() }))
 }
 
 /// Microsoft (signing-key-rollover): refresh hourly in the background.
