@@ -27,6 +27,22 @@ pub(super) enum Version {
     V2,
 }
 
+impl Version {
+    /// By the claim `ver`.
+    pub fn named(ver: &str) -> Option<Self> {
+        match ver {
+            "1.0" => Some(Self::V1),
+            "2.0" => Some(Self::V2),
+            _ => None,
+        }
+    }
+
+    /// By the claim `iss`: only the issuer of v2.0 tokens ends like this.
+    pub fn of_issuer(iss: &str) -> Self {
+        if iss.ends_with("/v2.0") { Self::V2 } else { Self::V1 }
+    }
+}
+
 /// Where key sets come from. Fulfilled by [`EntraMetadata`].
 #[async_trait::async_trait]
 pub(super) trait KeySource: Send + Sync {
