@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::jwks::{EntraMetadata, KeyError, VerificationKey, Version, names_tenant};
 use super::token::{Claims, UnverifiedToken};
-use super::{Groups, KeyCache, Kind, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
+use super::{Identity, KeyCache, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::http::{Client, Endpoint};
 use crate::target;
@@ -79,8 +79,8 @@ impl EntraVerifier {
     /// A remembered verdict is good only where a new one would be: before `exp`, with a key that is still published.
     fn remembered(&self, token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
         let Verdict { identity, signed_by, .. } = self.verdicts.get(&token.sha256)?;
-        let live = self.rules.clock.now() < identity.expires_at;
-        let trusted = self.keys.holds(identity.tenant, signed_by.version, &signed_by.kid, &signed_by.fingerprint);
+        let live = self.rules.clock.now() < identity.expires_at();
+        let trusted = self.keys.holds(identity.tenant(), signed_by.version, &signed_by.kid, &signed_by.fingerprint);
         (live && trusted).then_some(identity)
     }
 
@@ -107,7 +107,7 @@ impl Rules {
             return Err(SubjectError::Tenant);
         }
         // Each form is checked against its own metadata, whatever else the token says of itself.
-        let version = if claimed.iss.ends_with("/v2.0") { Version::V2 } else { Version::V1 };
+        let version = Version::of_issuer(&claimed.iss);
         Ok(Claimed { tenant, version })
     }
 
@@ -126,7 +126,8 @@ impl Rules {
         check_issuer(&claims, tenant, version, key.issuer.as_deref().unwrap_or(set_issuer))?;
         let expires_at = self.check_times(&claims)?;
         self.check_audience(&claims)?;
-        identity(claims, tenant, version, expires_at, token_sha256)
+        let identity = Identity::read(claims, tenant, version, expires_at)?;
+        Ok(VerifiedIdentity { identity, token_sha256 })
     }
 
     fn check_times(&self, claims: &Claims) -> Result<SystemTime, SubjectError> {
@@ -199,11 +200,7 @@ impl fmt::Debug for EntraVerifier {
 fn check_issuer(claims: &Claims, tenant: Uuid, version: Version, key_issuer: &str) -> Result<(), SubjectError> {
     let issuer = claims.text("iss", "`iss` is not one text")?;
     let same_tenant = claims.text("tid", "`tid` is not one text")? == tenant.to_string();
-    let same_version = match claims.optional_text("ver", "`ver` is not a text")? {
-        Some("1.0") => version == Version::V1,
-        Some("2.0") => version == Version::V2,
-        _ => false,
-    };
+    let same_version = claims.optional_text("ver", "`ver` is not a text")?.and_then(Version::named) == Some(version);
     let expected = fill_in_tenant(key_issuer, tenant);
     if issuer == expected && same_tenant && same_version && names_tenant(issuer, tenant) {
         Ok(())
@@ -229,113 +226,6 @@ fn fill_in_tenant(template: &str, tenant: Uuid) -> String {
 fn same_audience(ours: &str, theirs: &str) -> bool {
     let bare = |audience: &str| audience.strip_suffix('/').unwrap_or(audience).to_owned();
     ours == theirs || (ours.contains("://") && bare(ours) == bare(theirs))
-}
-
-/// Who the verified claims say it is.
-pub(super) fn identity(
-    claims: Claims,
-    tenant: Uuid,
-    version: Version,
-    expires_at: SystemTime,
-    token_sha256: [u8; 32],
-) -> Result<VerifiedIdentity, SubjectError> {
-    let object = guid(&claims, "oid", "`oid` is not a GUID")?;
-    let client = match version {
-        Version::V1 => guid(&claims, "appid", "`appid` is not a GUID")?,
-        Version::V2 => guid(&claims, "azp", "`azp` is not a GUID")?,
-    };
-    let kind = kind(&claims, version)?;
-    let groups = groups(&claims)?;
-    let roles = claims.texts("roles", "`roles` is not a list of texts")?;
-    let auth_contexts = claims.texts("acrs", "`acrs` is not a list of texts")?;
-    let scopes = claims.optional_text("scp", "`scp` is not one text")?.unwrap_or_default();
-    let scopes = scopes.split_ascii_whitespace().map(str::to_owned).collect();
-    let token_id = claims.optional_text("uti", "`uti` is not a text")?.map(str::to_owned);
-    Ok(VerifiedIdentity {
-        tenant,
-        object,
-        subject: super::subject(tenant, object),
-        kind,
-        client,
-        groups,
-        roles,
-        scopes,
-        auth_contexts,
-        token_id,
-        expires_at,
-        claims: claims.0,
-        token_sha256,
-    })
-}
-
-fn guid(claims: &Claims, name: &'static str, complaint: &'static str) -> Result<Uuid, SubjectError> {
-    target::guid(claims.text(name, complaint)?).map_err(|_not_a_guid| SubjectError::Malformed(complaint))
-}
-
-/// Told apart by `idtyp`; where that optional claim is absent, by `scp` (which only users' tokens have) and `sub`
-/// (which is `oid` only in applications' tokens). Signs that contradict each other are refused, never weighed.
-fn kind(claims: &Claims, version: Version) -> Result<Kind, SubjectError> {
-    const CONTRADICTION: SubjectError = SubjectError::Malformed(
-        "`idtyp`, `scp`, `sub` and `oid` do not agree on whether it is a user's or an application's",
-    );
-    let subject = claims.text("sub", "`sub` is not one text")?;
-    let subject_is_object = claims.0.get("oid").and_then(Value::as_str) == Some(subject);
-    let delegated = claims.0.contains_key("scp");
-    let declared = claims.optional_text("idtyp", "`idtyp` is not a text")?;
-    let machine = claims.optional_text("xms_mirid", "`xms_mirid` is not a text")?;
-    let authenticated = match version {
-        Version::V1 => claims.optional_text("appidacr", "`appidacr` is not a text")?,
-        Version::V2 => claims.optional_text("azpacr", "`azpacr` is not a text")?,
-    };
-    let application = match (declared, delegated, subject_is_object) {
-        (Some("app") | None, false, true) => true,
-        (Some("user") | None, true, false) => false,
-        _ => return Err(CONTRADICTION),
-    };
-    match (application, machine) {
-        // "0" is a public client: it has no secret, so it cannot have proved to be the application.
-        (true, _) if authenticated == Some("0") => {
-            Err(SubjectError::Malformed("an application's token from a public client"))
-        }
-        (true, Some(resource)) if is_resource_id(resource) => Ok(Kind::ManagedIdentity),
-        (true, None) => Ok(Kind::ServicePrincipal),
-        (false, None) => Ok(Kind::User),
-        (_, Some(_)) => {
-            Err(SubjectError::Malformed("`xms_mirid` does not name a managed identity of an application's token"))
-        }
-    }
-}
-
-/// An ARM resource id, as `xms_mirid` of managed identities carries it.
-fn is_resource_id(text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    text.starts_with("/subscriptions/") && text.contains("/providers/microsoft.")
-}
-
-/// `_claim_names` and `hasgroups` announce groups that did not fit (Microsoft: access-token-claims-reference, "Groups
-/// overage"). The endpoint in `_claim_sources` is not even looked at.
-fn groups(claims: &Claims) -> Result<Groups, SubjectError> {
-    let elsewhere = match claims.0.get("_claim_names") {
-        None => false,
-        Some(Value::Object(names)) => names.contains_key("groups"),
-        Some(_) => return Err(SubjectError::Malformed("`_claim_names` is not an object")),
-    };
-    let announced = match claims.0.get("hasgroups") {
-        None => false,
-        Some(Value::Bool(announced)) => *announced,
-        Some(Value::String(text)) if text == "true" => true,
-        Some(Value::String(text)) if text == "false" => false,
-        Some(_) => return Err(SubjectError::Malformed("`hasgroups` is neither true nor false")),
-    };
-    let listed = claims.0.contains_key("groups");
-    if elsewhere || (announced && !listed) {
-        return Ok(Groups::Overage);
-    }
-    let names = claims.texts("groups", "`groups` is not a list of texts")?;
-    // Groups synchronized by name are no GUIDs; no rule can name them.
-    let mut groups: Vec<Uuid> = names.iter().filter_map(|name| target::guid(name).ok()).collect();
-    groups.sort_unstable();
-    Ok(Groups::Known(groups.into()))
 }
 
 impl Verdict {

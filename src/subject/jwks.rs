@@ -27,6 +27,22 @@ pub(super) enum Version {
     V2,
 }
 
+impl Version {
+    /// By the claim `ver`.
+    pub fn named(ver: &str) -> Option<Self> {
+        match ver {
+            "1.0" => Some(Self::V1),
+            "2.0" => Some(Self::V2),
+            _ => None,
+        }
+    }
+
+    /// By the claim `iss`: only the issuer of v2.0 tokens ends like this.
+    pub fn of_issuer(iss: &str) -> Self {
+        if iss.ends_with("/v2.0") { Self::V2 } else { Self::V1 }
+    }
+}
+
 /// Where key sets come from. Fulfilled by [`EntraMetadata`].
 #[async_trait::async_trait]
 pub(super) trait KeySource: Send + Sync {
@@ -172,10 +188,9 @@ impl KeyCache {
         age < MAX_AGE && fetched.set.keys.get(kid).is_some_and(|key| key.fingerprint == *fingerprint)
     }
 
-    /// The name of a key that signs v2.0 tokens, and its tenant, where one is known.
-    pub fn any_kid(&self) -> Option<(Uuid, String)> {
-        let v2 = self.slots.values().filter(|slot| slot.version == Version::V2);
-        v2.filter_map(|slot| Some((slot.tenant, slot.usable()?.set.keys.keys().next()?.clone()))).next()
+    /// The name of a key that signs the tenant's v2.0 tokens, where one is known.
+    pub fn a_kid(&self, tenant: Uuid) -> Option<String> {
+        self.slots.get(&(tenant, Version::V2))?.usable()?.set.keys.keys().next().cloned()
     }
 
     /// Fetches what is not there yet for every tenant; true once a tenant's v2.0 keys are known.
@@ -386,6 +401,29 @@ const MAX_KEYS: usize = 256;
 
 /// Base64url of a modulus of 2048 to 8192 bits.
 const MODULUS_TEXT_LENGTH: std::ops::RangeInclusive<usize> = 342..=1366;
+
+#[cfg(test)]
+impl KeyCache {
+    /// Knows one key of one tenant, which verifies nothing that anybody signs.
+    pub fn known(tenant: Uuid, kid: &str) -> Self {
+        struct Nothing;
+
+        #[async_trait::async_trait]
+        impl KeySource for Nothing {
+            async fn fetch(&self, _tenant: Uuid, _version: Version) -> Result<KeySet, FetchError> {
+                Err(FetchError::NoUsableKey)
+            }
+        }
+
+        let cache = Self::new(Arc::new(Nothing), &[tenant]);
+        let jwk = serde_json::json!({"kty": "RSA", "kid": kid, "n": "A".repeat(342), "e": "AQAB"});
+        let set = KeySet { issuer: String::new(), keys: verification_keys(&[jwk]) };
+        if let Some(slot) = cache.slots.get(&(tenant, Version::V2)) {
+            slot.current.store(Some(Arc::new(Fetched { set, at: Instant::now() })));
+        }
+        cache
+    }
+}
 
 #[cfg(test)]
 mod tests;
