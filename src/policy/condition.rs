@@ -1,6 +1,9 @@
 //! CEL expressions of rules: checked and compiled once, evaluated on variables that are made when they are read.
 
 mod prepared;
+mod reading;
+
+pub(super) use reading::{Always, Reading};
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
