@@ -1,5 +1,6 @@
 //! Stage 2: who may have which target, under which rule, for how long. What no rule allows is denied.
 
+mod check;
 mod condition;
 mod document;
 mod explain;
@@ -9,6 +10,7 @@ mod rule;
 mod shown;
 mod tenure;
 
+pub use check::{Code, Draft, Finding, Severity};
 pub use document::{KindDocument, LeaseDocument, OperatorDocument, PermissionDocument, RuleDocument, SubjectDocument};
 pub use explain::Explanation;
 pub use lifetime::{Bound, CloudLimit, FLOOR, Given, Plan, TooShort, Wanted, refresh_in, with_headroom};

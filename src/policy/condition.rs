@@ -2,6 +2,9 @@
 
 mod parts;
 mod prepared;
+mod reading;
+
+pub(super) use reading::{Always, Reading};
 
 pub(super) use self::parts::{How, Unmet};
 
