@@ -2,11 +2,13 @@
 
 mod azure;
 mod cache;
+mod fault;
 mod google;
 mod shared;
 mod upstream;
 
 pub use cache::{Cache, Hit, Key};
+pub use fault::SetUpFault;
 #[cfg(any(test, feature = "testing"))]
 pub use shared::FakeSharedCredentials;
 pub use shared::{SharedCredentials, SharedError, keep_swept};
@@ -129,7 +131,14 @@ const SHORTFALL: Duration = Duration::from_secs(60);
 pub enum IssueError {
     /// Trust or permission is not set up: somebody has to act at the cloud or in the configuration.
     #[error("{hop} refused: {code}: {meaning}")]
-    Refused { hop: Hop, code: String, meaning: &'static str, upstream: Vec<(&'static str, String)> },
+    Refused {
+        hop: Hop,
+        code: String,
+        meaning: &'static str,
+        /// Where more is known than `code` says.
+        fault: Option<SetUpFault>,
+        upstream: Vec<(&'static str, String)>,
+    },
     /// The caller's token is no longer good enough for the cloud that redeems it.
     #[error("{hop} refused the subject token: {code}: get a fresh one")]
     SubjectToken { hop: Hop, code: String },
@@ -139,7 +148,7 @@ pub enum IssueError {
     #[error("{hop} is asked too often")]
     Throttled { hop: Hop, retry_after: Duration },
     #[error("{hop} is not available: {cause}")]
-    Unavailable { hop: Hop, cause: String, retry_after: Duration },
+    Unavailable { hop: Hop, cause: String, fault: Option<SetUpFault>, retry_after: Duration },
 }
 
 /// One of the services that are called on the way to a credential.
@@ -154,6 +163,9 @@ pub enum Hop {
 }
 
 impl Hop {
+    pub const ALL: [Self; 5] =
+        [Self::GoogleSts, Self::GoogleIam, Self::EntraToken, Self::ManagedIdentity, Self::Broker];
+
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::GoogleSts => "google_sts",
@@ -226,8 +238,31 @@ impl IssueError {
         }
     }
 
+    /// Who refused.
+    pub fn hop(&self) -> Hop {
+        match self {
+            Self::Refused { hop, .. }
+            | Self::SubjectToken { hop, .. }
+            | Self::Throttled { hop, .. }
+            | Self::Unavailable { hop, .. } => *hop,
+            Self::InsufficientClaims { .. } => Hop::EntraToken,
+        }
+    }
+
+    /// What is not set up, where more is known than the code says.
+    pub fn fault(&self) -> Option<SetUpFault> {
+        match self {
+            Self::Refused { fault, .. } | Self::Unavailable { fault, .. } => *fault,
+            Self::SubjectToken { .. } | Self::InsufficientClaims { .. } | Self::Throttled { .. } => None,
+        }
+    }
+
     fn refused(hop: Hop, code: impl Into<String>, meaning: &'static str) -> Self {
-        Self::Refused { hop, code: code.into(), meaning, upstream: Vec::new() }
+        Self::Refused { hop, code: code.into(), meaning, fault: None, upstream: Vec::new() }
+    }
+
+    fn not_set_up(hop: Hop, code: impl Into<String>, fault: SetUpFault) -> Self {
+        Self::Refused { hop, code: code.into(), meaning: fault.meaning(), fault: Some(fault), upstream: Vec::new() }
     }
 }
 
@@ -399,12 +434,10 @@ impl Signer {
     }
 
     fn assertion_for(&self, call: &Call, lifetime: Duration) -> Result<Secret, IssueError> {
-        let no_issuer = || {
-            IssueError::refused(Hop::Broker, "no_issuer", "the configuration has no `issuer`, which this target needs")
-        };
+        let no_issuer = || IssueError::not_set_up(Hop::Broker, "no_issuer", SetUpFault::NoIssuer);
         let issuer = self.issuer.as_ref().ok_or_else(no_issuer)?;
         let assertion = Assertion::for_grant(&call.grant).ok_or_else(no_issuer)?;
-        let unsigned = |_cause| IssueError::refused(Hop::Broker, "no_signature", "the issuer's key does not sign");
+        let unsigned = |_cause| IssueError::not_set_up(Hop::Broker, "no_signature", SetUpFault::NoSignature);
         issuer.sign(&assertion, call.exchange_id, lifetime).map_err(unsigned)
     }
 }
@@ -445,7 +478,8 @@ impl CredentialProvider for FakeProvider {
         tokio::time::sleep(Duration::from_millis(20)).await;
         if self.away.load(Ordering::Relaxed) {
             let retry_after = Duration::from_secs(1);
-            return Err(IssueError::Unavailable { hop: Hop::GoogleSts, cause: "away".to_owned(), retry_after });
+            let cause = "away".to_owned();
+            return Err(IssueError::Unavailable { hop: Hop::GoogleSts, cause, fault: None, retry_after });
         }
         let (now, asked) = (self.clock.now(), call.grant.plan().lifetime);
         let number = {

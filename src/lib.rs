@@ -43,6 +43,7 @@ pub mod credential;
 pub mod audit;
 pub mod exchange;
 pub mod lease;
+pub mod trust;
 pub mod operator;
 
 // Edges: carry requests in, carry state out.

@@ -1,5 +1,6 @@
 //! Stage 2: who may have which target, under which rule, for how long. What no rule allows is denied.
 
+mod admission;
 mod check;
 mod condition;
 mod document;
@@ -10,6 +11,7 @@ mod rule;
 mod shown;
 mod tenure;
 
+pub use admission::Admission;
 pub use check::{Code, Draft, Finding, Severity};
 pub use document::{KindDocument, LeaseDocument, OperatorDocument, PermissionDocument, RuleDocument, SubjectDocument};
 pub use explain::Explanation;
@@ -294,6 +296,12 @@ impl Policy {
     /// Targets, for start-up checks.
     pub fn targets(&self) -> impl Iterator<Item = &Arc<Target>> {
         self.targets.values().map(|(target, _rules)| target)
+    }
+
+    /// The rules that allow the target, in the order of the file.
+    pub fn admissions(&self, target: &Name) -> impl Iterator<Item = Admission<'_>> {
+        let rules = self.targets.get(target).map(|(_target, rules)| rules.as_slice()).unwrap_or_default();
+        rules.iter().filter(|rule| rule.effect == Effect::Allow).map(|rule| rule.admission())
     }
 
     /// All that is asked for, or nothing.

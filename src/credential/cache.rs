@@ -240,7 +240,7 @@ fn remembered_for(error: &IssueError) -> Option<Duration> {
 }
 
 fn cut_off(cause: &str) -> IssueError {
-    IssueError::Unavailable { hop: Hop::Broker, cause: cause.to_owned(), retry_after: OUTAGE_MEMORY }
+    IssueError::Unavailable { hop: Hop::Broker, cause: cause.to_owned(), fault: None, retry_after: OUTAGE_MEMORY }
 }
 
 /// By weight; 100,000 credentials of 1.2 KB fit.

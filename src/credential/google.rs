@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use serde::Deserialize;
 use uuid::Uuid;
 
 use self::impersonation::Impersonation;
@@ -14,7 +15,7 @@ use self::sts::Exchange;
 use super::upstream::Upstreams;
 use super::{Cache, Call, CloudIdentity, Credential, Hit, Hop, IssueError, Key, Signer, is_id_token};
 use crate::clock::{Clock, from_unix_seconds, unix_seconds};
-use crate::http::{Request, USER_AGENT};
+use crate::http::{Request, Response, USER_AGENT};
 use crate::issuer::Assertion;
 use crate::policy::GOOGLE_USUAL;
 use crate::secret::{FieldDigest, Secret};
@@ -208,6 +209,30 @@ fn bearing(request: Request, token: &Secret) -> Result<Request, IssueError> {
         |_cause| IssueError::refused(Hop::GoogleSts, "token", "a federated token that no header can carry");
     request.header(http::header::AUTHORIZATION, &format!("Bearer {}", token.expose())).map_err(unsendable)
 }
+
+/// `google.rpc.Status` in JSON: the IAM Credentials API's refusals, and those of Google's front end before either service.
+#[derive(Deserialize, Default)]
+struct Status {
+    #[serde(default)]
+    status: String,
+    #[serde(default)]
+    message: String,
+}
+
+impl Status {
+    fn read(response: &Response) -> Self {
+        #[derive(Deserialize, Default)]
+        struct Failure {
+            #[serde(default)]
+            error: Status,
+        }
+
+        serde_json::from_slice::<Failure>(&response.body).unwrap_or_default().error
+    }
+}
+
+/// The front end's words for an API that is not enabled in the project (`SERVICE_DISABLED` among the details).
+const API_IS_OFF: &str = "has not been used in project";
 
 const REQUEST_REASON: http::HeaderName = http::HeaderName::from_static("x-goog-request-reason");
 

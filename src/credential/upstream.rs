@@ -12,7 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument as _;
 
-use super::{Hop, IssueError};
+use super::{Hop, IssueError, SetUpFault};
 use crate::answer::Verdict;
 use crate::clock::Clock;
 use crate::http::{Client, Request, Response};
@@ -143,6 +143,12 @@ impl Upstream {
                 }
                 Err(Failed { error: self.unavailable(cause, retry_after), asked })
             }
+            Verdict::IssuerUnreachable => {
+                let fault = SetUpFault::IssuerUnreachable;
+                let cause = fault.meaning().to_owned();
+                let error = IssueError::Unavailable { hop: self.hop, cause, fault: Some(fault), retry_after };
+                Err(Failed { error, asked })
+            }
             // It answers, so it is well: the circuit stays closed.
             Verdict::Throttled => Err(Failed { error: self.throttled(retry_after), asked }),
         }
@@ -211,7 +217,7 @@ impl Upstream {
     }
 
     fn unavailable(&self, cause: String, retry_after: Duration) -> IssueError {
-        IssueError::Unavailable { hop: self.hop, cause, retry_after }
+        IssueError::Unavailable { hop: self.hop, cause, fault: None, retry_after }
     }
 
     fn throttled(&self, retry_after: Duration) -> IssueError {

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::answer::error_word;
 use crate::clock::Clock;
 use crate::credential::upstream::Upstream;
-use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError, SetUpFault};
 use crate::entra::{Identity, ManagedIdentityAnswer, ask_managed_identity, judge_managed_identity};
 use crate::http::Response;
 use crate::target::{ManagedIdentityEndpoint, Scopes};
@@ -76,9 +76,9 @@ fn resource(scopes: &Scopes) -> Result<String, IssueError> {
 fn refusal(response: &Response) -> IssueError {
     let failure: Failure = serde_json::from_slice(&response.body).unwrap_or_default();
     let code = error_word(&failure.error, response);
-    let meaning = match response.status {
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => "IDENTITY_HEADER is not the one of this endpoint",
-        _ => "the machine has no identity with this client id, or the resource does not exist",
+    let fault = match response.status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => SetUpFault::ManagedIdentityHeader,
+        _ => SetUpFault::ManagedIdentity,
     };
-    IssueError::refused(Hop::ManagedIdentity, code, meaning)
+    IssueError::not_set_up(Hop::ManagedIdentity, code, fault)
 }

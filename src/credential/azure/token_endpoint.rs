@@ -81,7 +81,7 @@ fn refusal(response: &Response) -> IssueError {
             let meaning = found.map_or("see Entra's documentation of the code", |(_class, meaning)| meaning);
             let ids = [("entra_correlation_id", failure.correlation_id), ("entra_trace_id", failure.trace_id)];
             let upstream = ids.into_iter().filter_map(|(name, id)| Some((name, identifier(&id)?))).collect();
-            IssueError::Refused { hop, code, meaning, upstream }
+            IssueError::Refused { hop, code, meaning, fault: None, upstream }
         }
     }
 }

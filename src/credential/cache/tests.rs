@@ -50,7 +50,8 @@ impl FakeCloud {
 }
 
 fn outage() -> IssueError {
-    IssueError::Unavailable { hop: Hop::GoogleSts, cause: "down".to_owned(), retry_after: Duration::from_secs(1) }
+    let (hop, cause) = (Hop::GoogleSts, "down".to_owned());
+    IssueError::Unavailable { hop, cause, fault: None, retry_after: Duration::from_secs(1) }
 }
 
 fn refusal() -> IssueError {
