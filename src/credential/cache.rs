@@ -240,7 +240,12 @@ fn remembered_for(error: &IssueError) -> Option<Duration> {
 }
 
 fn cut_off(cause: &str) -> IssueError {
-    IssueError::Unavailable { hop: Hop::Broker, cause: cause.to_owned(), retry_after: OUTAGE_MEMORY }
+    IssueError::Unavailable {
+        hop: Hop::Broker,
+        cause: cause.to_owned(),
+        retry_after: OUTAGE_MEMORY,
+        upstream: Vec::new(),
+    }
 }
 
 /// By weight; 100,000 credentials of 1.2 KB fit.

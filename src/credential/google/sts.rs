@@ -4,11 +4,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use uuid::Uuid;
 
-use super::traced;
 use crate::answer::{Verdict, by_status, error_word};
 use crate::clock::Clock;
+use crate::credential::correlation::{GOOGLE_PRINCIPAL, Mark, STS_EXCHANGE_ID, returned};
 use crate::credential::upstream::Upstream;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
 use crate::http::{Request, Response};
@@ -27,7 +26,7 @@ pub(super) struct Exchange {
     /// The life that is hoped for: Google decides.
     pub asked: Duration,
     pub principal: String,
-    pub exchange_id: Uuid,
+    pub mark: Mark,
 }
 
 #[derive(Deserialize, Default)]
@@ -40,6 +39,13 @@ struct Failure {
 
 impl Exchange {
     pub async fn run(self) -> Result<Credential, IssueError> {
+        let (exchange_id, principal) = (self.mark.exchange_id, self.principal.clone());
+        let exchanged = self.send().await.map(|credential| credential.minted_by(exchange_id));
+        exchanged
+            .map_err(|error| error.traced([(STS_EXCHANGE_ID, exchange_id.to_string()), (GOOGLE_PRINCIPAL, principal)]))
+    }
+
+    async fn send(self) -> Result<Credential, IssueError> {
         let request = || {
             let form = Request::post_form(
                 &self.url,
@@ -52,7 +58,7 @@ impl Exchange {
                     ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
                 ],
             );
-            traced(form, self.exchange_id)
+            self.mark.on(form)
         };
         let sent_at = self.clock.now();
         let response = self.upstream.call(request, judge).await?;
@@ -70,13 +76,15 @@ impl Exchange {
         let failure: Failure = serde_json::from_slice(&response.body).unwrap_or_default();
         let stale = failure.error_description.contains("stale to sign-in");
         if stale && self.presents == GoogleSubjectToken::Entra {
-            return IssueError::SubjectToken { hop: Hop::GoogleSts, code: "invalid_grant".to_owned() };
+            let (code, upstream) = ("invalid_grant".to_owned(), returned(Hop::GoogleSts, response));
+            return IssueError::SubjectToken { hop: Hop::GoogleSts, code, upstream };
         }
         let known = MEANINGS
             .iter()
             .find(|(error, text, _meaning)| failure.error == *error && failure.error_description.contains(text));
         let meaning = known.map_or("see the provider's settings", |(_error, _text, meaning)| meaning);
         IssueError::refused(Hop::GoogleSts, error_word(&failure.error, response), meaning)
+            .traced(returned(Hop::GoogleSts, response))
     }
 }
 
