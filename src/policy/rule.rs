@@ -1,16 +1,21 @@
 //! One rule, compiled: cheap comparisons first, its expression last.
 
+mod examined;
+
+pub(super) use self::examined::{Field, Missing, Obstacle};
+
 use std::time::Duration;
 
 use cel::Value;
 use uuid::Uuid;
 
+use super::admission::Admission;
 use super::condition::{Condition, Facts};
 use super::document::{KindDocument, LeaseDocument, RuleDocument, SubjectDocument};
 use super::tenure::LeaseLimits;
 use super::{FLOOR, Mistake};
 use crate::secret::FieldDigest;
-use crate::subject::{Groups, Kind, VerifiedIdentity};
+use crate::subject::{Groups, Identity, Kind};
 use crate::target::{Guid, Name};
 
 pub(super) struct Rule {
@@ -102,6 +107,22 @@ impl Rule {
         }
     }
 
+    pub fn admission(&self) -> Admission<'_> {
+        let Subject { tenants, kinds, groups, roles, scopes, clients, objects, .. } = &self.subject;
+        Admission {
+            rule: &self.name,
+            max_lifetime: self.max_lifetime,
+            tenants: tenants.as_deref(),
+            kinds: kinds.as_deref(),
+            groups: groups.as_deref(),
+            roles: roles.as_deref(),
+            scopes: scopes.as_deref(),
+            clients: clients.as_deref(),
+            objects: objects.as_deref(),
+            attributes: self.attributes.iter().map(|(name, _expression)| name.as_str()).collect(),
+        }
+    }
+
     /// The attributes whose expressions have a value here. One that fails is left out: in Google's pool an absent
     /// attribute belongs to no principal set.
     pub fn attributes(&self, facts: &Facts<'_>) -> Vec<(String, serde_json::Value)> {
@@ -175,7 +196,7 @@ impl Subject {
         }
     }
 
-    pub fn matches(&self, who: &VerifiedIdentity) -> Match {
+    pub fn matches(&self, who: &Identity) -> Match {
         fn admits<T: PartialEq>(list: &Option<Vec<T>>, have: &[T]) -> bool {
             list.as_ref().is_none_or(|list| list.iter().any(|item| have.contains(item)))
         }

@@ -156,7 +156,8 @@ impl CredentialProvider for Cloud {
         let second = self.began.elapsed();
         if (LEAVES..RETURNS).contains(&second) {
             let (cause, retry_after) = ("away".to_owned(), Duration::from_secs(1));
-            return Err(IssueError::Unavailable { hop: Hop::GoogleSts, cause, retry_after });
+            let upstream = Vec::new();
+            return Err(IssueError::Unavailable { hop: Hop::GoogleSts, cause, fault: None, retry_after, upstream });
         }
         let number = {
             let mut minted = self.minted.lock().unwrap_or_else(PoisonError::into_inner);
