@@ -1,5 +1,6 @@
 //! Stage 2: who may have which target, under which rule, for how long. What no rule allows is denied.
 
+mod case;
 mod check;
 mod condition;
 mod document;
@@ -8,6 +9,7 @@ mod operators;
 mod rule;
 mod tenure;
 
+pub use case::{Case, Decision, Difference, Expected, ExpectedLease, Tried};
 pub use check::{Code, Draft, Finding, Severity};
 pub use document::{KindDocument, LeaseDocument, OperatorDocument, PermissionDocument, RuleDocument, SubjectDocument};
 pub use lifetime::{Bound, CloudLimit, FLOOR, Given, Plan, TooShort, Wanted, refresh_in, with_headroom};
@@ -23,6 +25,7 @@ use condition::Facts;
 use rule::{Effect, Match, Rule};
 use tenure::lease_terms;
 
+use crate::reason::Reason;
 use crate::subject::{Groups, Identity, Kind, VerifiedIdentity};
 use crate::target::{
     AzureSource, GoogleSubjectToken, IdTokenAudience, Job, Name, Platform, Scope, Scopes, Target, TokenType,
@@ -234,6 +237,25 @@ pub enum Refusal {
     NoScope,
     #[error("the subject token ends too soon for a credential that lasts {}s: get a fresh one", FLOOR.as_secs())]
     SubjectTokenEndsSoon,
+}
+
+impl Refusal {
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Denied(_) => Reason::Denied,
+            Self::GroupsOverage => Reason::GroupsOverage,
+            Self::Request(_) | Self::NoScope => Reason::InvalidRequest,
+            Self::SubjectTokenEndsSoon => Reason::SubjectTokenExpired,
+        }
+    }
+
+    /// In one line, for those who may see more than the caller.
+    pub fn detail(&self) -> String {
+        match self {
+            Self::Denied(denial) => denial.to_string(),
+            Self::GroupsOverage | Self::Request(_) | Self::NoScope | Self::SubjectTokenEndsSoon => self.to_string(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
