@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use super::lifetime::{Bound, Given};
 use super::{Ask, Denial, Policy, Question, Refusal, Tenure, Verdict};
 use crate::reason::Reason;
+use crate::step::Step;
 use crate::subject::Identity;
 use crate::target::{Job, Name, Platform, Span, TokenType};
 
@@ -81,7 +82,7 @@ impl Policy {
         let answer = self.judge_all(question, &case.asks);
         let mut tried = match &answer {
             Ok(verdicts) => allowed(case, verdicts),
-            Err(refusal) => denied(case, refusal),
+            Err(refusal) => denied(case, refusal, &self.explain(question, &case.asks).steps),
         };
         if let Some(expected) = case.expected.lease {
             let question = Question { tenure: Tenure::Opening(case.lease_duration), ..question };
@@ -130,7 +131,8 @@ fn each(verdicts: &[Verdict], texts: impl Iterator<Item = String>) -> String {
     }
 }
 
-fn denied(case: &Case, refusal: &Refusal) -> Tried {
+/// `steps`: the way to the refusal.
+fn denied(case: &Case, refusal: &Refusal, steps: &[Step]) -> Tried {
     let expected = &case.expected;
     let rule = match refusal {
         Refusal::Denied(Denial::Rule(rule) | Denial::LeaseOver(rule, _)) => Some(rule.clone()),
@@ -150,7 +152,13 @@ fn denied(case: &Case, refusal: &Refusal) -> Tried {
         let of_reason = expected.reason.and_then(|wanted| differs("reason", wanted.to_string(), reason.as_str()));
         differences.extend(of_rule.into_iter().chain(of_reason));
     }
-    let why = format!("{reason}: {}", refusal.detail());
+    let mut failed = steps.iter().filter(|step| step.has_failed());
+    let first = failed.next().map(|step| format!("; {}: {}", step.name, step.detail)).unwrap_or_default();
+    let more = match failed.count() {
+        0 => String::new(),
+        more => format!(" (and {more} more)"),
+    };
+    let why = format!("{reason}: {}{first}{more}", refusal.detail());
     Tried { decision: Decision::Denied, differences, why, rules: rule.into_iter().collect() }
 }
 
