@@ -2,6 +2,8 @@
 
 mod remedy;
 
+pub(super) use remedy::is_near;
+
 use std::sync::Arc;
 use std::time::Duration;
 
