@@ -130,6 +130,9 @@ impl App {
             verifier,
             operators: operators.clone(),
             leases: leases.clone(),
+            exchange: exchange.clone(),
+            entra: config.entra.clone(),
+            issuer: issuer.clone(),
             audit: audit.clone(),
             clock: clock.clone(),
         };
