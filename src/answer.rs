@@ -16,6 +16,8 @@ pub enum Verdict {
     /// Whatever it says, asking again gives the same.
     Final,
     Transient(String),
+    /// The service cannot fetch what the token's issuer publishes; it says so with a status of any kind.
+    IssuerUnreachable,
     Throttled,
 }
 

@@ -11,7 +11,7 @@ use http::HeaderName;
 use serde::Deserialize;
 
 use crate::answer::{Verdict, by_status, error_word};
-use crate::http::Response;
+use crate::http::{Endpoint, Response};
 
 /// A refusal of the token endpoint. Microsoft (reference-error-codes): `error_codes` are numbers that may change; the
 /// class of an unknown one follows from the HTTP status.
@@ -21,10 +21,6 @@ pub struct Failure {
     error_codes: Vec<u64>,
     #[serde(default)]
     pub error: String,
-    #[serde(default)]
-    pub correlation_id: String,
-    #[serde(default)]
-    pub trace_id: String,
     /// A JSON text with what Conditional Access asks for.
     pub claims: Option<String>,
 }
@@ -42,10 +38,14 @@ impl Failure {
 
     /// What helps, and what is wrong; `None` for a code that is not listed.
     pub fn class(&self) -> Option<(Class, &'static str)> {
-        let number = self.error_codes.first()?;
-        let row = CODES.iter().find(|(codes, _class, _meaning)| codes.contains(number));
-        row.map(|(_codes, class, meaning)| (*class, *meaning))
+        class(*self.error_codes.first()?)
     }
+}
+
+/// What helps against an AADSTS number, and what it means; `None` for one that is not listed.
+pub fn class(number: u64) -> Option<(Class, &'static str)> {
+    let row = CODES.iter().find(|(codes, _class, _meaning)| codes.contains(&number));
+    row.map(|(_codes, class, meaning)| (*class, *meaning))
 }
 
 /// Passing faults come with status 400 too.
@@ -54,6 +54,7 @@ pub fn judge(response: &Response) -> Verdict {
         Verdict::Final if response.status.is_client_error() => match Failure::read(response).class() {
             Some((Class::Throttled, _meaning)) => Verdict::Throttled,
             Some((Class::Transient, meaning)) => Verdict::Transient(meaning.to_owned()),
+            Some((Class::IssuerUnreachable, _meaning)) => Verdict::IssuerUnreachable,
             _ => Verdict::Final,
         },
         verdict => verdict,
@@ -66,6 +67,8 @@ pub enum Class {
     Permanent,
     Throttled,
     Transient,
+    /// Entra could not fetch what the assertion's issuer publishes.
+    IssuerUnreachable,
     FreshSubjectToken,
     Challenge,
     /// A person has to sign in anew.
@@ -75,8 +78,23 @@ pub enum Class {
 /// It becomes the correlation id of Entra's sign-in log.
 pub const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("client-request-id");
 
+/// `true` has the answer name it, too.
+pub const RETURN_CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("return-client-request-id");
+
+/// The same for Azure's other services.
+pub const X_MS_CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
+
 /// Of a JWT as a client's authentication (RFC 7523 section 2.2).
 pub const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";
+
+/// The audience that Entra expects of assertions, by cloud (Microsoft: workload identity federation, national clouds).
+pub fn assertion_audience(authority: &Endpoint) -> &'static str {
+    match authority.host() {
+        "login.microsoftonline.us" => "api://AzureADTokenExchangeUSGov",
+        "login.partner.microsoftonline.cn" | "login.chinacloudapi.cn" => "api://AzureADTokenExchangeChina",
+        _ => "api://AzureADTokenExchange",
+    }
+}
 
 /// The assertion was too old or too young: a new one may do.
 pub const OUTSIDE_VALIDITY: &str = "AADSTS700024";
@@ -108,7 +126,7 @@ const CODES: [(&[u64], Class, &str); 29] = [
         Class::Permanent,
         "Entra does not know the key that signed the assertion: publish keys before they are used",
     ),
-    (&[90061, 50166], Class::Transient, "Entra cannot fetch the issuer's discovery document or keys"),
+    (&[90061, 50166], Class::IssuerUnreachable, "Entra cannot fetch the issuer's discovery document or keys"),
     (&[700_016, 700_011], Class::Permanent, "the client id does not exist in the tenant"),
     (&[90002], Class::Permanent, "the tenant does not exist in this cloud"),
     (

@@ -20,6 +20,7 @@ pub mod reason;
 pub mod secret;
 pub mod socket;
 pub mod answer;
+pub mod step;
 pub mod entra;
 pub mod target;
 pub mod telemetry;
@@ -42,6 +43,7 @@ pub mod credential;
 pub mod audit;
 pub mod exchange;
 pub mod lease;
+pub mod trust;
 pub mod operator;
 
 // Edges: carry requests in, carry state out.

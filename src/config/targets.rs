@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::document::{
     AzureDocument, GoogleDocument, SharingDocument, SourceDocument, SubjectTokenDocument, TargetDocument,
 };
+use crate::entra::assertion_audience;
 use crate::http::Endpoint;
 use crate::policy::{FLOOR, GOOGLE_EXTENDED, GOOGLE_USUAL, Mistake};
 use crate::secret::{FieldDigest, Secret};
@@ -195,15 +196,6 @@ impl Place<'_> {
             },
             (None, None) => Endpoint::metadata("http://169.254.169.254").ok().map(ManagedIdentityEndpoint::Imds),
         }
-    }
-}
-
-/// The audience that Entra expects of assertions, by cloud (Microsoft: workload identity federation, national clouds).
-fn assertion_audience(authority: &Endpoint) -> &'static str {
-    match authority.host() {
-        "login.microsoftonline.us" => "api://AzureADTokenExchangeUSGov",
-        "login.partner.microsoftonline.cn" | "login.chinacloudapi.cn" => "api://AzureADTokenExchangeChina",
-        _ => "api://AzureADTokenExchange",
     }
 }
 

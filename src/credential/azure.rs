@@ -10,7 +10,7 @@ use std::sync::Arc;
 use self::managed_identity::ManagedIdentity;
 use self::token_endpoint::{Redemption, TokenEndpoint};
 use super::upstream::Upstreams;
-use super::{Call, CloudIdentity, Credential, Hop, IssueError, Signer};
+use super::{Call, CloudIdentity, Credential, Hop, IssueError, SetUpFault, Signer};
 use crate::clock::Clock;
 use crate::entra::OUTSIDE_VALIDITY;
 use crate::secret::Secret;
@@ -38,6 +38,7 @@ impl Azure {
                     clock: self.clock.clone(),
                     endpoint,
                     client_id: target.client_id,
+                    exchange_id: call.exchange_id,
                     identity,
                 };
                 managed.token(call.grant.scopes(), call.grant.plan().lifetime).await
@@ -87,7 +88,7 @@ impl Azure {
         match &target.source {
             AzureSource::TokenFile(path) => read_token(path).await.map_err(|error| {
                 tracing::error!(path = %path.display(), %error, "the token file {} cannot be read", path.display());
-                IssueError::refused(Hop::Broker, "token_file", "the target's token file cannot be read")
+                IssueError::not_set_up(Hop::Broker, "token_file", SetUpFault::TokenFile)
             }),
             AzureSource::Issuer { .. } | AzureSource::OnBehalfOf { .. } | AzureSource::ManagedIdentity(_) => {
                 self.signer.assertion(call)

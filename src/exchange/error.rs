@@ -106,10 +106,10 @@ impl ExchangeError {
             Self::Policy(Refusal::Denied(_)) => vec![("denial", self.detail())],
             Self::Credential { target, error } => {
                 let mut details = vec![("failed_target", target.clone()), ("error", error.to_string())];
+                details.push(("cloud_hop", error.hop().as_str().to_owned()));
                 details.extend(error.code().map(|code| ("cloud_error", code.to_owned())));
-                if let IssueError::Refused { upstream, .. } = error {
-                    details.extend(upstream.iter().cloned());
-                }
+                details.extend(error.fault().map(|fault| ("cloud_fault", fault.as_str().to_owned())));
+                details.extend(error.upstream().iter().cloned());
                 details
             }
             Self::Subject(SubjectError::KeysUnavailable { source: Some(source), .. }) => {

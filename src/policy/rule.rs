@@ -1,10 +1,15 @@
 //! One rule, compiled: cheap comparisons first, its expression last.
 
+mod examined;
+
+pub(super) use self::examined::{Field, Missing, Obstacle};
+
 use std::time::Duration;
 
 use cel::Value;
 use uuid::Uuid;
 
+use super::admission::Admission;
 use super::condition::{Condition, Facts};
 use super::document::{KindDocument, LeaseDocument, RuleDocument, SubjectDocument};
 use super::tenure::LeaseLimits;
@@ -99,6 +104,22 @@ impl Rule {
                 Some(false) => Match::No,
                 None => Match::Unknown,
             },
+        }
+    }
+
+    pub fn admission(&self) -> Admission<'_> {
+        let Subject { tenants, kinds, groups, roles, scopes, clients, objects, .. } = &self.subject;
+        Admission {
+            rule: &self.name,
+            max_lifetime: self.max_lifetime,
+            tenants: tenants.as_deref(),
+            kinds: kinds.as_deref(),
+            groups: groups.as_deref(),
+            roles: roles.as_deref(),
+            scopes: scopes.as_deref(),
+            clients: clients.as_deref(),
+            objects: objects.as_deref(),
+            attributes: self.attributes.iter().map(|(name, _expression)| name.as_str()).collect(),
         }
     }
 

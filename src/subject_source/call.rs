@@ -57,6 +57,7 @@ pub(super) async fn call(
             Ok(response) => match judge(&response) {
                 Verdict::Final => return Ok(response),
                 Verdict::Transient(cause) => (cause, response.retry_after(clock.now())),
+                Verdict::IssuerUnreachable => (ISSUER_UNREACHABLE.to_owned(), response.retry_after(clock.now())),
                 Verdict::Throttled => ("too many requests".to_owned(), response.retry_after(clock.now())),
             },
             Err(error) => (error.to_string(), None),
@@ -91,6 +92,8 @@ pub(super) fn refusal(name: SourceName, response: &Response) -> SourceError {
     };
     SourceError::Refused { name, code: failure.code(response), meaning }
 }
+
+const ISSUER_UNREACHABLE: &str = "Entra cannot fetch the keys of the issuer of the federated token";
 
 /// Above any token answer: Entra's tokens have at most 256,000 bytes by its own documentation.
 const ANSWER_MAX_BYTES: usize = 1024 * 1024;

@@ -123,8 +123,56 @@ impl PoolProvider {
     /// The principal that the pool sees for an assertion with this `subject`
     /// (Google: principal identifiers, single identity).
     pub fn principal(&self, subject: &str) -> String {
-        let pool = self.0.split("/providers/").next().unwrap_or_default();
-        format!("principal:{pool}/subject/{subject}")
+        format!("principal:{}/subject/{subject}", self.pool_name())
+    }
+
+    /// Everybody with this value of an attribute (Google: principal identifiers).
+    pub fn principal_set(&self, attribute: &str, value: &str) -> String {
+        format!("principalSet:{}/attribute.{attribute}/{value}", self.pool_name())
+    }
+
+    /// The members of a group (Google: principal identifiers).
+    pub fn group(&self, id: &str) -> String {
+        format!("principalSet:{}/group/{id}", self.pool_name())
+    }
+
+    /// The number of the pool's project.
+    pub fn project(&self) -> &str {
+        self.parts().0
+    }
+
+    pub fn pool(&self) -> &str {
+        self.parts().1
+    }
+
+    pub fn provider(&self) -> &str {
+        self.parts().2
+    }
+
+    /// `//iam.googleapis.com/projects/NUMBER/locations/global/workloadIdentityPools/POOL`
+    fn pool_name(&self) -> &str {
+        self.0.split("/providers/").next().unwrap_or_default()
+    }
+
+    fn parts(&self) -> (&str, &str, &str) {
+        pool_provider(&self.0).unwrap_or_default()
+    }
+}
+
+impl ServiceAccount {
+    /// The id of its project, where the address names it: those of default accounts and numeric ids do not. An
+    /// address has the two parts of a domain's project (`example.com:ml`) the other way round.
+    pub fn project(&self) -> Option<String> {
+        let project = self.0.split_once('@')?.1.strip_suffix(".iam.gserviceaccount.com")?;
+        Some(match project.split_once('.') {
+            Some((name, domain)) => format!("{domain}:{name}"),
+            None => project.to_owned(),
+        })
+    }
+
+    /// What stands before the `@`.
+    pub fn short_name(&self) -> Option<&str> {
+        Some(self.0.split_once('@')?.0)
     }
 }
 

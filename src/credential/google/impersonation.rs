@@ -7,13 +7,13 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
-use super::{bearing, traced};
+use super::{API_IS_OFF, Status, bearing};
 use crate::answer::{self, by_status};
 use crate::clock::{Clock, from_unix_seconds};
+use crate::credential::correlation::{GOOGLE_PRINCIPAL, Ids, Mark, returned};
 use crate::credential::upstream::Upstream;
-use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError, SetUpFault};
 use crate::http::{Endpoint, Request, Response};
 use crate::secret::Secret;
 use crate::target::{IdTokenAudience, Scope, Scopes, ServiceAccount};
@@ -26,9 +26,9 @@ pub(super) struct Impersonation {
     pub account: ServiceAccount,
     pub principal: String,
     pub bearer: Secret,
-    pub exchange_id: Uuid,
-    /// What the exchange before this call returned for the record.
-    pub federated: Vec<(&'static str, String)>,
+    pub mark: Mark,
+    /// What the exchange before this call left for the record.
+    pub federated: Ids,
 }
 
 pub(super) enum AccessError {
@@ -51,21 +51,6 @@ struct IdToken {
     token: Secret,
 }
 
-#[derive(Deserialize, Default)]
-struct Failure {
-    #[serde(default)]
-    error: Status,
-}
-
-/// `google.rpc.Status` in JSON.
-#[derive(Deserialize, Default)]
-struct Status {
-    #[serde(default)]
-    status: String,
-    #[serde(default)]
-    message: String,
-}
-
 impl Impersonation {
     /// `lifetime` is asked for now, `asked` was hoped for at first.
     pub async fn access_token(
@@ -78,11 +63,11 @@ impl Impersonation {
         let body = json!({"scope": scopes, "lifetime": format!("{}s", lifetime.as_secs())});
         let response = self.call("generateAccessToken", &body).await.map_err(AccessError::Other)?;
         if !response.status.is_success() {
-            let failure = failure(&response);
+            let failure = Status::read(&response);
             if failure.status == "INVALID_ARGUMENT" && failure.message.contains("lifetime cannot exceed") {
                 return Err(AccessError::TooLong);
             }
-            return Err(AccessError::Other(refusal(&failure, &response)));
+            return Err(AccessError::Other(self.refusal(&failure, &response)));
         }
         let token: AccessToken =
             serde_json::from_slice(&response.body).map_err(|_form| AccessError::Other(malformed()))?;
@@ -97,7 +82,7 @@ impl Impersonation {
         let audience = audience.map(IdTokenAudience::as_str).unwrap_or_default();
         let response = self.call("generateIdToken", &json!({"audience": audience, "includeEmail": true})).await?;
         if !response.status.is_success() {
-            return Err(refusal(&failure(&response), &response));
+            return Err(self.refusal(&Status::read(&response), &response));
         }
         let token: IdToken = serde_json::from_slice(&response.body).map_err(|_form| malformed())?;
         let expires_at = expiry(token.token.expose()).ok_or_else(malformed)?;
@@ -107,8 +92,17 @@ impl Impersonation {
     async fn call(&self, method: &str, body: &Value) -> Result<Response, IssueError> {
         // The project is always the wildcard (Google: IAM Credentials reference).
         let url = self.endpoint.join(&format!("v1/projects/-/serviceAccounts/{}:{method}", self.account));
-        let request = || bearing(traced(Request::post_json(&url, body), self.exchange_id)?, &self.bearer);
-        self.upstream.call(request, by_status).await
+        let request = || bearing(self.mark.on(Request::post_json(&url, body))?, &self.bearer);
+        let answered = self.upstream.call(request, by_status).await;
+        answered.map_err(|error| self.traced(error))
+    }
+
+    fn refusal(&self, failure: &Status, response: &Response) -> IssueError {
+        self.traced(refusal(failure, response).traced(returned(Hop::GoogleIam, response)))
+    }
+
+    fn traced(&self, error: IssueError) -> IssueError {
+        error.traced(self.federated.iter().cloned()).traced([(GOOGLE_PRINCIPAL, self.principal.clone())])
     }
 
     fn credential(&self, token: Secret, expires_at: SystemTime, asked: Duration) -> Credential {
@@ -127,29 +121,24 @@ pub(super) const UNAUTHENTICATED: &str = "UNAUTHENTICATED";
 
 /// What is left to say when even the surely accepted lifetime is too long.
 pub(super) fn too_long() -> IssueError {
-    IssueError::refused(Hop::GoogleIam, "INVALID_ARGUMENT", "Google refuses even the shortest usual lifetime")
+    IssueError::not_set_up(Hop::GoogleIam, "INVALID_ARGUMENT", SetUpFault::GoogleLifetime)
 }
 
 fn malformed() -> IssueError {
     IssueError::refused(Hop::GoogleIam, "malformed_answer", "the answer holds no token with an expiry")
 }
 
-fn failure(response: &Response) -> Status {
-    serde_json::from_slice::<Failure>(&response.body).unwrap_or_default().error
-}
-
 fn refusal(failure: &Status, response: &Response) -> IssueError {
     let code = answer::error_word(&failure.status, response);
-    let meaning = match failure.status.as_str() {
-        "PERMISSION_DENIED" => {
-            "the principal lacks roles/iam.workloadIdentityUser on the service account, or the account does not exist"
-        }
-        "NOT_FOUND" => "the service account does not exist",
-        UNAUTHENTICATED => "the federated token is not accepted",
-        "INVALID_ARGUMENT" => "a scope or audience of the target is not accepted",
-        _ => "see the service account's settings",
+    let fault = match failure.status.as_str() {
+        "PERMISSION_DENIED" if failure.message.contains(API_IS_OFF) => SetUpFault::GoogleApi,
+        "PERMISSION_DENIED" => SetUpFault::GoogleImpersonation,
+        "NOT_FOUND" => SetUpFault::GoogleServiceAccount,
+        UNAUTHENTICATED => SetUpFault::GoogleFederatedToken,
+        "INVALID_ARGUMENT" => SetUpFault::GoogleArgument,
+        _ => return IssueError::refused(Hop::GoogleIam, code, "see the service account's settings"),
     };
-    IssueError::refused(Hop::GoogleIam, code, meaning)
+    IssueError::not_set_up(Hop::GoogleIam, code, fault)
 }
 
 /// `exp` of a token that Google just signed: for the expiry only.

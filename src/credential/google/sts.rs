@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use uuid::Uuid;
 
-use super::traced;
+use super::{API_IS_OFF, Status};
 use crate::answer::{Verdict, by_status, error_word};
 use crate::clock::Clock;
+use crate::credential::correlation::{GOOGLE_PRINCIPAL, Mark, STS_EXCHANGE_ID, returned};
 use crate::credential::upstream::Upstream;
-use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
+use crate::credential::{CloudIdentity, Credential, Hop, IssueError, SetUpFault};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
 use crate::target::{GoogleSubjectToken, PoolProvider, TokenType};
@@ -27,7 +27,7 @@ pub(super) struct Exchange {
     /// The life that is hoped for: Google decides.
     pub asked: Duration,
     pub principal: String,
-    pub exchange_id: Uuid,
+    pub mark: Mark,
 }
 
 #[derive(Deserialize, Default)]
@@ -38,8 +38,26 @@ struct Failure {
     error_description: String,
 }
 
+impl Failure {
+    /// In the service's own form, or in that of the front end before it.
+    fn read(response: &Response) -> Self {
+        let own: Option<Self> = serde_json::from_slice(&response.body).ok();
+        own.unwrap_or_else(|| {
+            let Status { status, message } = Status::read(response);
+            Self { error: status, error_description: message }
+        })
+    }
+}
+
 impl Exchange {
     pub async fn run(self) -> Result<Credential, IssueError> {
+        let (exchange_id, principal) = (self.mark.exchange_id, self.principal.clone());
+        let exchanged = self.send().await.map(|credential| credential.minted_by(exchange_id));
+        exchanged
+            .map_err(|error| error.traced([(STS_EXCHANGE_ID, exchange_id.to_string()), (GOOGLE_PRINCIPAL, principal)]))
+    }
+
+    async fn send(self) -> Result<Credential, IssueError> {
         let request = || {
             let form = Request::post_form(
                 &self.url,
@@ -52,7 +70,7 @@ impl Exchange {
                     ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
                 ],
             );
-            traced(form, self.exchange_id)
+            self.mark.on(form)
         };
         let sent_at = self.clock.now();
         let response = self.upstream.call(request, judge).await?;
@@ -67,30 +85,32 @@ impl Exchange {
     }
 
     fn refusal(&self, response: &Response) -> IssueError {
-        let failure: Failure = serde_json::from_slice(&response.body).unwrap_or_default();
+        let failure = Failure::read(response);
         let stale = failure.error_description.contains("stale to sign-in");
         if stale && self.presents == GoogleSubjectToken::Entra {
-            return IssueError::SubjectToken { hop: Hop::GoogleSts, code: "invalid_grant".to_owned() };
+            let (code, upstream) = ("invalid_grant".to_owned(), returned(Hop::GoogleSts, response));
+            return IssueError::SubjectToken { hop: Hop::GoogleSts, code, upstream };
         }
-        let known = MEANINGS
+        let code = error_word(&failure.error, response);
+        let known = FAULTS
             .iter()
-            .find(|(error, text, _meaning)| failure.error == *error && failure.error_description.contains(text));
-        let meaning = known.map_or("see the provider's settings", |(_error, _text, meaning)| meaning);
-        IssueError::refused(Hop::GoogleSts, error_word(&failure.error, response), meaning)
+            .find(|(error, text, _fault)| failure.error == *error && failure.error_description.contains(text));
+        let refused = match known {
+            Some((_error, _text, fault)) => IssueError::not_set_up(Hop::GoogleSts, code, *fault),
+            None => IssueError::refused(Hop::GoogleSts, code, "see the provider's settings"),
+        };
+        refused.traced(returned(Hop::GoogleSts, response))
     }
 }
 
 fn judge(response: &Response) -> Verdict {
-    let failure = || serde_json::from_slice::<Failure>(&response.body).unwrap_or_default();
     match by_status(response) {
         Verdict::Final if response.status.is_client_error() => {
-            let failure = failure();
+            let failure = Failure::read(response);
             if failure.error == "quota_exceeded" || failure.error_description.contains("throttled due to rate limit") {
                 Verdict::Throttled
             } else if failure.error_description.contains("Error connecting to the given credential's issuer") {
-                Verdict::Transient(
-                    "it cannot reach the issuer's discovery or keys: upload the keys to the provider".to_owned(),
-                )
+                Verdict::IssuerUnreachable
             } else {
                 Verdict::Final
             }
@@ -99,30 +119,24 @@ fn judge(response: &Response) -> Verdict {
     }
 }
 
-/// Google's refusals by error and a piece of their text (seen in public threads), and what to do about each.
-const MEANINGS: [(&str, &str, &str); 12] = [
-    (
-        "invalid_grant",
-        "does not match the expected audience",
-        "the provider's allowed audiences do not hold what was presented: allow it, or leave the list empty",
-    ),
-    (
-        "invalid_grant",
-        "does not match the expected ones",
-        "the provider's issuer is another text than the token's: they must be equal to the letter",
-    ),
-    ("invalid_grant", "stale to sign-in", "the assertion is too old for Google: check the broker's clock"),
-    (
-        "invalid_grant",
-        "exceeds the 127 bytes limit",
-        "the mapped google.subject is too long: change the attribute mapping",
-    ),
-    ("invalid_grant", "size of", "the mapped attributes are too large: change the attribute mapping"),
-    ("invalid_grant", "signature", "the provider does not know the issuer's key: upload the issuer's current keys"),
-    ("invalid_grant", "", "the provider does not accept the presented token: compare issuer, audience and keys"),
-    ("invalid_target", "", "the pool or provider does not exist, or is disabled"),
-    ("invalid_request", "", "the provider's name is wrong: it needs the project's number"),
-    ("access_denied", "", "the provider refuses this subject"),
-    ("unauthorized_client", "", "the provider's attribute condition refuses this subject"),
-    ("invalid_scope", "", "Google does not know one of the target's scopes"),
+/// Google's refusals by error and a piece of their text (seen in public threads); the first row that fits counts.
+const FAULTS: [(&str, &str, SetUpFault); 18] = [
+    ("invalid_grant", "does not match the expected audience", SetUpFault::GoogleAudience),
+    ("invalid_grant", "does not match the expected ones", SetUpFault::GoogleIssuer),
+    ("invalid_grant", "stale to sign-in", SetUpFault::GoogleClock),
+    ("invalid_grant", "not yet valid", SetUpFault::GoogleClock),
+    ("invalid_grant", "exceeds the 127 bytes limit", SetUpFault::GoogleSubjectLength),
+    ("invalid_grant", "size of", SetUpFault::GoogleMapping),
+    ("invalid_grant", "Failed to map", SetUpFault::GoogleMapping),
+    ("invalid_grant", "mapped attribute", SetUpFault::GoogleMapping),
+    ("invalid_grant", "signature", SetUpFault::GoogleKey),
+    ("invalid_grant", "signing key", SetUpFault::GoogleKey),
+    ("invalid_grant", "", SetUpFault::GoogleToken),
+    ("invalid_target", "", SetUpFault::GoogleProvider),
+    ("invalid_request", "", SetUpFault::GoogleProviderName),
+    ("access_denied", "", SetUpFault::GoogleSubject),
+    ("unauthorized_client", "mapped attribute", SetUpFault::GoogleMapping),
+    ("unauthorized_client", "", SetUpFault::GoogleCondition),
+    ("invalid_scope", "", SetUpFault::GoogleScope),
+    ("PERMISSION_DENIED", API_IS_OFF, SetUpFault::GoogleApi),
 ];

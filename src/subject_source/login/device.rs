@@ -160,7 +160,7 @@ async fn poll(
             "bad_verification_code" => return Err(LoginError::UnknownCode.into()),
             _ => match entra::judge(&response) {
                 Verdict::Final => return Err(refusal(NAME, &response)),
-                Verdict::Transient(_) | Verdict::Throttled => interval += SLOWER,
+                Verdict::Transient(_) | Verdict::IssuerUnreachable | Verdict::Throttled => interval += SLOWER,
             },
         }
     }
