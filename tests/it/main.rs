@@ -15,6 +15,7 @@ mod credential_commands;
 mod doors;
 mod exchange;
 mod exec;
+mod explain;
 mod grpc;
 mod issuer_keys;
 mod killed;
