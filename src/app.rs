@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use self::keys::IssuerKeys;
 use self::listener::{Listener, Serves};
 use self::tls::{Protocols, Tls};
-use crate::audit::{Audit, Records};
+use crate::audit::{Audit, Records, Upkeep};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, TlsSettings};
 use crate::credential::{Clouds, Credentials, keep_swept};
@@ -58,6 +58,7 @@ pub struct App {
     /// What runs beside the exchanges; ends when the app does.
     background: JoinSet<()>,
     audit_writer: JoinHandle<()>,
+    upkeep: Upkeep,
     spool: Option<Arc<SpooledLog>>,
     prober: Arc<Prober>,
 }
@@ -112,6 +113,7 @@ impl App {
             background.spawn(spool.keep_empty());
         }
         let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
+        let upkeep = audit.upkeep(issuer.clone());
         let policy = Arc::new(ArcSwap::from_pointee(config.policy));
         let operators = Arc::new(ArcSwap::from_pointee(config.operators));
         let exchange = Arc::new(Exchange {
@@ -173,8 +175,7 @@ impl App {
             Arc::new(Reloading { path, policy, operators, fixed: config.fixed, seen, stale: AtomicBool::new(false) });
         let watching = reloading.clone();
         background.spawn(async move { watching.watch().await });
-        let (keeping, kept_for) = (audit.clone(), config.retention);
-        background.spawn(async move { keeping.keep_for(kept_for, clock).await });
+        background.spawn(upkeep.clone().keep(audit.clone(), config.retention));
         background.spawn(leases.keep(config.retention));
         background.spawn(telemetry::upkeep());
         if let Some(keys) = issuer_keys.clone() {
@@ -193,6 +194,7 @@ impl App {
             http,
             background,
             audit_writer,
+            upkeep,
             spool: stores.spool,
             prober,
         })
@@ -254,6 +256,9 @@ impl App {
         }
         if let Some(spool) = &self.spool {
             spool.leave_empty().await;
+        }
+        if timeout(LAST_CHECKPOINT, self.upkeep.checkpoint()).await.is_err() {
+            tracing::warn!("no checkpoint of the last audit records was made: the store does not answer");
         }
     }
 }
@@ -434,6 +439,7 @@ async fn become_ready(keys: Arc<KeyCache>, audit: Audit, ready: Ready, health: H
 const GRPC_DRAIN: Duration = Duration::from_secs(12);
 const HTTP_DRAIN: Duration = Duration::from_secs(3);
 const WRITER_DEADLINE: Duration = Duration::from_secs(3);
+const LAST_CHECKPOINT: Duration = Duration::from_millis(500);
 const READY_POLL: Duration = Duration::from_millis(5);
 const PREFETCH_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(2);

@@ -4,6 +4,7 @@ mod audit;
 mod leases;
 mod pool;
 mod reader;
+mod retention;
 mod schema;
 mod settings;
 mod shared;

@@ -3,6 +3,7 @@
 mod audit;
 mod leases;
 mod reader;
+mod retention;
 mod worker;
 
 pub(super) use reader::SqliteReader;

@@ -127,7 +127,7 @@ impl EntraVerifier {
         issuer?;
         times?;
         audience?;
-        Ok(VerifiedIdentity { identity: identity?, token_sha256: token.sha256 })
+        Ok(VerifiedIdentity::new(identity?, token.sha256))
     }
 
     /// The checks that claims can go through which nobody signed.
