@@ -10,6 +10,7 @@ mod reader;
 mod remembered;
 mod search;
 mod upkeep;
+mod verify;
 mod writer;
 
 pub use chain::{Chain, Hash, Head, InvalidHead};
@@ -23,6 +24,7 @@ pub use progress::Reach;
 pub use reader::{AuditReader, Cursors, Extent, Place, READ_AT_ONCE, Records, Window, chain_of};
 pub use search::{Filter, Search};
 pub use upkeep::Upkeep;
+pub use verify::{ExportError, Exported, Fault, FaultKind, Report, Scope, Signatures, Verification};
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
