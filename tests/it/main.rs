@@ -25,6 +25,7 @@ mod oauth;
 mod policy_commands;
 mod readme;
 mod replicas;
+mod shadow;
 mod store;
 mod subject;
 mod subject_source;
