@@ -7,6 +7,7 @@ mod process;
 mod support;
 
 mod agent;
+mod audit;
 mod clients;
 mod clouds;
 mod command_line;
@@ -14,6 +15,7 @@ mod credential_commands;
 mod doors;
 mod exchange;
 mod exec;
+mod explain;
 mod grpc;
 mod issuer_keys;
 mod killed;
