@@ -176,7 +176,6 @@ mod tests {
     }
 
     #[test]
-    #[expect(clippy::panic, reason = "a bug, which the decision must survive")]
     fn a_panic_of_the_shadow_is_a_difference_and_no_more() {
         let decided = Err(Refusal::NoScope);
         assert_eq!(compare(2, &decided, || panic!("a bug")), vec![ShadowDecision::Failed; 2]);
