@@ -27,6 +27,7 @@ mod oauth;
 mod policy_commands;
 mod readme;
 mod replicas;
+mod shadow;
 mod store;
 mod subject;
 mod subject_source;
