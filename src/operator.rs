@@ -1,11 +1,16 @@
-//! For those who run the broker: who may look at leases and end them, and the record of what they did.
+//! For those who run the broker: who may look at leases and records and end leases, and the record of what they did.
+
+mod audit;
+
+pub use audit::{AuditQuery, AuditRecords, Follow, SEARCHES};
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use crate::audit::{Audit, AuditRecord, Outcome};
+use crate::audit::{Audit, AuditRecord, Outcome, Records};
 use crate::clock::Clock;
 use crate::exchange::{Caller, ExchangeError, one_line};
 use crate::lease::{End, Failed, Lease, LeaseFilter, LeaseQuery, Leases};
@@ -21,6 +26,9 @@ pub struct Operator {
     pub operators: Arc<ArcSwap<Operators>>,
     pub leases: Arc<Leases>,
     pub audit: Audit,
+    pub records: Records,
+    /// One for each search under way.
+    pub searches: Arc<Semaphore>,
     pub clock: Arc<dyn Clock>,
 }
 

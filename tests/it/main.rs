@@ -7,6 +7,7 @@ mod process;
 mod support;
 
 mod agent;
+mod audit;
 mod clients;
 mod clouds;
 mod command_line;
