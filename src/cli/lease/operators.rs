@@ -2,15 +2,12 @@
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use tonic::Request;
-use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 
 use super::show::{self, Output};
-use crate::cli::broker::{Broker, SubjectToken, answer, call, usage};
+use crate::cli::broker::{answer, usage};
+use crate::cli::operator::Operator;
 use crate::cli::print;
 use crate::proto;
-use crate::proto::operator_client::OperatorClient;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct List {
@@ -74,14 +71,6 @@ enum State {
     Expired,
     /// Ended by an operator
     Revoked,
-}
-
-#[derive(Debug, Args)]
-struct Operator {
-    #[command(flatten)]
-    broker: Broker,
-    #[command(flatten)]
-    token: SubjectToken,
 }
 
 impl List {
@@ -153,29 +142,3 @@ impl State {
         }
     }
 }
-
-/// RFC 6750 section 2.1.
-struct Authorization(MetadataValue<tonic::metadata::Ascii>);
-
-impl Authorization {
-    fn show<T>(&self, message: T) -> Request<T> {
-        let mut request = call(message);
-        request.metadata_mut().insert("authorization", self.0.clone());
-        request
-    }
-}
-
-impl Operator {
-    async fn connect(&self) -> anyhow::Result<(OperatorClient<Channel>, Authorization)> {
-        let mut value: MetadataValue<_> = match format!("Bearer {}", self.token.token(&self.broker).await?).parse() {
-            Ok(value) => value,
-            Err(_not_ascii) => return Err(usage("the subject token is no token: it has characters that none has")),
-        };
-        value.set_sensitive(true);
-        let client = OperatorClient::new(self.broker.connect().await?).max_decoding_message_size(PAGE_MAX_BYTES);
-        Ok((client, Authorization(value)))
-    }
-}
-
-/// A hundred leases with their jobs, with room to spare.
-const PAGE_MAX_BYTES: usize = 32 * 1024 * 1024;
