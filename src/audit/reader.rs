@@ -167,10 +167,9 @@ impl Records {
 
 /// The records of `group` that can be read, as they are shown.
 pub(super) fn shown(group: &Group) -> impl DoubleEndedIterator<Item = proto::AuditRecord> {
-    let frames: Vec<&[u8]> = encoding::frames(&group.bytes).collect();
     let mut hashes = group.hashes.chunks_exact(chain::BEGINNING.len());
-    let placed = (group.position..).zip(frames).map(|(position, frame)| (position, frame, hashes.next()));
-    let placed: Vec<(u64, &[u8], Option<&[u8]>)> = placed.collect();
+    let frames = (group.position..).zip(encoding::frames(&group.bytes));
+    let placed: Vec<_> = frames.map(|(position, frame)| (position, frame, hashes.next())).collect();
     let chain = group.chain;
     placed.into_iter().filter_map(move |(position, frame, hash)| {
         let mut record = encoding::decode(frame)?;

@@ -11,8 +11,8 @@ use tonic::Code;
 use tonic::transport::Channel;
 use uuid::Uuid;
 
-use super::broker::{refusal, usage};
-use super::operator::{Authorization, Operator};
+use super::broker::{Bearer, refusal, usage};
+use super::operator::Operator;
 use super::remark;
 use super::request::span;
 use crate::audit::{self, chain_of};
@@ -138,7 +138,7 @@ impl Source {
 
 /// The log as a command reads it.
 pub(super) enum Records {
-    Broker(Box<OperatorClient<Channel>>, Authorization),
+    Broker(Box<OperatorClient<Channel>>, Bearer),
     Store(audit::Records),
 }
 
@@ -153,8 +153,8 @@ impl Records {
     }
 
     pub async fn of_broker(operator: &Operator) -> anyhow::Result<Self> {
-        let (client, authorization) = operator.connect().await?;
-        Ok(Self::Broker(Box::new(client), authorization))
+        let (client, bearer) = operator.connect().await?;
+        Ok(Self::Broker(Box::new(client), bearer))
     }
 
     /// Newest first, at most `most`.
@@ -166,9 +166,9 @@ impl Records {
     ) -> anyhow::Result<usize> {
         let mut found = 0;
         match self {
-            Self::Broker(client, authorization) => {
+            Self::Broker(client, bearer) => {
                 let limit = i32::try_from(most.min(MOST_AT_ONCE))?;
-                let request = authorization.show_for_long(SearchAuditRequest { limit, ..asked.clone() });
+                let request = bearer.show_for_long(SearchAuditRequest { limit, ..asked.clone() });
                 let answered = client.search_audit(request).await;
                 let mut stream = answered.map_err(|status| refusal(&status))?.into_inner();
                 while let Some(record) = stream.message().await.map_err(|status| refusal(&status))? {
@@ -249,7 +249,7 @@ impl Records {
     /// The newest `last` of them, oldest first, then whatever is recorded from now on; ends with the first error of `each`.
     pub async fn follow(&mut self, asked: &SearchAuditRequest, last: usize, each: Each<'_>) -> anyhow::Result<()> {
         match self {
-            Self::Broker(client, authorization) => follow_broker(client, authorization, asked, last, each).await,
+            Self::Broker(client, bearer) => follow_broker(client, bearer, asked, last, each).await,
             Self::Store(records) => {
                 let (records, wanted) = (records.clone(), filter(asked)?);
                 let mut cursors = records.end().await?;
@@ -276,7 +276,7 @@ impl Records {
 /// A broker that ends, or is away for a moment, is asked again; what it repeats is left out.
 async fn follow_broker(
     client: &mut OperatorClient<Channel>,
-    authorization: &Authorization,
+    bearer: &Bearer,
     asked: &SearchAuditRequest,
     last: usize,
     each: Each<'_>,
@@ -288,7 +288,7 @@ async fn follow_broker(
     }
     let mut seen: BTreeMap<Uuid, u64> = BTreeMap::new();
     loop {
-        let status = match client.search_audit(authorization.show_for_long(asked.clone())).await {
+        let status = match client.search_audit(bearer.show_for_long(asked.clone())).await {
             Err(status) => status,
             Ok(stream) => {
                 let mut stream = stream.into_inner();

@@ -1,4 +1,8 @@
-//! `Operator`: the leases of everybody and the audit log, for those who may see and end them.
+//! `Operator`: why, the leases of everybody and the audit log, for those who may ask, see and end them.
+
+mod explain;
+
+pub use explain::{request as explain_request, step_of as step};
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -35,9 +39,12 @@ impl OperatorService {
 impl proto::operator_server::Operator for OperatorService {
     async fn explain(
         &self,
-        _request: Request<proto::ExplainRequest>,
+        request: Request<proto::ExplainRequest>,
     ) -> Result<Response<proto::ExplainResponse>, Status> {
-        Err(Status::unimplemented("this version explains nothing yet"))
+        let (token, caller) = (bearer(request.metadata()), caller(&request));
+        let request = explain::request(request.into_inner());
+        let explained = self.operator.explain(token, request, &caller).await.map_err(refusal)?;
+        Ok(Response::new(explain::response(explained)))
     }
 
     async fn list_leases(

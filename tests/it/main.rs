@@ -16,6 +16,7 @@ mod credential_commands;
 mod doors;
 mod exchange;
 mod exec;
+mod explain;
 mod grpc;
 mod issuer_keys;
 mod killed;
