@@ -14,6 +14,7 @@ mod request;
 mod sandbox;
 mod serve;
 mod table;
+mod trust;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -56,6 +57,8 @@ enum Command {
     /// The broker as an OIDC issuer
     #[command(subcommand)]
     Issuer(issuer::Issuer),
+    #[command(subcommand)]
+    Trust(trust::Trust),
 }
 
 impl Cli {
@@ -113,6 +116,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Login(login) => login.run().await,
                 Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
+                Command::Trust(trust) => trust.run().await,
             };
             done.map(|()| ExitCode::SUCCESS)
         });
