@@ -1,5 +1,6 @@
 //! The composition root: a configuration in, running servers out; reload, readiness and drain.
 
+mod inside;
 mod keys;
 mod listener;
 mod tls;
@@ -36,6 +37,7 @@ use crate::lease::{LeaseStoreError, Leases};
 use crate::oauth::{self, Http, Ready};
 use crate::operator::Operator;
 use crate::policy::{Operators, Policy};
+use crate::prober::{FrontDoors, Prober, ProberError, Round};
 use crate::secret::{SealError, SealingKeys, sha256};
 use crate::socket::{Address, Socket};
 use crate::store::{self, OpenError, SpooledLog};
@@ -57,6 +59,7 @@ pub struct App {
     background: JoinSet<()>,
     audit_writer: JoinHandle<()>,
     spool: Option<Arc<SpooledLog>>,
+    prober: Arc<Prober>,
 }
 
 /// Why the broker does not start.
@@ -145,6 +148,16 @@ impl App {
             clock: clock.clone(),
         });
 
+        let doors = FrontDoors {
+            grpc: config.server.grpc.as_ref().map(|_address| inside::channel(services.routes.clone())),
+            http: config.server.http.as_ref().map(|_address| http_router.clone()),
+        };
+        let target = policy.load().targets().map(|target| target.name.to_string()).min().unwrap_or_default();
+        let (proving, keys_known) = (clock.clone(), keys.clone());
+        let prober = Arc::new(Prober { doors, entra: config.entra, keys: keys_known, target, clock: proving });
+        let (proving, every) = (prober.clone(), config.prove_every);
+        background.spawn(async move { proving.keep_proving(every).await });
+
         let mut servers = Servers { tls: config.server.tls.as_ref(), background: &mut background };
         let (grpc_address, grpc) =
             servers.add("grpc", config.server.grpc.as_ref(), Serves::Grpc(services.routes)).await?;
@@ -176,6 +189,7 @@ impl App {
             background,
             audit_writer,
             spool: stores.spool,
+            prober,
         })
     }
 
@@ -210,10 +224,20 @@ impl App {
         }
     }
 
+    /// Shows tokens that must be refused to the front doors, as happens at intervals.
+    ///
+    /// # Errors
+    /// Where nothing could be shown.
+    pub async fn prove(&self) -> Result<Round, ProberError> {
+        self.prober.round().await
+    }
+
     /// Takes no new call, lets those under way end, and returns when they have or their time is up, within 20 s.
     /// Whatever was decided is recorded before it returns.
     pub async fn drain(mut self) {
         self.background.shutdown().await;
+        // It has doors, behind which the audit log is.
+        drop(self.prober);
         self.ready.set(false);
         self.health.set_serving(false).await;
         self.grpc.run(GRPC_DRAIN).await;

@@ -10,6 +10,7 @@ pub use source::Fault;
 
 use std::fmt;
 use std::num::NonZeroU32;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -43,6 +44,8 @@ pub struct Config {
     pub store_key: Vec<Secret>,
     /// How long audit records are kept.
     pub retention: Duration,
+    /// Between two rounds of tokens that must be refused.
+    pub prove_every: Duration,
     pub telemetry: telemetry::Settings,
     /// Of everything but the policy: a difference needs a restart.
     pub fixed: [u8; 32],
@@ -115,9 +118,10 @@ impl Config {
         mistakes: &mut Vec<Mistake>,
     ) -> Option<Self> {
         let Document { server: s, entra: e, issuer: i, outbound: o, audit: a, telemetry: t, .. } = &document;
+        let n = &document.negative_proof;
         let secrets: Vec<_> =
             std::iter::once(&document.store).chain(&document.store_key.0).map(Secret::sha256).collect();
-        let fixed = sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {t:?} {secrets:?}").as_bytes());
+        let fixed = sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {n:?} {t:?} {secrets:?}").as_bytes());
         let server = server(&document.server, mistakes);
         let entra = entra(&document.entra, mistakes);
         let issuer = issuer(document.issuer.as_ref(), mistakes);
@@ -147,6 +151,10 @@ impl Config {
                 "is at least 2d: introspection and every question about yesterday need the records".to_owned();
             mistakes.push(Mistake { at: "audit.retention".to_owned(), message });
         }
+        if !PROVE_EVERY.contains(&document.negative_proof.every.0) {
+            let message = "is 1m to 1d: whether bad tokens are refused is proved at least once a day".to_owned();
+            mistakes.push(Mistake { at: "negative_proof.every".to_owned(), message });
+        }
         let policy = match targets {
             Some(targets) => Policy::compile(&document.rules, targets).map_err(|found| mistakes.extend(found)).ok(),
             None => {
@@ -167,6 +175,7 @@ impl Config {
             store: store.ok()?,
             store_key: document.store_key.0,
             retention: document.audit.retention.0,
+            prove_every: document.negative_proof.every.0,
             telemetry: telemetry::Settings { otlp: document.telemetry.otlp, log: document.telemetry.log },
             fixed,
             digest,
@@ -316,6 +325,8 @@ fn store_key(keys: &[Secret], keeps: Option<&'static str>, store: Option<&StoreS
 
 /// Longer than any credential that is handed out.
 const SHORTEST_RETENTION: Duration = Duration::from_secs(2 * 86_400);
+
+const PROVE_EVERY: RangeInclusive<Duration> = Duration::from_secs(60)..=Duration::from_secs(86_400);
 
 /// Replicas look at the store twice in this time.
 const SHORTEST_PUBLISH_AHEAD: Duration = Duration::from_secs(60);

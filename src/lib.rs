@@ -52,6 +52,7 @@ pub mod oauth;
 pub mod subject_source;
 pub mod agent;
 pub mod sandbox;
+pub mod prober;
 
 // Assembly.
 pub mod config;

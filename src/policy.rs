@@ -23,7 +23,7 @@ use condition::Facts;
 use rule::{Effect, Match, Rule};
 use tenure::lease_terms;
 
-use crate::subject::{Groups, Kind, VerifiedIdentity};
+use crate::subject::{Groups, Identity, Kind, VerifiedIdentity};
 use crate::target::{
     AzureSource, GoogleSubjectToken, IdTokenAudience, Job, Name, Platform, Scope, Scopes, Target, TokenType,
 };
@@ -80,9 +80,72 @@ impl<'a> Inquiry<'a> {
     pub fn once(identity: &'a Arc<VerifiedIdentity>, job: &'a Arc<Job>, now: SystemTime) -> Self {
         Self { identity, job, learned: None, tenure: Tenure::Once, now }
     }
+
+    fn question(self) -> Question<'a> {
+        let Self { identity, job, learned, tenure, now } = self;
+        Question { identity, job, learned, tenure, now }
+    }
 }
 
-/// A rule's permission for one identity to have one credential. Only [`Policy::decide`] makes it.
+/// As an [`Inquiry`], about somebody whom nobody need have verified: what the rules say, and nothing to have from it.
+#[derive(Debug, Clone, Copy)]
+pub struct Question<'a> {
+    pub identity: &'a Identity,
+    pub job: &'a Job,
+    pub learned: Option<Duration>,
+    pub tenure: Tenure,
+    pub now: SystemTime,
+}
+
+impl<'a> Question<'a> {
+    /// For credentials that are used at once, outside of leases.
+    pub fn once(identity: &'a Identity, job: &'a Job, now: SystemTime) -> Self {
+        Self { identity, job, learned: None, tenure: Tenure::Once, now }
+    }
+}
+
+/// What the rules allow, to whoever it may be. It moves nobody: a [`Grant`] is one about somebody who was verified.
+#[derive(Clone)]
+pub struct Verdict {
+    target: Arc<Target>,
+    rule: Arc<Rule>,
+    scopes: Scopes,
+    plan: Plan,
+    lease: Option<LeaseTerms>,
+}
+
+impl Verdict {
+    pub fn target(&self) -> &Arc<Target> {
+        &self.target
+    }
+
+    /// The rule that allows it.
+    pub fn rule(&self) -> &Name {
+        &self.rule.name
+    }
+
+    pub fn scopes(&self) -> &Scopes {
+        &self.scopes
+    }
+
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// Where it is about a lease.
+    pub fn lease(&self) -> Option<&LeaseTerms> {
+        self.lease.as_ref()
+    }
+}
+
+impl fmt::Debug for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Verdict({} under {})", self.target.name, self.rule.name)
+    }
+}
+
+/// A rule's permission for one identity to have one credential. Only [`Policy::decide`] makes it, and only for somebody
+/// who was verified: of a mere [`Identity`] comes a [`Verdict`], which no later stage takes.
 #[derive(Clone)]
 pub struct Grant {
     identity: Arc<VerifiedIdentity>,
@@ -238,32 +301,36 @@ impl Policy {
 
     /// All that is asked for, or nothing.
     pub fn decide_all(&self, inquiry: Inquiry<'_>, asks: &[Ask]) -> Result<Vec<Arc<Grant>>, Refusal> {
-        let tenure = match inquiry.tenure {
-            Tenure::Opening(wanted) => self.opening(inquiry, wanted, asks)?,
-            open @ (Tenure::Once | Tenure::Lease { .. }) => open,
-        };
+        let tenure = self.settled(inquiry.question(), asks)?;
         let inquiry = Inquiry { tenure, ..inquiry };
         asks.iter().map(|ask| self.decide(inquiry, ask).map(Arc::new)).collect()
     }
 
-    /// A deny rule that matches, or cannot be ruled out, refuses. Otherwise the first rule of the file that matches
-    /// allows; under a lease, the first that allows leases.
+    /// What [`decide_all`](Self::decide_all) would say to the identity, were it verified.
+    pub fn judge_all(&self, question: Question<'_>, asks: &[Ask]) -> Result<Vec<Verdict>, Refusal> {
+        let question = Question { tenure: self.settled(question, asks)?, ..question };
+        asks.iter().map(|ask| self.judge(question, ask)).collect()
+    }
+
+    fn settled(&self, question: Question<'_>, asks: &[Ask]) -> Result<Tenure, Refusal> {
+        match question.tenure {
+            Tenure::Opening(wanted) => self.opening(question, wanted, asks),
+            open @ (Tenure::Once | Tenure::Lease { .. }) => Ok(open),
+        }
+    }
+
     pub fn decide(&self, inquiry: Inquiry<'_>, ask: &Ask) -> Result<Grant, Refusal> {
         let Inquiry { identity, job, now, .. } = inquiry;
-        let (target, rule) = self.allowed(inquiry, ask)?;
-        let scopes = scopes(target, ask)?;
-        check_request(inquiry, target, ask)?;
-        let lease = lease_terms(inquiry, target, &rule)?;
-        let plan = plan(inquiry, target, &rule, lease.as_ref(), ask)?;
+        let Verdict { target, rule, scopes, plan, lease } = self.judge(inquiry.question(), ask)?;
         let attributes = match &target.platform {
             Platform::Google(google) if google.subject_token == GoogleSubjectToken::Issuer => {
-                rule.attributes(&Facts { subject: identity, job, target, ask, now })
+                rule.attributes(&Facts { subject: identity, job, target: &target, ask, now })
             }
             Platform::Google(_) | Platform::Azure(_) => Vec::new(),
         };
         Ok(Grant {
             identity: identity.clone(),
-            target: target.clone(),
+            target,
             rule,
             scopes,
             token_type: ask.token_type,
@@ -275,16 +342,27 @@ impl Policy {
         })
     }
 
-    fn allowed(&self, inquiry: Inquiry<'_>, ask: &Ask) -> Result<(&Arc<Target>, Arc<Rule>), Refusal> {
-        self.rule_for(inquiry, ask).map_err(|denial| match inquiry.identity.groups() {
+    /// A deny rule that matches, or cannot be ruled out, refuses. Otherwise the first rule of the file that matches
+    /// allows; under a lease, the first that allows leases.
+    pub fn judge(&self, question: Question<'_>, ask: &Ask) -> Result<Verdict, Refusal> {
+        let (target, rule) = self.allowed(question, ask)?;
+        let scopes = scopes(target, ask)?;
+        check_request(question, target, ask)?;
+        let lease = lease_terms(question, target, &rule)?;
+        let plan = plan(question, target, &rule, lease.as_ref(), ask)?;
+        Ok(Verdict { target: target.clone(), rule, scopes, plan, lease })
+    }
+
+    fn allowed(&self, question: Question<'_>, ask: &Ask) -> Result<(&Arc<Target>, Arc<Rule>), Refusal> {
+        self.rule_for(question, ask).map_err(|denial| match question.identity.groups() {
             // For every denial alike: whether a rule asks for groups stays untold.
             Groups::Overage => Refusal::GroupsOverage,
             Groups::Known(_) => Refusal::Denied(denial),
         })
     }
 
-    fn rule_for(&self, inquiry: Inquiry<'_>, ask: &Ask) -> Result<(&Arc<Target>, Arc<Rule>), Denial> {
-        let Inquiry { identity, job, now, .. } = inquiry;
+    fn rule_for(&self, question: Question<'_>, ask: &Ask) -> Result<(&Arc<Target>, Arc<Rule>), Denial> {
+        let Question { identity, job, now, .. } = question;
         let (target, rules) = self.targets.get(ask.target.as_str()).ok_or(Denial::NoSuchTarget)?;
         let facts = Facts { subject: identity, job, target, ask, now };
         let mut denying = rules.iter().filter(|rule| rule.effect == Effect::Deny);
@@ -294,7 +372,7 @@ impl Policy {
         let mut allowing =
             rules.iter().filter(|rule| rule.effect == Effect::Allow && rule.matches(&facts) == Match::Yes);
         let first = allowing.next().ok_or(Denial::NoRule)?;
-        let rule = match inquiry.tenure {
+        let rule = match question.tenure {
             Tenure::Once => first,
             // Where no rule allows leases, the first says so.
             Tenure::Opening(_) | Tenure::Lease { .. } => {
@@ -334,14 +412,14 @@ fn scopes(target: &Target, ask: &Ask) -> Result<Scopes, Refusal> {
     }
 }
 
-fn check_request(inquiry: Inquiry<'_>, target: &Target, ask: &Ask) -> Result<(), Refusal> {
+fn check_request(question: Question<'_>, target: &Target, ask: &Ask) -> Result<(), Refusal> {
     let refuse = |text: &str| Err(Refusal::Request(text.to_owned()));
     match (&target.platform, ask.token_type) {
         (Platform::Google(google), TokenType::IdToken) if google.service_account.is_none() => {
             refuse("the target has no service account, so there are no ID tokens of it")
         }
         (Platform::Azure(_), TokenType::IdToken) => refuse("an Azure target has no ID tokens"),
-        (Platform::Google(google), TokenType::Jwt) if google.hand_out_assertion => match inquiry.tenure {
+        (Platform::Google(google), TokenType::Jwt) if google.hand_out_assertion => match question.tenure {
             Tenure::Once => Ok(()),
             Tenure::Opening(_) | Tenure::Lease { .. } => refuse(
                 "what an assertion is redeemed for at Google outlives a lease and its revocation: ask for single ones",
@@ -351,7 +429,7 @@ fn check_request(inquiry: Inquiry<'_>, target: &Target, ask: &Ask) -> Result<(),
             refuse("the target does not hand out its assertion: ask for an access token")
         }
         (Platform::Azure(azure), TokenType::AccessToken)
-            if matches!(azure.source, AzureSource::OnBehalfOf { .. }) && inquiry.identity.kind() != Kind::User =>
+            if matches!(azure.source, AzureSource::OnBehalfOf { .. }) && question.identity.kind() != Kind::User =>
         {
             refuse("the target acts on behalf of users, and the subject token is an application's")
         }
@@ -360,13 +438,13 @@ fn check_request(inquiry: Inquiry<'_>, target: &Target, ask: &Ask) -> Result<(),
 }
 
 fn plan(
-    inquiry: Inquiry<'_>,
+    question: Question<'_>,
     target: &Target,
     rule: &Rule,
     lease: Option<&LeaseTerms>,
     ask: &Ask,
 ) -> Result<Plan, Refusal> {
-    let wanted = match (ask.lifetime, inquiry.job.expected_duration, inquiry.learned) {
+    let wanted = match (ask.lifetime, question.job.expected_duration, question.learned) {
         (Some(lifetime), _, _) => Wanted::Exactly(lifetime),
         (None, Some(duration), _) => Wanted::ForJob(duration),
         (None, None, Some(duration)) => Wanted::Learned(duration),
@@ -382,12 +460,12 @@ fn plan(
             (None, GoogleSubjectToken::Entra) => (CloudLimit::UpTo(GOOGLE_USUAL), true),
         },
     };
-    let until = |end: SystemTime| end.duration_since(inquiry.now).unwrap_or_default();
+    let until = |end: SystemTime| end.duration_since(question.now).unwrap_or_default();
     let under_lease = |terms: &LeaseTerms| lifetime::under_lease(terms.token_lifetime, until(terms.ends_at));
     let bounds: Vec<(Bound, Duration)> = [
         rule.max_lifetime.map(|length| (Bound::Rule, length)),
         Some((Bound::Target, target.max_lifetime)),
-        tied.then(|| (Bound::SubjectToken, until(inquiry.identity.expires_at()))),
+        tied.then(|| (Bound::SubjectToken, until(question.identity.expires_at()))),
         lease.map(|terms| (Bound::Lease, under_lease(terms))),
     ]
     .into_iter()

@@ -1,19 +1,21 @@
 //! Stage 1: a subject token becomes a `VerifiedIdentity`, or a refusal that says what is wrong with the token.
 
 mod entra;
+mod identity;
 mod jwks;
 mod snapshot;
 mod token;
+mod trial;
 
 pub use entra::{EntraVerifier, Settings, is_microsoft_audience};
+pub use identity::{ClaimsError, Groups, Identity, Kind};
 pub use jwks::{FetchError, KeyCache};
+pub use trial::Trial;
 
 use std::fmt;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
-
-use serde_json::{Map, Value};
-use uuid::Uuid;
+use std::time::Duration;
 
 use crate::reason::Reason;
 use crate::secret::Secret;
@@ -62,124 +64,33 @@ impl SubjectToken {
 /// Entra's tokens with 200 groups have 12 KB; its own library takes 256,000 bytes, which no proxy in between would.
 const MAX_TOKEN_BYTES: usize = 64 * 1024;
 
-/// What the token's owner is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Kind {
-    User,
-    ServicePrincipal,
-    ManagedIdentity,
-}
-
-impl Kind {
-    pub const ALL: [Self; 3] = [Self::User, Self::ServicePrincipal, Self::ManagedIdentity];
-
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::User => "user",
-            Self::ServicePrincipal => "service_principal",
-            Self::ManagedIdentity => "managed_identity",
-        }
-    }
-}
-
-/// The groups of an identity, as far as its token tells them.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Groups {
-    /// Sorted.
-    Known(Box<[Uuid]>),
-    /// Entra left them out because there are too many (more than 200). Never "no groups".
-    Overage,
-}
-
 /// Holding one proves that the token was verified: the modules below this one are the only makers.
 ///
-/// Identity is `tenant` and `object`; names and e-mail addresses among the claims decide nothing.
+/// Rules match on the [`Identity`] inside, which anybody can make from claims to ask "what if". A grant names one of
+/// these: what was never verified can be asked about, and gets nothing.
 pub struct VerifiedIdentity {
-    tenant: Uuid,
-    object: Uuid,
-    subject: Box<str>,
-    kind: Kind,
-    client: Uuid,
-    groups: Groups,
-    roles: Box<[String]>,
-    scopes: Box<[String]>,
-    auth_contexts: Box<[String]>,
-    token_id: Option<String>,
-    expires_at: SystemTime,
-    claims: Map<String, Value>,
+    identity: Identity,
     token_sha256: [u8; 32],
 }
 
 impl VerifiedIdentity {
-    /// Entra's `tid`.
-    pub fn tenant(&self) -> Uuid {
-        self.tenant
-    }
-
-    /// Entra's `oid`.
-    pub fn object(&self) -> Uuid {
-        self.object
-    }
-
-    pub fn kind(&self) -> Kind {
-        self.kind
-    }
-
-    /// The application that asked Entra for the token: `azp`, in v1.0 tokens `appid`.
-    pub fn client(&self) -> Uuid {
-        self.client
-    }
-
-    pub fn groups(&self) -> &Groups {
-        &self.groups
-    }
-
-    pub fn roles(&self) -> &[String] {
-        &self.roles
-    }
-
-    /// Delegated permissions (`scp`).
-    pub fn scopes(&self) -> &[String] {
-        &self.scopes
-    }
-
-    /// Authentication contexts that the user satisfied (`acrs`).
-    pub fn auth_contexts(&self) -> &[String] {
-        &self.auth_contexts
-    }
-
-    /// Entra's `uti`: the unique token identifier of its sign-in logs.
-    pub fn token_id(&self) -> Option<&str> {
-        self.token_id.as_deref()
-    }
-
-    pub fn expires_at(&self) -> SystemTime {
-        self.expires_at
-    }
-
-    /// Every claim of the token.
-    pub fn claims(&self) -> &Map<String, Value> {
-        &self.claims
-    }
-
-    /// `entra:{tenant}:{object}`, the name of this identity in logs, records and assertions: 79 bytes.
-    pub fn subject(&self) -> &str {
-        &self.subject
-    }
-
     /// SHA-256 of the token that was verified: proves that a token handed along belongs to this identity.
     pub fn token_sha256(&self) -> [u8; 32] {
         self.token_sha256
     }
 }
 
-fn subject(tenant: Uuid, object: Uuid) -> Box<str> {
-    format!("entra:{tenant}:{object}").into()
+impl Deref for VerifiedIdentity {
+    type Target = Identity;
+
+    fn deref(&self) -> &Identity {
+        &self.identity
+    }
 }
 
 impl fmt::Debug for VerifiedIdentity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "VerifiedIdentity({}, {})", self.subject(), self.kind.as_str())
+        write!(f, "VerifiedIdentity({}, {})", self.subject(), self.kind().as_str())
     }
 }
 
@@ -262,61 +173,38 @@ impl Verifier for FakeVerifier {
     }
 
     fn still_accepts(&self, identity: &VerifiedIdentity) -> Result<(), SubjectError> {
-        (identity.tenant() == Uuid::from_u128(1)).then_some(()).ok_or(SubjectError::Tenant)
+        (identity.tenant() == uuid::Uuid::from_u128(1)).then_some(()).ok_or(SubjectError::Tenant)
     }
 }
 
 #[cfg(test)]
 impl VerifiedIdentity {
     /// A service principal of tenant 1 with object 2 and client 3, for tests of the stages behind this one.
-    pub fn for_test(expires_at: SystemTime) -> Self {
-        Self {
-            tenant: Uuid::from_u128(1),
-            object: Uuid::from_u128(2),
-            subject: subject(Uuid::from_u128(1), Uuid::from_u128(2)),
-            kind: Kind::ServicePrincipal,
-            client: Uuid::from_u128(3),
-            groups: Groups::Known([].into()),
-            roles: [].into(),
-            scopes: [].into(),
-            auth_contexts: [].into(),
-            token_id: None,
-            expires_at,
-            claims: Map::new(),
-            token_sha256: [0; 32],
-        }
-        .with_claim("ver", "2.0".into())
-        .with_claim("azp", Uuid::from_u128(3).to_string().into())
-        .with_tenant(1)
-        .with_object(2)
+    pub fn for_test(expires_at: std::time::SystemTime) -> Self {
+        Self { identity: Identity::for_test(expires_at), token_sha256: [0; 32] }
     }
 
     pub fn with_object(self, object: u128) -> Self {
-        let object = Uuid::from_u128(object);
-        let claimed = |identity: Self, name| identity.with_claim(name, object.to_string().into());
-        let named = Self { object, subject: subject(self.tenant, object), ..self };
-        ["oid", "sub"].into_iter().fold(named, claimed)
+        Self { identity: self.identity.with_object(object), ..self }
     }
 
     pub fn with_tenant(self, tenant: u128) -> Self {
-        let tenant = Uuid::from_u128(tenant);
-        Self { tenant, subject: subject(tenant, self.object), ..self }.with_claim("tid", tenant.to_string().into())
+        Self { identity: self.identity.with_tenant(tenant), ..self }
     }
 
     pub fn with_kind(self, kind: Kind) -> Self {
-        Self { kind, ..self }
+        Self { identity: self.identity.with_kind(kind), ..self }
     }
 
     pub fn with_groups(self, groups: Groups) -> Self {
-        Self { groups, ..self }
+        Self { identity: self.identity.with_groups(groups), ..self }
     }
 
     pub fn with_roles(self, roles: &[&str]) -> Self {
-        Self { roles: roles.iter().map(ToString::to_string).collect(), ..self }
+        Self { identity: self.identity.with_roles(roles), ..self }
     }
 
-    pub fn with_claim(mut self, name: &str, value: Value) -> Self {
-        self.claims.insert(name.to_owned(), value);
-        self
+    pub fn with_claim(self, name: &str, value: serde_json::Value) -> Self {
+        Self { identity: self.identity.with_claim(name, value), ..self }
     }
 }

@@ -44,6 +44,8 @@ pub(super) struct Document {
     #[serde(default)]
     pub audit: AuditDocument,
     #[serde(default)]
+    pub negative_proof: NegativeProofDocument,
+    #[serde(default)]
     pub telemetry: TelemetryDocument,
 }
 
@@ -236,6 +238,15 @@ pub(super) struct AuditDocument {
     pub spool: Option<PathBuf>,
 }
 
+/// Tokens that must be refused, which the broker shows to itself.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct NegativeProofDocument {
+    /// 1m to 1d.
+    #[serde(default = "default_prove_every")]
+    pub every: Span,
+}
+
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct TelemetryDocument {
@@ -267,6 +278,12 @@ impl Default for AuditDocument {
     }
 }
 
+impl Default for NegativeProofDocument {
+    fn default() -> Self {
+        Self { every: default_prove_every() }
+    }
+}
+
 macro_rules! defaults {
     ($($name:ident: $type:ty = $value:expr;)+) => {
         $(fn $name() -> $type { $value })+
@@ -295,4 +312,5 @@ defaults! {
     default_iam_credentials: Endpoint = literal("https://iamcredentials.googleapis.com");
     default_store: Secret = Secret::new("sqlite:carnet.db");
     default_retention: Span = seconds(90 * 86_400);
+    default_prove_every: Span = seconds(15 * 60);
 }

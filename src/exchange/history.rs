@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout};
 
-use crate::subject::VerifiedIdentity;
+use crate::subject::Identity;
 use crate::target::Job;
 
 /// Where finished runs are remembered. Declared by the exchange, fulfilled by a store.
@@ -37,7 +37,7 @@ impl History {
 
     /// What nine of ten runs of the job's name stayed within; `None` where the job says how long it takes, has no name,
     /// or where too few runs are known.
-    pub async fn learned(&self, identity: &VerifiedIdentity, job: &Job) -> Option<Duration> {
+    pub async fn learned(&self, identity: &Identity, job: &Job) -> Option<Duration> {
         let (None, Some(name)) = (job.expected_duration, &job.name) else { return None };
         let key = (identity.subject().to_owned(), name.clone());
         if let Some(known) = self.known.get(&key) {
@@ -134,7 +134,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_job_that_says_how_long_it_takes_or_has_no_name_learns_nothing() {
         let history = History::new(Arc::new(FakeRunHistory(hours(&[2, 2, 2]).into())));
-        let identity = VerifiedIdentity::for_test(SystemTime::UNIX_EPOCH);
+        let identity = Identity::for_test(SystemTime::UNIX_EPOCH);
         let says = Job { expected_duration: Some(Duration::from_secs(1)), ..named("vision") };
         assert_eq!(history.learned(&identity, &says).await, None);
         assert_eq!(history.learned(&identity, &Job::default()).await, None);
@@ -145,7 +145,7 @@ mod tests {
     async fn a_run_that_ends_changes_what_is_learned() {
         let runs = Arc::new(FakeRunHistory(hours(&[2, 2, 2]).into()));
         let history = History::new(runs.clone());
-        let identity = VerifiedIdentity::for_test(SystemTime::UNIX_EPOCH);
+        let identity = Identity::for_test(SystemTime::UNIX_EPOCH);
         assert_eq!(history.learned(&identity, &named("vision")).await, Some(Duration::from_secs(7200)));
         runs.0.lock().expect("no panic").extend(hours(&[9]));
         assert_eq!(history.learned(&identity, &named("vision")).await, Some(Duration::from_secs(7200)));

@@ -15,12 +15,12 @@ use cel::{Context, Env, IdedExpr, Program, Value};
 
 use self::prepared::{HAS_EXPECTED_DURATION, HAS_JOB_ID, HAS_JOB_NAME, HAS_LIFETIME, Prepared};
 use super::Ask;
-use crate::subject::{Groups, VerifiedIdentity};
+use crate::subject::{Groups, Identity};
 use crate::target::{Job, Target};
 
 /// What an expression can see.
 pub(super) struct Facts<'a> {
-    pub subject: &'a VerifiedIdentity,
+    pub subject: &'a Identity,
     pub job: &'a Job,
     pub target: &'a Target,
     pub ask: &'a Ask,

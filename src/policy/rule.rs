@@ -11,7 +11,7 @@ use super::document::{KindDocument, LeaseDocument, RuleDocument, SubjectDocument
 use super::tenure::LeaseLimits;
 use super::{FLOOR, Mistake};
 use crate::secret::FieldDigest;
-use crate::subject::{Groups, Kind, VerifiedIdentity};
+use crate::subject::{Groups, Identity, Kind};
 use crate::target::{Guid, Name};
 
 pub(super) struct Rule {
@@ -192,7 +192,7 @@ impl Subject {
         }
     }
 
-    pub fn matches(&self, who: &VerifiedIdentity) -> Match {
+    pub fn matches(&self, who: &Identity) -> Match {
         fn admits<T: PartialEq>(list: &Option<Vec<T>>, have: &[T]) -> bool {
             list.as_ref().is_none_or(|list| list.iter().any(|item| have.contains(item)))
         }

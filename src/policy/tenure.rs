@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::lifetime::with_headroom;
 use super::rule::Rule;
-use super::{Ask, Denial, Inquiry, Policy, Refusal};
+use super::{Ask, Denial, Policy, Question, Refusal};
 use crate::target::Target;
 
 /// How long the right to credentials is to last.
@@ -45,35 +45,35 @@ impl Policy {
     /// allow.
     pub(super) fn opening(
         &self,
-        inquiry: Inquiry<'_>,
+        question: Question<'_>,
         wanted: Option<Duration>,
         asks: &[Ask],
     ) -> Result<Tenure, Refusal> {
-        let expected = inquiry.job.expected_duration.or(inquiry.learned).map(with_headroom);
+        let expected = question.job.expected_duration.or(question.learned).map(with_headroom);
         let mut length = wanted.or(expected).unwrap_or(Duration::MAX);
         for ask in asks {
-            let (target, rule) = self.allowed(inquiry, ask)?;
+            let (target, rule) = self.allowed(question, ask)?;
             length = length.min(limits(target, &rule)?.max_duration);
         }
-        Ok(Tenure::Lease { proved_at: inquiry.now, not_after: inquiry.now + length })
+        Ok(Tenure::Lease { proved_at: question.now, not_after: question.now + length })
     }
 }
 
 /// `None` outside of leases.
 pub(super) fn lease_terms(
-    inquiry: Inquiry<'_>,
+    question: Question<'_>,
     target: &Target,
     rule: &Arc<Rule>,
 ) -> Result<Option<LeaseTerms>, Refusal> {
-    let (proved_at, not_after) = match inquiry.tenure {
+    let (proved_at, not_after) = match question.tenure {
         Tenure::Once => return Ok(None),
         // Becomes a lease before anything is decided.
-        Tenure::Opening(_) => (inquiry.now, inquiry.now),
+        Tenure::Opening(_) => (question.now, question.now),
         Tenure::Lease { proved_at, not_after } => (proved_at, not_after),
     };
     let LeaseLimits { max_duration, heartbeat, token_lifetime } = *limits(target, rule)?;
     let ends_at = not_after.min(proved_at + max_duration);
-    if ends_at <= inquiry.now {
+    if ends_at <= question.now {
         return Err(Refusal::Denied(Denial::LeaseOver(rule.name.clone(), max_duration)));
     }
     Ok(Some(LeaseTerms { heartbeat, ends_at, token_lifetime }))

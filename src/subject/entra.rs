@@ -8,9 +8,9 @@ use moka::sync::Cache;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::jwks::{EntraMetadata, KeyError, Version, names_tenant};
+use super::jwks::{EntraMetadata, KeyError, VerificationKey, Version, names_tenant};
 use super::token::{Claims, UnverifiedToken};
-use super::{Groups, KeyCache, Kind, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
+use super::{Identity, KeyCache, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::http::{Client, Endpoint};
 use crate::target;
@@ -29,12 +29,23 @@ pub struct Settings {
 
 /// Verifies tokens against the keys that their tenants publish.
 pub struct EntraVerifier {
-    settings: Settings,
-    clock: Arc<dyn Clock>,
+    rules: Rules,
     keys: Arc<KeyCache>,
     /// Key: SHA-256 of the token. Life: until the token's `exp`, and only while its tenant publishes the signing key.
     /// Bound: [`VERDICTS_MAX_BYTES`]. Refused tokens are not remembered: there is no end of them.
     verdicts: Cache<[u8; 32], Verdict>,
+}
+
+/// Everything that is asked of a token once its key is there.
+pub(super) struct Rules {
+    pub settings: Settings,
+    pub clock: Arc<dyn Clock>,
+}
+
+/// Where a token says that its key is.
+pub(super) struct Claimed {
+    pub tenant: Uuid,
+    pub version: Version,
 }
 
 #[derive(Clone)]
@@ -57,7 +68,7 @@ impl EntraVerifier {
         let weight = |_digest: &[u8; 32], verdict: &Verdict| verdict.approximate_bytes();
         let verdicts =
             Cache::builder().max_capacity(VERDICTS_MAX_BYTES).weigher(weight).time_to_live(VERDICT_MAX_AGE).build();
-        Self { settings, clock, keys, verdicts }
+        Self { rules: Rules { settings, clock }, keys, verdicts }
     }
 
     /// For readiness and for the background refresh.
@@ -68,35 +79,55 @@ impl EntraVerifier {
     /// A remembered verdict is good only where a new one would be: before `exp`, with a key that is still published.
     fn remembered(&self, token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
         let Verdict { identity, signed_by, .. } = self.verdicts.get(&token.sha256)?;
-        let live = self.clock.now() < identity.expires_at;
-        let trusted = self.keys.holds(identity.tenant, signed_by.version, &signed_by.kid, &signed_by.fingerprint);
+        let live = self.rules.clock.now() < identity.expires_at();
+        let trusted = self.keys.holds(identity.tenant(), signed_by.version, &signed_by.kid, &signed_by.fingerprint);
         (live && trusted).then_some(identity)
     }
 
     async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
         let unverified = UnverifiedToken::parse(token.text.expose())?;
+        let claimed = self.rules.claimed(&unverified)?;
+        let key = self.keys.key(claimed.tenant, claimed.version, &unverified.kid).await;
+        let (key, set_issuer) = key.map_err(|error| match error {
+            KeyError::Unknown => SubjectError::Signature("its tenant publishes no key of that name"),
+            KeyError::Unavailable { retry_after, source } => SubjectError::KeysUnavailable { retry_after, source },
+        })?;
+        let identity = self.rules.judge(&unverified, &claimed, (&key, &set_issuer), token.sha256)?;
+        let signed_by = SigningKey { version: claimed.version, kid: unverified.kid, fingerprint: key.fingerprint };
+        Ok(Verdict { identity: Arc::new(identity), signed_by: Arc::new(signed_by), token_bytes: token.text.len() })
+    }
+}
+
+impl Rules {
+    /// Before any key is looked for: an unknown tenant costs nobody a fetch.
+    pub fn claimed(&self, unverified: &UnverifiedToken<'_>) -> Result<Claimed, SubjectError> {
         let claimed = unverified.unverified_claims()?;
         let tenant = target::guid(&claimed.tid).map_err(|_not_a_guid| SubjectError::Tenant)?;
         if !self.settings.tenants.contains(&tenant) {
             return Err(SubjectError::Tenant);
         }
         // Each form is checked against its own metadata, whatever else the token says of itself.
-        let version = if claimed.iss.ends_with("/v2.0") { Version::V2 } else { Version::V1 };
-        let (key, set_issuer) = self.keys.key(tenant, version, &unverified.kid).await.map_err(|error| match error {
-            KeyError::Unknown => SubjectError::Signature("its tenant publishes no key of that name"),
-            KeyError::Unavailable { retry_after, source } => SubjectError::KeysUnavailable { retry_after, source },
-        })?;
+        let version = Version::of_issuer(&claimed.iss);
+        Ok(Claimed { tenant, version })
+    }
+
+    /// `key`: the one that the token names, with the issuer of its set.
+    pub fn judge(
+        &self,
+        unverified: &UnverifiedToken<'_>,
+        &Claimed { tenant, version }: &Claimed,
+        (key, set_issuer): (&VerificationKey, &str),
+        token_sha256: [u8; 32],
+    ) -> Result<VerifiedIdentity, SubjectError> {
         if !key.verifies(unverified.signed, unverified.signature) {
             return Err(SubjectError::Signature("it does not match the tenant's key"));
         }
         let claims = unverified.claims()?;
-        let key_issuer = key.issuer.as_deref().unwrap_or(&set_issuer);
-        check_issuer(&claims, tenant, version, key_issuer)?;
+        check_issuer(&claims, tenant, version, key.issuer.as_deref().unwrap_or(set_issuer))?;
         let expires_at = self.check_times(&claims)?;
         self.check_audience(&claims)?;
-        let identity = identity(claims, tenant, version, expires_at, token.sha256)?;
-        let signed_by = SigningKey { version, kid: unverified.kid, fingerprint: key.fingerprint };
-        Ok(Verdict { identity: Arc::new(identity), signed_by: Arc::new(signed_by), token_bytes: token.text.len() })
+        let identity = Identity::read(claims, tenant, version, expires_at)?;
+        Ok(VerifiedIdentity { identity, token_sha256 })
     }
 
     fn check_times(&self, claims: &Claims) -> Result<SystemTime, SubjectError> {
@@ -148,18 +179,19 @@ impl Verifier for EntraVerifier {
     }
 
     fn still_accepts(&self, identity: &VerifiedIdentity) -> Result<(), SubjectError> {
-        if !self.settings.tenants.contains(&identity.tenant()) {
+        let settings = &self.rules.settings;
+        if !settings.tenants.contains(&identity.tenant()) {
             return Err(SubjectError::Tenant);
         }
         let audience = identity.claims().get("aud").and_then(Value::as_str).unwrap_or_default();
-        let ours = self.settings.audiences.iter().any(|ours| same_audience(ours, audience));
+        let ours = settings.audiences.iter().any(|ours| same_audience(ours, audience));
         ours.then_some(()).ok_or(SubjectError::Audience)
     }
 }
 
 impl fmt::Debug for EntraVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EntraVerifier").field("settings", &self.settings).finish_non_exhaustive()
+        f.debug_struct("EntraVerifier").field("settings", &self.rules.settings).finish_non_exhaustive()
     }
 }
 
@@ -168,11 +200,7 @@ impl fmt::Debug for EntraVerifier {
 fn check_issuer(claims: &Claims, tenant: Uuid, version: Version, key_issuer: &str) -> Result<(), SubjectError> {
     let issuer = claims.text("iss", "`iss` is not one text")?;
     let same_tenant = claims.text("tid", "`tid` is not one text")? == tenant.to_string();
-    let same_version = match claims.optional_text("ver", "`ver` is not a text")? {
-        Some("1.0") => version == Version::V1,
-        Some("2.0") => version == Version::V2,
-        _ => false,
-    };
+    let same_version = claims.optional_text("ver", "`ver` is not a text")?.and_then(Version::named) == Some(version);
     let expected = fill_in_tenant(key_issuer, tenant);
     if issuer == expected && same_tenant && same_version && names_tenant(issuer, tenant) {
         Ok(())
@@ -198,113 +226,6 @@ fn fill_in_tenant(template: &str, tenant: Uuid) -> String {
 fn same_audience(ours: &str, theirs: &str) -> bool {
     let bare = |audience: &str| audience.strip_suffix('/').unwrap_or(audience).to_owned();
     ours == theirs || (ours.contains("://") && bare(ours) == bare(theirs))
-}
-
-/// Who the verified claims say it is.
-pub(super) fn identity(
-    claims: Claims,
-    tenant: Uuid,
-    version: Version,
-    expires_at: SystemTime,
-    token_sha256: [u8; 32],
-) -> Result<VerifiedIdentity, SubjectError> {
-    let object = guid(&claims, "oid", "`oid` is not a GUID")?;
-    let client = match version {
-        Version::V1 => guid(&claims, "appid", "`appid` is not a GUID")?,
-        Version::V2 => guid(&claims, "azp", "`azp` is not a GUID")?,
-    };
-    let kind = kind(&claims, version)?;
-    let groups = groups(&claims)?;
-    let roles = claims.texts("roles", "`roles` is not a list of texts")?;
-    let auth_contexts = claims.texts("acrs", "`acrs` is not a list of texts")?;
-    let scopes = claims.optional_text("scp", "`scp` is not one text")?.unwrap_or_default();
-    let scopes = scopes.split_ascii_whitespace().map(str::to_owned).collect();
-    let token_id = claims.optional_text("uti", "`uti` is not a text")?.map(str::to_owned);
-    Ok(VerifiedIdentity {
-        tenant,
-        object,
-        subject: super::subject(tenant, object),
-        kind,
-        client,
-        groups,
-        roles,
-        scopes,
-        auth_contexts,
-        token_id,
-        expires_at,
-        claims: claims.0,
-        token_sha256,
-    })
-}
-
-fn guid(claims: &Claims, name: &'static str, complaint: &'static str) -> Result<Uuid, SubjectError> {
-    target::guid(claims.text(name, complaint)?).map_err(|_not_a_guid| SubjectError::Malformed(complaint))
-}
-
-/// Told apart by `idtyp`; where that optional claim is absent, by `scp` (which only users' tokens have) and `sub`
-/// (which is `oid` only in applications' tokens). Signs that contradict each other are refused, never weighed.
-fn kind(claims: &Claims, version: Version) -> Result<Kind, SubjectError> {
-    const CONTRADICTION: SubjectError = SubjectError::Malformed(
-        "`idtyp`, `scp`, `sub` and `oid` do not agree on whether it is a user's or an application's",
-    );
-    let subject = claims.text("sub", "`sub` is not one text")?;
-    let subject_is_object = claims.0.get("oid").and_then(Value::as_str) == Some(subject);
-    let delegated = claims.0.contains_key("scp");
-    let declared = claims.optional_text("idtyp", "`idtyp` is not a text")?;
-    let machine = claims.optional_text("xms_mirid", "`xms_mirid` is not a text")?;
-    let authenticated = match version {
-        Version::V1 => claims.optional_text("appidacr", "`appidacr` is not a text")?,
-        Version::V2 => claims.optional_text("azpacr", "`azpacr` is not a text")?,
-    };
-    let application = match (declared, delegated, subject_is_object) {
-        (Some("app") | None, false, true) => true,
-        (Some("user") | None, true, false) => false,
-        _ => return Err(CONTRADICTION),
-    };
-    match (application, machine) {
-        // "0" is a public client: it has no secret, so it cannot have proved to be the application.
-        (true, _) if authenticated == Some("0") => {
-            Err(SubjectError::Malformed("an application's token from a public client"))
-        }
-        (true, Some(resource)) if is_resource_id(resource) => Ok(Kind::ManagedIdentity),
-        (true, None) => Ok(Kind::ServicePrincipal),
-        (false, None) => Ok(Kind::User),
-        (_, Some(_)) => {
-            Err(SubjectError::Malformed("`xms_mirid` does not name a managed identity of an application's token"))
-        }
-    }
-}
-
-/// An ARM resource id, as `xms_mirid` of managed identities carries it.
-fn is_resource_id(text: &str) -> bool {
-    let text = text.to_ascii_lowercase();
-    text.starts_with("/subscriptions/") && text.contains("/providers/microsoft.")
-}
-
-/// `_claim_names` and `hasgroups` announce groups that did not fit (Microsoft: access-token-claims-reference, "Groups
-/// overage"). The endpoint in `_claim_sources` is not even looked at.
-fn groups(claims: &Claims) -> Result<Groups, SubjectError> {
-    let elsewhere = match claims.0.get("_claim_names") {
-        None => false,
-        Some(Value::Object(names)) => names.contains_key("groups"),
-        Some(_) => return Err(SubjectError::Malformed("`_claim_names` is not an object")),
-    };
-    let announced = match claims.0.get("hasgroups") {
-        None => false,
-        Some(Value::Bool(announced)) => *announced,
-        Some(Value::String(text)) if text == "true" => true,
-        Some(Value::String(text)) if text == "false" => false,
-        Some(_) => return Err(SubjectError::Malformed("`hasgroups` is neither true nor false")),
-    };
-    let listed = claims.0.contains_key("groups");
-    if elsewhere || (announced && !listed) {
-        return Ok(Groups::Overage);
-    }
-    let names = claims.texts("groups", "`groups` is not a list of texts")?;
-    // Groups synchronized by name are no GUIDs; no rule can name them.
-    let mut groups: Vec<Uuid> = names.iter().filter_map(|name| target::guid(name).ok()).collect();
-    groups.sort_unstable();
-    Ok(Groups::Known(groups.into()))
 }
 
 impl Verdict {

@@ -27,6 +27,22 @@ pub(super) enum Version {
     V2,
 }
 
+impl Version {
+    /// By the claim `ver`.
+    pub fn named(ver: &str) -> Option<Self> {
+        match ver {
+            "1.0" => Some(Self::V1),
+            "2.0" => Some(Self::V2),
+            _ => None,
+        }
+    }
+
+    /// By the claim `iss`: only the issuer of v2.0 tokens ends like this.
+    pub fn of_issuer(iss: &str) -> Self {
+        if iss.ends_with("/v2.0") { Self::V2 } else { Self::V1 }
+    }
+}
+
 /// Where key sets come from. Fulfilled by [`EntraMetadata`].
 #[async_trait::async_trait]
 pub(super) trait KeySource: Send + Sync {
@@ -50,6 +66,24 @@ pub(super) struct VerificationKey {
 }
 
 impl VerificationKey {
+    /// The key of an entry of a key document, with its name; `None` for one that verifies nothing here.
+    pub fn of(jwk: &Value) -> Option<(String, Self)> {
+        let field = |name: &str| jwk.get(name).and_then(Value::as_str);
+        let absent_or = |name: &str, value: &str| jwk.get(name).is_none_or(|found| found.as_str() == Some(value));
+        if field("kty") != Some("RSA") || !absent_or("use", "sig") || !absent_or("alg", "RS256") {
+            return None;
+        }
+        let (kid, n, e) = (field("kid").filter(|kid| !kid.is_empty())?, field("n")?, field("e")?);
+        if !MODULUS_TEXT_LENGTH.contains(&n.len()) {
+            return None;
+        }
+        let key = DecodingKey::from_rsa_components(n, e).ok()?;
+        let mut digest = FieldDigest::new("rsa-key");
+        digest.field(n.as_bytes()).field(e.as_bytes());
+        let issuer = field("issuer").map(str::to_owned);
+        Some((kid.to_owned(), Self { key, issuer, fingerprint: digest.finish() }))
+    }
+
     /// Checks an RS256 signature over `signed`; `signature` is base64url.
     pub fn verifies(&self, signed: &str, signature: &str) -> bool {
         jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &self.key, Algorithm::RS256).unwrap_or(false)
@@ -152,6 +186,11 @@ impl KeyCache {
             slot.fetch_unless_cooling();
         }
         age < MAX_AGE && fetched.set.keys.get(kid).is_some_and(|key| key.fingerprint == *fingerprint)
+    }
+
+    /// The name of a key that signs the tenant's v2.0 tokens, where one is known.
+    pub fn a_kid(&self, tenant: Uuid) -> Option<String> {
+        self.slots.get(&(tenant, Version::V2))?.usable()?.set.keys.keys().next().cloned()
     }
 
     /// Fetches what is not there yet for every tenant; true once a tenant's v2.0 keys are known.
@@ -322,7 +361,7 @@ pub(super) fn names_tenant(issuer: &str, tenant: Uuid) -> bool {
 /// two different keys stands for none.
 fn verification_keys(published: &[Value]) -> HashMap<String, Arc<VerificationKey>> {
     let mut keys: HashMap<String, Option<Arc<VerificationKey>>> = HashMap::new();
-    for (kid, key) in published.iter().take(MAX_KEYS).filter_map(verification_key) {
+    for (kid, key) in published.iter().take(MAX_KEYS).filter_map(VerificationKey::of) {
         match keys.entry(kid) {
             Entry::Vacant(vacant) => {
                 vacant.insert(Some(Arc::new(key)));
@@ -335,23 +374,6 @@ fn verification_keys(published: &[Value]) -> HashMap<String, Arc<VerificationKey
         }
     }
     keys.into_iter().filter_map(|(kid, key)| Some((kid, key?))).collect()
-}
-
-fn verification_key(jwk: &Value) -> Option<(String, VerificationKey)> {
-    let field = |name: &str| jwk.get(name).and_then(Value::as_str);
-    let absent_or = |name: &str, value: &str| jwk.get(name).is_none_or(|found| found.as_str() == Some(value));
-    if field("kty") != Some("RSA") || !absent_or("use", "sig") || !absent_or("alg", "RS256") {
-        return None;
-    }
-    let (kid, n, e) = (field("kid").filter(|kid| !kid.is_empty())?, field("n")?, field("e")?);
-    if !MODULUS_TEXT_LENGTH.contains(&n.len()) {
-        return None;
-    }
-    let key = DecodingKey::from_rsa_components(n, e).ok()?;
-    let mut digest = FieldDigest::new("rsa-key");
-    digest.field(n.as_bytes()).field(e.as_bytes());
-    let issuer = field("issuer").map(str::to_owned);
-    Some((kid.to_owned(), VerificationKey { key, issuer, fingerprint: digest.finish() }))
 }
 
 /// Microsoft (signing-key-rollover): refresh hourly in the background.
@@ -379,6 +401,29 @@ const MAX_KEYS: usize = 256;
 
 /// Base64url of a modulus of 2048 to 8192 bits.
 const MODULUS_TEXT_LENGTH: std::ops::RangeInclusive<usize> = 342..=1366;
+
+#[cfg(test)]
+impl KeyCache {
+    /// Knows one key of one tenant, which verifies nothing that anybody signs.
+    pub fn known(tenant: Uuid, kid: &str) -> Self {
+        struct Nothing;
+
+        #[async_trait::async_trait]
+        impl KeySource for Nothing {
+            async fn fetch(&self, _tenant: Uuid, _version: Version) -> Result<KeySet, FetchError> {
+                Err(FetchError::NoUsableKey)
+            }
+        }
+
+        let cache = Self::new(Arc::new(Nothing), &[tenant]);
+        let jwk = serde_json::json!({"kty": "RSA", "kid": kid, "n": "A".repeat(342), "e": "AQAB"});
+        let set = KeySet { issuer: String::new(), keys: verification_keys(&[jwk]) };
+        if let Some(slot) = cache.slots.get(&(tenant, Version::V2)) {
+            slot.current.store(Some(Arc::new(Fetched { set, at: Instant::now() })));
+        }
+        cache
+    }
+}
 
 #[cfg(test)]
 mod tests;

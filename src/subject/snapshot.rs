@@ -4,10 +4,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use zeroize::Zeroizing;
 
-use super::VerifiedIdentity;
-use super::entra::identity;
 use super::jwks::Version;
 use super::token::Claims;
+use super::{Identity, VerifiedIdentity};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::target;
 
@@ -23,7 +22,7 @@ impl VerifiedIdentity {
     /// For a place that keeps it secret and that nobody but the broker can write: it holds names and addresses, and
     /// whoever could change it would choose who they are.
     pub fn snapshot(&self) -> Zeroizing<Vec<u8>> {
-        let (claims, expires_at) = (self.claims.clone(), unix_seconds(self.expires_at));
+        let (claims, expires_at) = (self.claims().clone(), unix_seconds(self.expires_at()));
         let snapshot = Snapshot { claims, expires_at, token_sha256: self.token_sha256 };
         Zeroizing::new(serde_json::to_vec(&snapshot).unwrap_or_default())
     }
@@ -33,12 +32,9 @@ impl VerifiedIdentity {
         let Snapshot { claims, expires_at, token_sha256 } = serde_json::from_slice(snapshot).ok()?;
         let text = |name: &str| claims.get(name).and_then(Value::as_str);
         let tenant = target::guid(text("tid")?).ok()?;
-        let version = match text("ver")? {
-            "1.0" => Version::V1,
-            "2.0" => Version::V2,
-            _ => return None,
-        };
-        identity(Claims(claims), tenant, version, from_unix_seconds(expires_at)?, token_sha256).ok()
+        let version = Version::named(text("ver")?)?;
+        let identity = Identity::read(Claims(claims), tenant, version, from_unix_seconds(expires_at)?).ok()?;
+        Some(Self { identity, token_sha256 })
     }
 }
 

@@ -20,6 +20,7 @@ mod killed;
 mod lease;
 mod lease_commands;
 mod lifecycle;
+mod negative_proof;
 mod oauth;
 mod readme;
 mod replicas;

@@ -73,7 +73,7 @@ proptest! {
         // What the rules' authors cannot write means nothing.
         let Ok(condition) = Condition::compile(&source) else { return Ok(()) };
         let now = ManualClock::start().now();
-        let subject = VerifiedIdentity::for_test(now + Duration::from_secs(3600));
+        let subject = Identity::for_test(now + Duration::from_secs(3600));
         let [id, name, expected, lifetime] = known;
         let job = Job {
             id: id.then(|| "run-1".to_owned()),

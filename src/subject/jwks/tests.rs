@@ -164,7 +164,7 @@ async fn one_tenants_cooldown_does_not_hold_another_back_and_foreign_tenants_cau
 }
 
 fn fingerprint(kid: &str) -> [u8; 32] {
-    verification_key(&rsa(kid, &"A".repeat(342))).expect("a key").1.fingerprint
+    VerificationKey::of(&rsa(kid, &"A".repeat(342))).expect("a key").1.fingerprint
 }
 
 #[test]
