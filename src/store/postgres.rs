@@ -1,12 +1,14 @@
 //! The store of several replicas: one PostgreSQL database.
 
 mod leases;
+mod look;
 mod pool;
 mod schema;
 mod settings;
 mod shared;
 mod tls;
 
+pub(super) use look::look;
 pub use settings::{InvalidUrl, PostgresSettings};
 
 use std::sync::Arc;

@@ -1,6 +1,9 @@
 //! The default store: one SQLite file, one thread that writes it.
 
 mod leases;
+mod look;
+
+pub(super) use look::look;
 
 use std::error::Error;
 use std::fmt;

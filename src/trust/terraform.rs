@@ -299,3 +299,13 @@ pub(super) fn of_azure(azure: &Azure<'_>, wishes: &Wishes<'_>) -> Result<String,
     }
     Ok(document(blocks))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_in_a_text_is_a_template_or_ends_it() {
+        assert_eq!(quoted("${a} %{b} $c %d \"e\" \\ \n\u{1}"), "\"$${a} %%{b} $c %d \\\"e\\\" \\\\ \\n\\u0001\"");
+    }
+}

@@ -28,3 +28,4 @@ mod store;
 mod subject;
 mod subject_source;
 mod tls;
+mod trust;
