@@ -111,7 +111,7 @@ impl App {
         if let Some(spool) = stores.spool.clone() {
             background.spawn(spool.keep_empty());
         }
-        let (audit, audit_writer) = Audit::start(stores.audit);
+        let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
         let policy = Arc::new(ArcSwap::from_pointee(config.policy));
         let operators = Arc::new(ArcSwap::from_pointee(config.operators));
         let exchange = Arc::new(Exchange {

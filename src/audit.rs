@@ -1,15 +1,28 @@
 //! Stage 4: every decision is recorded durably before its caller is answered; what is not recorded is not released.
 
-use std::fmt;
+mod chain;
+mod encoding;
+mod group;
+mod log;
+mod writer;
+
+pub use chain::{Chain, Hash, Head, InvalidHead};
+pub use encoding::find_hand_out;
+pub use group::{Facts, Group};
+#[cfg(any(test, feature = "testing"))]
+pub use log::FakeAuditLog;
+pub use log::{AuditLog, HandOut};
+
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use metrics::Counter;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use self::writer::{Entry, Writer};
 use crate::clock::Clock;
 use crate::reason::Reason;
 use crate::target::Job;
@@ -53,6 +66,40 @@ pub struct Issued {
     pub expires_at: SystemTime,
 }
 
+/// Whether an action is the log's own: what it records about itself.
+pub fn is_own(action: &str) -> bool {
+    OWN_ACTIONS.contains(&action)
+}
+
+/// A chain's first record, at the broker's start and after a failed write.
+const OWN_ACTIONS: [&str; 2] = [START, RESUME];
+const START: &str = "broker.start";
+const RESUME: &str = "audit.resume";
+
+impl AuditRecord {
+    /// Of the log about itself.
+    fn own(action: &'static str, time: SystemTime, attributes: Vec<(&'static str, String)>) -> Self {
+        Self {
+            exchange_id: Uuid::now_v7(),
+            time,
+            action,
+            lease_id: None,
+            outcome: Outcome::Done,
+            reason: None,
+            subject: String::new(),
+            entra_token_id: String::new(),
+            client_id: String::new(),
+            target: String::new(),
+            rule: String::new(),
+            job: Arc::default(),
+            lifetime: None,
+            cached: false,
+            issued: None,
+            attributes,
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Outcome {
     Issued,
@@ -73,33 +120,6 @@ impl Outcome {
             Self::Done => "done",
         }
     }
-}
-
-/// Where records go. Declared by the stage, fulfilled by a store.
-#[async_trait::async_trait]
-pub trait AuditLog: fmt::Debug + Send + Sync {
-    /// Keeps all of `group` or none of it; returns once it would survive a power failure.
-    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError>;
-
-    /// The record under which the token with this digest was first handed out.
-    async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError>;
-
-    /// Drops records that are older than `retention`, counted from `now` or from the newest record, whichever is
-    /// earlier: a clock that has jumped ahead must not empty the log. Returns how many.
-    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError>;
-
-    /// Whether it can be written, by writing.
-    async fn probe(&self) -> Result<(), AuditError>;
-}
-
-/// What the log knows of a token that was handed out.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HandOut {
-    pub exchange_id: Uuid,
-    /// To whom it was handed first.
-    pub subject: String,
-    pub target: String,
-    pub issued: Issued,
 }
 
 #[derive(Debug, Clone, thiserror::Error)]
@@ -125,19 +145,12 @@ pub struct Audit {
     issued: Counter,
 }
 
-#[derive(Debug)]
-struct Entry {
-    records: Vec<AuditRecord>,
-    queued: Instant,
-    written: oneshot::Sender<Result<(), AuditError>>,
-}
-
 impl Audit {
-    /// The writer ends, with everything written, when the last `Audit` is dropped.
-    pub fn start(log: Arc<dyn AuditLog>) -> (Self, JoinHandle<()>) {
+    /// Begins a chain. The writer ends, with everything written, when the last `Audit` is dropped.
+    pub fn start(log: Arc<dyn AuditLog>, clock: Arc<dyn Clock>) -> (Self, JoinHandle<()>) {
         let (queue, entries) = mpsc::channel(QUEUE);
         let well = watch::Sender::new(true);
-        let writer = tokio::spawn(write(entries, log.clone(), well.clone()));
+        let writer = tokio::spawn(Writer::new(log.clone(), clock, well.clone()).write(entries));
         let issued = metrics::counter!("carnet_audit_records_total", "outcome" => "issued", "reason" => "");
         (Self { queue, log, well, issued }, writer)
     }
@@ -199,60 +212,8 @@ impl Audit {
     }
 }
 
-/// While one group is being written, the next gathers by itself: no timer, no delay for a lone record.
-async fn write(mut entries: mpsc::Receiver<Entry>, log: Arc<dyn AuditLog>, well: watch::Sender<bool>) {
-    let mut gathered = Vec::with_capacity(GROUP);
-    while let Some(first) = entries.recv().await {
-        let queued = first.queued;
-        gathered.push(first);
-        // Whoever else is about to record comes first, as long as there are some: one flush for all of them.
-        for _turn in 0..TURNS {
-            tokio::task::yield_now().await;
-            let before = gathered.len();
-            while gathered.len() < GROUP
-                && let Ok(next) = entries.try_recv()
-            {
-                gathered.push(next);
-            }
-            if gathered.len() == before {
-                break;
-            }
-        }
-        let mut group = Vec::with_capacity(gathered.len());
-        let mut waiting = Vec::with_capacity(gathered.len());
-        for entry in gathered.drain(..) {
-            group.extend(entry.records);
-            waiting.push(entry.written);
-        }
-        let (size, started) = (group.len(), Instant::now());
-        // One deadline for all: that of the first of them.
-        let result = timeout_at(queued + DEADLINE, log.append(group)).await.unwrap_or(Err(AuditError::Slow));
-        metrics::histogram!("carnet_audit_group_records").record(size as f64);
-        metrics::histogram!("carnet_audit_write_seconds").record(started.elapsed());
-        well.send_if_modified(|well| std::mem::replace(well, result.is_ok()) != result.is_ok());
-        if let Err(error) = &result {
-            metrics::counter!("carnet_audit_write_failures_total").increment(1);
-            tracing::error!(
-                error = %Causes(error),
-                records = size,
-                "{size} audit records were not written; no credential of theirs was released"
-            );
-        }
-        for written in waiting {
-            // A caller that gave up does not change what is in the log.
-            let _ = written.send(result.clone());
-        }
-    }
-}
-
 /// Exchanges that wait for the writer before new ones wait for a place.
 const QUEUE: usize = 16_384;
-
-/// Records of one transaction; larger groups save nothing more.
-const GROUP: usize = 512;
-
-/// At most so many turns of the other tasks are waited for.
-const TURNS: usize = 8;
 
 /// Longer than any healthy disk takes; a caller that waits longer is gone.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -261,78 +222,16 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 
-/// An audit log in memory that can be told to fail or to be slow.
-#[cfg(any(test, feature = "testing"))]
-#[derive(Debug, Default)]
-pub struct FakeAuditLog {
-    groups: std::sync::Mutex<Vec<Vec<AuditRecord>>>,
-    failing: std::sync::atomic::AtomicBool,
-}
-
-#[cfg(any(test, feature = "testing"))]
-impl FakeAuditLog {
-    pub fn fails(&self, failing: bool) {
-        self.failing.store(failing, std::sync::atomic::Ordering::Relaxed);
-    }
-
-    pub fn groups(&self) -> Vec<Vec<AuditRecord>> {
-        self.groups.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
-    }
-
-    pub fn records(&self) -> Vec<AuditRecord> {
-        self.groups().concat()
-    }
-}
-
-#[cfg(any(test, feature = "testing"))]
-#[async_trait::async_trait]
-impl AuditLog for FakeAuditLog {
-    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-        if self.failing.load(std::sync::atomic::Ordering::Relaxed) {
-            return Err(AuditError::Write(Arc::new(std::io::Error::other("disk full"))));
-        }
-        self.groups.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(group);
-        Ok(())
-    }
-
-    async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
-        let hand_out = |record: AuditRecord| {
-            let issued = record.issued.filter(|issued| issued.first && issued.token_sha256 == *token_sha256)?;
-            Some(HandOut { exchange_id: record.exchange_id, subject: record.subject, target: record.target, issued })
-        };
-        Ok(self.records().into_iter().find_map(hand_out))
-    }
-
-    async fn prune(&self, _now: SystemTime, _retention: Duration) -> Result<usize, AuditError> {
-        Ok(0)
-    }
-
-    async fn probe(&self) -> Result<(), AuditError> {
-        self.append(Vec::new()).await
-    }
-}
-
 #[cfg(test)]
 impl AuditRecord {
     pub fn for_test(exchange_id: u128) -> Self {
         Self {
             exchange_id: Uuid::from_u128(exchange_id),
-            time: SystemTime::UNIX_EPOCH,
             action: "exchange",
-            lease_id: None,
             outcome: Outcome::Denied,
             reason: Some(Reason::Denied),
-            subject: String::new(),
-            entra_token_id: String::new(),
-            client_id: String::new(),
             target: "t".to_owned(),
-            rule: String::new(),
-            job: Arc::default(),
-            lifetime: None,
-            cached: false,
-            issued: None,
-            attributes: Vec::new(),
+            ..Self::own("", SystemTime::UNIX_EPOCH, Vec::new())
         }
     }
 }
@@ -340,11 +239,22 @@ impl AuditRecord {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::ManualClock;
+
+    fn start(log: &Arc<FakeAuditLog>) -> (Audit, JoinHandle<()>) {
+        Audit::start(log.clone(), Arc::new(ManualClock::start()))
+    }
+
+    /// The log's own records: action and what is said of heads.
+    fn own(log: &FakeAuditLog) -> Vec<(&'static str, Vec<(&'static str, String)>)> {
+        let records = log.groups().into_iter().flat_map(|group| group.sealed);
+        records.filter(|record| is_own(record.action)).map(|record| (record.action, record.attributes)).collect()
+    }
 
     #[tokio::test(start_paused = true)]
     async fn records_that_come_together_are_written_together_and_none_is_lost() {
         let log = Arc::new(FakeAuditLog::default());
-        let (audit, writer) = Audit::start(log.clone());
+        let (audit, writer) = start(&log);
         let recording: Vec<_> = (0..1000).map(|id| audit.record(vec![AuditRecord::for_test(id)])).collect();
         let results = futures_util::future::join_all(recording).await;
         assert!(results.iter().all(Result::is_ok));
@@ -357,7 +267,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_failed_write_is_everybodys_failure_and_the_next_group_is_tried_anew() {
         let log = Arc::new(FakeAuditLog::default());
-        let (audit, _writer) = Audit::start(log.clone());
+        let (audit, _writer) = start(&log);
         log.fails(true);
         let both =
             tokio::join!(audit.record(vec![AuditRecord::for_test(1)]), audit.record(vec![AuditRecord::for_test(2)]));
@@ -370,7 +280,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_is_queued_is_written_although_its_caller_has_left() {
         let log = Arc::new(FakeAuditLog::default());
-        let (audit, writer) = Audit::start(log.clone());
+        let (audit, writer) = start(&log);
         let leaving = tokio::spawn({
             let audit = audit.clone();
             async move { audit.record(vec![AuditRecord::for_test(1)]).await }
@@ -380,5 +290,46 @@ mod tests {
         drop(audit);
         writer.await.expect("a clean end");
         assert_eq!(log.records().len(), 1);
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_chain_begins_with_a_record_that_names_the_chains_before_it_and_another_follows_a_failed_write() {
+        let log = Arc::new(FakeAuditLog::default());
+        let (audit, writer) = start(&log);
+        audit.record(vec![AuditRecord::for_test(1)]).await.expect("written");
+        let first = log.heads(10).await.expect("read");
+        log.fails(true);
+        assert!(audit.record(vec![AuditRecord::for_test(2)]).await.is_err());
+        log.fails(false);
+        audit.record(vec![AuditRecord::for_test(3)]).await.expect("written");
+        drop(audit);
+        writer.await.expect("a clean end");
+        let both = log.heads(10).await.expect("read");
+        assert_eq!((both.len(), both[0]), (2, first[0]));
+        let (audit, _writer) = start(&log);
+        audit.record(vec![AuditRecord::for_test(4)]).await.expect("written");
+
+        let names = |heads: &[Head]| heads.iter().map(Head::to_string).collect::<Vec<_>>().join(",");
+        let said: Vec<_> = own(&log)
+            .into_iter()
+            .map(|(action, attributes)| {
+                (action, attributes.into_iter().find(|(name, _)| *name == "heads").expect("heads").1)
+            })
+            .collect();
+        assert_eq!(said, [(START, String::new()), (RESUME, names(&first)), (START, names(&both))]);
+        let places: Vec<_> = log.groups().iter().map(|group| (group.position, group.own)).collect();
+        assert_eq!(places, [(1, true), (2, false), (1, false), (1, true), (2, false)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_whose_chains_cannot_be_read_is_written_all_the_same_and_says_so() {
+        let log = Arc::new(FakeAuditLog::default());
+        log.fails(true);
+        let (audit, _writer) = start(&log);
+        assert!(audit.record(vec![AuditRecord::for_test(1)]).await.is_err());
+        log.fails(false);
+        audit.record(vec![AuditRecord::for_test(2)]).await.expect("written");
+        let [(action, attributes)] = &own(&log)[..] else { panic!("one beginning") };
+        assert_eq!(*action, START);
+        assert!(attributes.iter().any(|(name, _)| *name == "heads_unread"), "{attributes:?}");
     }
 }

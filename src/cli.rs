@@ -10,6 +10,7 @@ mod exec;
 mod issuer;
 mod lease;
 mod login;
+mod policy;
 mod request;
 mod sandbox;
 mod serve;
@@ -44,6 +45,8 @@ enum Command {
     /// Check a configuration file, or print its JSON Schema
     #[command(subcommand)]
     Config(config::Config),
+    #[command(subcommand)]
+    Policy(policy::Policy),
     /// Trade a subject token for the credentials of one or more targets
     Exchange(Box<exchange::Exchange>),
     #[command(subcommand)]
@@ -110,6 +113,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Serve(serve) => serve.run().await,
                 Command::Sandbox(sandbox) => sandbox.run().await,
                 Command::Config(config) => config.run(),
+                Command::Policy(policy) => policy.run(),
                 Command::Exchange(exchange) => exchange.run().await,
                 Command::Credential(credential) => credential.run().await,
                 Command::Lease(lease) => lease.run().await,

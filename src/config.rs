@@ -2,10 +2,12 @@
 
 mod agent;
 mod document;
+mod rules;
 mod source;
 mod targets;
 
 pub use agent::AgentConfig;
+pub use rules::PolicyFile;
 pub use source::Fault;
 
 use std::fmt;

@@ -2,12 +2,17 @@
 
 mod azure;
 mod cache;
+mod correlation;
 mod fault;
 mod google;
 mod shared;
 mod upstream;
 
 pub use cache::{Cache, Hit, Key};
+pub use correlation::{
+    AZURE_OBJECT_ID, AZURE_TOKEN_ID, ENTRA_CORRELATION_ID, ENTRA_REQUEST_ID, ENTRA_TRACE_ID, GOOGLE_PRINCIPAL,
+    STS_EXCHANGE_ID, UPSTREAM_EXCHANGE_ID,
+};
 pub use fault::SetUpFault;
 #[cfg(any(test, feature = "testing"))]
 pub use shared::FakeSharedCredentials;
@@ -61,6 +66,8 @@ pub struct Credential {
     pub given: Given,
     /// Correlation ids that the cloud returned, for the audit record.
     pub upstream: Vec<(&'static str, String)>,
+    /// The exchange whose id the cloud has seen.
+    pub minted_by: Uuid,
     origin: Origin,
     handed_out: AtomicBool,
 }
@@ -99,9 +106,14 @@ impl Credential {
             identity,
             given,
             upstream: Vec::new(),
+            minted_by: Uuid::nil(),
             origin: Origin::Here,
             handed_out: AtomicBool::new(false),
         }
+    }
+
+    fn minted_by(self, exchange_id: Uuid) -> Self {
+        Self { minted_by: exchange_id, ..self }
     }
 
     /// Where the cloud gave less than was asked for, asking again gives no more: half of its life is then enough.
@@ -141,14 +153,20 @@ pub enum IssueError {
     },
     /// The caller's token is no longer good enough for the cloud that redeems it.
     #[error("{hop} refused the subject token: {code}: get a fresh one")]
-    SubjectToken { hop: Hop, code: String },
+    SubjectToken { hop: Hop, code: String, upstream: Vec<(&'static str, String)> },
     /// Conditional Access asks something of the user (Microsoft: claims challenge).
     #[error("Entra wants more from the user: {code}")]
-    InsufficientClaims { code: String, claims: Option<String> },
+    InsufficientClaims { code: String, claims: Option<String>, upstream: Vec<(&'static str, String)> },
     #[error("{hop} is asked too often")]
-    Throttled { hop: Hop, retry_after: Duration },
+    Throttled { hop: Hop, retry_after: Duration, upstream: Vec<(&'static str, String)> },
     #[error("{hop} is not available: {cause}")]
-    Unavailable { hop: Hop, cause: String, fault: Option<SetUpFault>, retry_after: Duration },
+    Unavailable {
+        hop: Hop,
+        cause: String,
+        fault: Option<SetUpFault>,
+        retry_after: Duration,
+        upstream: Vec<(&'static str, String)>,
+    },
 }
 
 /// One of the services that are called on the way to a credential.
@@ -197,7 +215,7 @@ impl fmt::Display for Hop {
 
 impl Call {
     fn subject_token(&self, hop: Hop) -> Result<&SubjectToken, IssueError> {
-        let missing = || IssueError::SubjectToken { hop, code: "none".to_owned() };
+        let missing = || IssueError::SubjectToken { hop, code: "none".to_owned(), upstream: Vec::new() };
         self.subject_token.as_ref().ok_or_else(missing)
     }
 }
@@ -228,17 +246,7 @@ impl IssueError {
         }
     }
 
-    /// The cloud's own error code, which holds nothing of anybody's.
-    pub fn code(&self) -> Option<&str> {
-        match self {
-            Self::Refused { code, .. } | Self::SubjectToken { code, .. } | Self::InsufficientClaims { code, .. } => {
-                Some(code)
-            }
-            Self::Throttled { .. } | Self::Unavailable { .. } => None,
-        }
-    }
-
-    /// Who refused.
+    /// Which service it was.
     pub fn hop(&self) -> Hop {
         match self {
             Self::Refused { hop, .. }
@@ -249,12 +257,44 @@ impl IssueError {
         }
     }
 
+    /// The cloud's own error code, which holds nothing of anybody's.
+    pub fn code(&self) -> Option<&str> {
+        match self {
+            Self::Refused { code, .. } | Self::SubjectToken { code, .. } | Self::InsufficientClaims { code, .. } => {
+                Some(code)
+            }
+            Self::Throttled { .. } | Self::Unavailable { .. } => None,
+        }
+    }
+
     /// What is not set up, where more is known than the code says.
     pub fn fault(&self) -> Option<SetUpFault> {
         match self {
             Self::Refused { fault, .. } | Self::Unavailable { fault, .. } => *fault,
             Self::SubjectToken { .. } | Self::InsufficientClaims { .. } | Self::Throttled { .. } => None,
         }
+    }
+
+    /// Correlation ids that the cloud returned with its refusal, and whose call it was.
+    pub fn upstream(&self) -> &[(&'static str, String)] {
+        match self {
+            Self::Refused { upstream, .. }
+            | Self::SubjectToken { upstream, .. }
+            | Self::InsufficientClaims { upstream, .. }
+            | Self::Throttled { upstream, .. }
+            | Self::Unavailable { upstream, .. } => upstream,
+        }
+    }
+
+    fn traced(mut self, ids: impl IntoIterator<Item = (&'static str, String)>) -> Self {
+        match &mut self {
+            Self::Refused { upstream, .. }
+            | Self::SubjectToken { upstream, .. }
+            | Self::InsufficientClaims { upstream, .. }
+            | Self::Throttled { upstream, .. }
+            | Self::Unavailable { upstream, .. } => upstream.extend(ids),
+        }
+        self
     }
 
     fn refused(hop: Hop, code: impl Into<String>, meaning: &'static str) -> Self {
@@ -323,9 +363,14 @@ impl Credentials {
     ) -> impl Future<Output = Result<Credential, IssueError>> + Send + use<> {
         let (provider, shared) = (self.provider.clone(), self.shared.clone());
         async move {
+            let exchange_id = call.exchange_id;
+            let minting = async {
+                let minted = provider.issue(&call).await.map(|credential| credential.minted_by(exchange_id));
+                minted.map_err(|error| error.traced([(UPSTREAM_EXCHANGE_ID, exchange_id.to_string())]))
+            };
             match shared {
-                Some(shared) => shared.credential(&key, least, provider.issue(&call)).await,
-                None => provider.issue(&call).await,
+                Some(shared) => shared.credential(&key, least, minting).await,
+                None => minting.await,
             }
         }
     }
@@ -478,8 +523,8 @@ impl CredentialProvider for FakeProvider {
         tokio::time::sleep(Duration::from_millis(20)).await;
         if self.away.load(Ordering::Relaxed) {
             let retry_after = Duration::from_secs(1);
-            let cause = "away".to_owned();
-            return Err(IssueError::Unavailable { hop: Hop::GoogleSts, cause, fault: None, retry_after });
+            let (hop, cause, upstream) = (Hop::GoogleSts, "away".to_owned(), Vec::new());
+            return Err(IssueError::Unavailable { hop, cause, fault: None, retry_after, upstream });
         }
         let (now, asked) = (self.clock.now(), call.grant.plan().lifetime);
         let number = {

@@ -21,10 +21,6 @@ pub struct Failure {
     error_codes: Vec<u64>,
     #[serde(default)]
     pub error: String,
-    #[serde(default)]
-    pub correlation_id: String,
-    #[serde(default)]
-    pub trace_id: String,
     /// A JSON text with what Conditional Access asks for.
     pub claims: Option<String>,
 }
@@ -81,6 +77,12 @@ pub enum Class {
 
 /// It becomes the correlation id of Entra's sign-in log.
 pub const CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("client-request-id");
+
+/// `true` has the answer name it, too.
+pub const RETURN_CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("return-client-request-id");
+
+/// The same for Azure's other services.
+pub const X_MS_CLIENT_REQUEST_ID: HeaderName = HeaderName::from_static("x-ms-client-request-id");
 
 /// Of a JWT as a client's authentication (RFC 7523 section 2.2).
 pub const ASSERTION_TYPE: &str = "urn:ietf:params:oauth:client-assertion-type:jwt-bearer";

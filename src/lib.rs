@@ -20,6 +20,7 @@ pub mod reason;
 pub mod secret;
 pub mod socket;
 pub mod answer;
+pub mod step;
 pub mod entra;
 pub mod target;
 pub mod telemetry;

@@ -1,15 +1,20 @@
 //! Stage 2: who may have which target, under which rule, for how long. What no rule allows is denied.
 
 mod admission;
+mod check;
 mod condition;
 mod document;
+mod explain;
 mod lifetime;
 mod operators;
 mod rule;
+mod shown;
 mod tenure;
 
 pub use admission::Admission;
+pub use check::{Code, Draft, Finding, Severity};
 pub use document::{KindDocument, LeaseDocument, OperatorDocument, PermissionDocument, RuleDocument, SubjectDocument};
+pub use explain::Explanation;
 pub use lifetime::{Bound, CloudLimit, FLOOR, Given, Plan, TooShort, Wanted, refresh_in, with_headroom};
 pub use operators::{Operators, Permission};
 pub use tenure::{LeaseTerms, Tenure};
@@ -444,6 +449,20 @@ fn plan(
     lease: Option<&LeaseTerms>,
     ask: &Ask,
 ) -> Result<Plan, Refusal> {
+    caps(question, target, rule, lease, ask).plan(ask)
+}
+
+/// What a lifetime is made of.
+struct Caps {
+    wanted: Wanted,
+    cloud: CloudLimit,
+    bounds: Vec<(Bound, Duration)>,
+    /// What is left of the lease, where there is one.
+    of_lease: Option<Duration>,
+    now: SystemTime,
+}
+
+fn caps(question: Question<'_>, target: &Target, rule: &Rule, lease: Option<&LeaseTerms>, ask: &Ask) -> Caps {
     let wanted = match (ask.lifetime, question.job.expected_duration, question.learned) {
         (Some(lifetime), _, _) => Wanted::Exactly(lifetime),
         (None, Some(duration), _) => Wanted::ForJob(duration),
@@ -462,25 +481,30 @@ fn plan(
     };
     let until = |end: SystemTime| end.duration_since(question.now).unwrap_or_default();
     let under_lease = |terms: &LeaseTerms| lifetime::under_lease(terms.token_lifetime, until(terms.ends_at));
-    let bounds: Vec<(Bound, Duration)> = [
+    let bounds = [
         rule.max_lifetime.map(|length| (Bound::Rule, length)),
         Some((Bound::Target, target.max_lifetime)),
         tied.then(|| (Bound::SubjectToken, until(question.identity.expires_at()))),
         lease.map(|terms| (Bound::Lease, under_lease(terms))),
-    ]
-    .into_iter()
-    .flatten()
-    .collect();
-    // The configuration refuses rules and targets below the floor, so only the token can be too short.
-    let plan = Plan::new(wanted, cloud, &bounds).map_err(|TooShort(_bound)| Refusal::SubjectTokenEndsSoon)?;
-    let plan = match lease {
-        Some(terms) => plan.until_end_of_lease(until(terms.ends_at)),
-        None => plan,
-    };
-    Ok(match ask.beyond {
-        Some(time) => plan.outlasting(until(time)),
-        None => plan,
-    })
+    ];
+    let bounds = bounds.into_iter().flatten().collect();
+    Caps { wanted, cloud, bounds, of_lease: lease.map(|terms| until(terms.ends_at)), now: question.now }
+}
+
+impl Caps {
+    fn plan(&self, ask: &Ask) -> Result<Plan, Refusal> {
+        // The configuration refuses rules and targets below the floor, so only the token can be too short.
+        let plan = Plan::new(self.wanted, self.cloud, &self.bounds);
+        let plan = plan.map_err(|TooShort(_bound)| Refusal::SubjectTokenEndsSoon)?;
+        let plan = match self.of_lease {
+            Some(remaining) => plan.until_end_of_lease(remaining),
+            None => plan,
+        };
+        Ok(match ask.beyond {
+            Some(time) => plan.outlasting(time.duration_since(self.now).unwrap_or_default()),
+            None => plan,
+        })
+    }
 }
 
 /// Life of the broker's own assertions. A federated token of Google lives no longer than the assertion it was

@@ -5,7 +5,6 @@ mod issuer_key;
 mod lease;
 mod look;
 mod postgres;
-mod record;
 mod spool;
 mod sqlite;
 
@@ -104,6 +103,15 @@ fn readable(row: LeaseRow) -> Option<Lease> {
     let id = row.id;
     let lease = row.lease();
     lease.inspect_err(|error| tracing::error!(lease.id = %id, error = %Causes(error), "a lease cannot be read")).ok()
+}
+
+/// As SQL counts; what a database says below 0 is none.
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn unsigned(count: i64) -> u64 {
+    u64::try_from(count).unwrap_or_default()
 }
 
 /// Why a store cannot be opened.

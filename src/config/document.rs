@@ -286,7 +286,7 @@ impl Default for NegativeProofDocument {
 
 macro_rules! defaults {
     ($($name:ident: $type:ty = $value:expr;)+) => {
-        $(fn $name() -> $type { $value })+
+        $(pub(super) fn $name() -> $type { $value })+
     };
 }
 

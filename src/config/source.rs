@@ -29,6 +29,8 @@ pub(super) struct Source {
     outside: HashSet<String>,
     /// References that lead nowhere.
     faults: Vec<Fault>,
+    /// Places of references that lead nowhere and need not.
+    absent: Vec<String>,
     /// SHA-256 of the file.
     pub digest: [u8; 32],
 }
@@ -58,7 +60,15 @@ impl Source {
         let mut reading = Reading { lines: HashMap::new(), outside: HashSet::new(), faults: Vec::new(), environment };
         let value = reading.value(root, "");
         let Reading { lines, outside, faults, .. } = reading;
-        Ok(Self { value, lines, outside, faults, digest: sha256(text.as_bytes()) })
+        Ok(Self { value, lines, outside, faults, absent: Vec::new(), digest: sha256(text.as_bytes()) })
+    }
+
+    /// References outside of `sections` may lead nowhere: what holds one then counts as left out.
+    pub fn needs_only(&mut self, sections: &[&str]) {
+        let needed = |fault: &Fault| sections.iter().any(|section| is_below(&fault.at, section));
+        let (faults, absent): (Vec<_>, Vec<_>) = self.faults.drain(..).partition(needed);
+        self.faults = faults;
+        self.absent.extend(absent.into_iter().map(|fault| fault.at));
     }
 
     /// Whether the file has this key.
@@ -70,8 +80,10 @@ impl Source {
     pub fn typed<T: DeserializeOwned>(&self) -> Typed<T> {
         let (mut rest, mut gone) = (self.value.clone(), Gone::default());
         let mut faults = self.faults.clone();
-        for fault in faults.iter().rev() {
-            gone.remove(&mut rest, &fault.at);
+        let lead_nowhere: Vec<String> =
+            faults.iter().map(|fault| fault.at.clone()).chain(self.absent.clone()).collect();
+        for at in lead_nowhere.iter().rev() {
+            gone.remove(&mut rest, at);
         }
         loop {
             let error = match serde_path_to_error::deserialize::<_, T>(rest.clone()) {
@@ -85,8 +97,9 @@ impl Source {
             }
             let original = gone.original(&at);
             // What is missing because it was taken out before is no mistake of its own.
-            let consequence =
-                message.starts_with("missing field") && faults.iter().any(|fault| is_below(&fault.at, &original));
+            let consequence = message.starts_with("missing field")
+                && (faults.iter().any(|fault| is_below(&fault.at, &original))
+                    || self.absent.iter().any(|absent| is_below(absent, &original)));
             if !consequence {
                 faults.push(self.fault(original.clone(), self.harmless(&original, message)));
             }
@@ -97,16 +110,20 @@ impl Source {
     }
 
     /// A fault at a place of this file.
-    fn fault(&self, at: String, message: String) -> Fault {
-        let mut known = at.as_str();
-        let line = loop {
+    pub fn fault(&self, at: String, message: String) -> Fault {
+        Fault { line: self.line(&at), at, message }
+    }
+
+    /// The line of a place, or of the nearest part around it.
+    pub fn line(&self, at: &str) -> Option<u64> {
+        let mut known = at;
+        loop {
             match (self.lines.get(known), known.rfind(['.', '['])) {
                 (Some(line), _) => break Some(*line),
                 (None, Some(end)) => known = known.get(..end).unwrap_or_default(),
                 (None, None) => break None,
             }
-        };
-        Fault { line, at, message }
+        }
     }
 
     fn harmless(&self, at: &str, message: String) -> String {

@@ -38,6 +38,7 @@ impl Azure {
                     clock: self.clock.clone(),
                     endpoint,
                     client_id: target.client_id,
+                    exchange_id: call.exchange_id,
                     identity,
                 };
                 managed.token(call.grant.scopes(), call.grant.plan().lifetime).await

@@ -240,7 +240,8 @@ fn remembered_for(error: &IssueError) -> Option<Duration> {
 }
 
 fn cut_off(cause: &str) -> IssueError {
-    IssueError::Unavailable { hop: Hop::Broker, cause: cause.to_owned(), fault: None, retry_after: OUTAGE_MEMORY }
+    let (cause, upstream) = (cause.to_owned(), Vec::new());
+    IssueError::Unavailable { hop: Hop::Broker, cause, fault: None, retry_after: OUTAGE_MEMORY, upstream }
 }
 
 /// By weight; 100,000 credentials of 1.2 KB fit.

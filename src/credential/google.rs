@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use serde::Deserialize;
-use uuid::Uuid;
 
 use self::impersonation::Impersonation;
 use self::sts::Exchange;
+use super::correlation::{Mark, STS_EXCHANGE_ID};
 use super::upstream::Upstreams;
 use super::{Cache, Call, CloudIdentity, Credential, Hit, Hop, IssueError, Key, Signer, is_id_token};
 use crate::clock::{Clock, from_unix_seconds, unix_seconds};
-use crate::http::{Request, Response, USER_AGENT};
+use crate::http::{Request, Response};
 use crate::issuer::Assertion;
 use crate::policy::GOOGLE_USUAL;
 use crate::secret::{FieldDigest, Secret};
@@ -103,7 +103,7 @@ impl Google {
             scope,
             asked,
             principal: target.provider.principal(&subject),
-            exchange_id: call.exchange_id,
+            mark: Mark::of(call),
         })
     }
 
@@ -117,6 +117,10 @@ impl Google {
         let CloudIdentity::Google { principal, .. } = &federated.credential.identity else {
             return Err(IssueError::refused(Hop::Broker, "mixed_up", "a federated token of another cloud"));
         };
+        let mut upstream_ids = federated.credential.upstream.clone();
+        if federated.credential.minted_by != call.exchange_id {
+            upstream_ids.push((STS_EXCHANGE_ID, federated.credential.minted_by.to_string()));
+        }
         let impersonation = Impersonation {
             upstream: self.upstreams.of(Hop::GoogleIam, target.iam_credentials_endpoint.as_str()),
             clock: self.clock.clone(),
@@ -124,8 +128,8 @@ impl Google {
             account: account.clone(),
             principal: principal.clone(),
             bearer: federated.credential.token.clone(),
-            exchange_id: call.exchange_id,
-            federated: federated.credential.upstream.clone(),
+            mark: Mark::of(call),
+            federated: upstream_ids,
         };
         if is_id_token(&call.grant) {
             return impersonation.id_token(call.grant.audience(), call.grant.plan().lifetime).await;
@@ -194,15 +198,6 @@ fn quota(target: &GoogleTarget) -> String {
     format!("{} {project}", target.sts_endpoint)
 }
 
-/// Google's audit logs keep both: `callerSuppliedUserAgent` and `requestAttributes.reason`.
-fn traced(request: Request, exchange_id: Uuid) -> Result<Request, IssueError> {
-    let unsendable = |_cause| IssueError::refused(Hop::Broker, "header", "a header that cannot be sent");
-    request
-        .header(http::header::USER_AGENT, &format!("{USER_AGENT} (exchange={exchange_id})"))
-        .and_then(|request| request.header(REQUEST_REASON, &format!("carnet exchange {exchange_id}")))
-        .map_err(unsendable)
-}
-
 /// `Bearer`, for the IAM Credentials API only: the exchange itself takes no `Authorization` (Google: STS reference).
 fn bearing(request: Request, token: &Secret) -> Result<Request, IssueError> {
     let unsendable =
@@ -233,8 +228,6 @@ impl Status {
 
 /// The front end's words for an API that is not enabled in the project (`SERVICE_DISABLED` among the details).
 const API_IS_OFF: &str = "has not been used in project";
-
-const REQUEST_REASON: http::HeaderName = http::HeaderName::from_static("x-goog-request-reason");
 
 /// Enough for `generateAccessToken` and `generateIdToken`, and for nothing else.
 const IAM_SCOPE: &str = "https://www.googleapis.com/auth/iam";

@@ -10,6 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 use uuid::Uuid;
 use zeroize::Zeroizing;
 
+use super::correlation::NAMES;
 use super::{CloudIdentity, Credential, IssueError, Key, Origin};
 use crate::clock::Clock;
 use crate::policy::{Given, refresh_in};
@@ -165,6 +166,7 @@ impl Shared {
             expires_at: credential.expires_at,
             identity: credential.identity.clone(),
             given: credential.given,
+            minted_by: credential.minted_by,
             upstream: credential.upstream.iter().map(|(name, id)| ((*name).to_owned(), id.clone())).collect(),
         };
         let plain = Zeroizing::new(serde_json::to_vec(&entry).ok()?);
@@ -178,11 +180,12 @@ impl Shared {
             tracing::warn!(%error, "a shared credential cannot be opened: do all replicas have the same store_key?");
         });
         let entry: Entry<Secret> = serde_json::from_slice(&plain.ok()?).ok()?;
-        let known = |(name, id): (String, String)| Some((*UPSTREAM_IDS.iter().find(|known| **known == name)?, id));
+        let known = |(name, id): (String, String)| Some((*NAMES.iter().find(|known| **known == name)?, id));
         let credential =
             Credential::new(entry.token, entry.issued_at, entry.expires_at, Duration::ZERO, entry.identity);
         Some(Credential {
             given: entry.given,
+            minted_by: entry.minted_by,
             upstream: entry.upstream.into_iter().filter_map(known).collect(),
             origin: Origin::Replica,
             ..credential
@@ -202,6 +205,10 @@ struct Entry<T> {
     expires_at: SystemTime,
     identity: CloudIdentity,
     given: Given,
+    /// Replicas of an earlier version leave it out.
+    #[serde(default)]
+    minted_by: Uuid,
+    /// A name of a newer version is left out.
     upstream: Vec<(String, String)>,
 }
 
@@ -219,9 +226,6 @@ fn row(key: &Key) -> String {
 fn count(outcome: &'static str) {
     metrics::counter!("carnet_shared_credentials_total", "outcome" => outcome).increment(1);
 }
-
-/// The names that correlation ids have; one of a newer version is left out.
-const UPSTREAM_IDS: [&str; 3] = ["entra_request_id", "entra_correlation_id", "entra_trace_id"];
 
 /// A mint with all its retries; the key of a replica that died meanwhile is free after this.
 const HOLD: Duration = Duration::from_secs(20);

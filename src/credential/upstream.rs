@@ -12,6 +12,7 @@ use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument as _;
 
+use super::correlation::{Ids, returned};
 use super::{Hop, IssueError, SetUpFault};
 use crate::answer::Verdict;
 use crate::clock::Clock;
@@ -141,16 +142,19 @@ impl Upstream {
                 if !response.status.is_client_error() || response.status == StatusCode::REQUEST_TIMEOUT {
                     self.failed();
                 }
-                Err(Failed { error: self.unavailable(cause, retry_after), asked })
+                Err(Failed { error: self.unavailable(cause, retry_after).traced(returned(self.hop, &response)), asked })
             }
             Verdict::IssuerUnreachable => {
                 let fault = SetUpFault::IssuerUnreachable;
                 let cause = fault.meaning().to_owned();
-                let error = IssueError::Unavailable { hop: self.hop, cause, fault: Some(fault), retry_after };
+                let upstream = returned(self.hop, &response);
+                let error = IssueError::Unavailable { hop: self.hop, cause, fault: Some(fault), retry_after, upstream };
                 Err(Failed { error, asked })
             }
             // It answers, so it is well: the circuit stays closed.
-            Verdict::Throttled => Err(Failed { error: self.throttled(retry_after), asked }),
+            Verdict::Throttled => {
+                Err(Failed { error: self.throttled(retry_after).traced(returned(self.hop, &response)), asked })
+            }
         }
     }
 
@@ -217,11 +221,11 @@ impl Upstream {
     }
 
     fn unavailable(&self, cause: String, retry_after: Duration) -> IssueError {
-        IssueError::Unavailable { hop: self.hop, cause, fault: None, retry_after }
+        IssueError::Unavailable { hop: self.hop, cause, fault: None, retry_after, upstream: Ids::new() }
     }
 
     fn throttled(&self, retry_after: Duration) -> IssueError {
-        IssueError::Throttled { hop: self.hop, retry_after }
+        IssueError::Throttled { hop: self.hop, retry_after, upstream: Ids::new() }
     }
 }
 

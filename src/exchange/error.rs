@@ -109,9 +109,7 @@ impl ExchangeError {
                 details.push(("cloud_hop", error.hop().as_str().to_owned()));
                 details.extend(error.code().map(|code| ("cloud_error", code.to_owned())));
                 details.extend(error.fault().map(|fault| ("cloud_fault", fault.as_str().to_owned())));
-                if let IssueError::Refused { upstream, .. } = error {
-                    details.extend(upstream.iter().cloned());
-                }
+                details.extend(error.upstream().iter().cloned());
                 details
             }
             Self::Subject(SubjectError::KeysUnavailable { source: Some(source), .. }) => {

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::{Answer, Caller, Door, ExchangeError, ExchangeRequest, IssuedCredential, Proof};
 use crate::audit::{AuditRecord, Issued, Outcome};
-use crate::credential::CloudIdentity;
+use crate::credential::{CloudIdentity, GOOGLE_PRINCIPAL, STS_EXCHANGE_ID, UPSTREAM_EXCHANGE_ID};
 use crate::policy::{Grant, Tenure};
 use crate::subject::{SubjectToken, VerifiedIdentity};
 use crate::target::{Job, TokenType};
@@ -92,7 +92,13 @@ impl Record {
         if issued.token_type() != TokenType::AccessToken {
             record.attributes.push(("issued_token_type", issued.token_type().urn().to_owned()));
         }
+        if let CloudIdentity::Google { principal, service_account: Some(_) } = &credential.identity {
+            record.attributes.push((GOOGLE_PRINCIPAL, principal.clone()));
+        }
         record.attributes.extend(credential.upstream.iter().cloned());
+        if credential.minted_by != self.exchange_id {
+            record.attributes.push((UPSTREAM_EXCHANGE_ID, credential.minted_by.to_string()));
+        }
         record.issued = Some(Issued {
             token_sha256: credential.token_sha256,
             first: !credential.was_handed_out(),
@@ -107,7 +113,10 @@ impl Record {
     fn of_refusal(&self, target: &str, grant: Option<&Grant>, error: &ExchangeError) -> AuditRecord {
         let mut record = self.base(target, grant, error.outcome());
         record.reason = Some(error.reason());
-        record.attributes.extend(error.details());
+        let own = self.exchange_id.to_string();
+        let foreign =
+            |(name, id): &(&str, String)| ![UPSTREAM_EXCHANGE_ID, STS_EXCHANGE_ID].contains(name) || *id != own;
+        record.attributes.extend(error.details().into_iter().filter(foreign));
         record.attributes.extend(self.refused_token.iter().flat_map(SubjectToken::unverified_trace));
         record
     }

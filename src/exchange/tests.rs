@@ -28,7 +28,7 @@ impl Stage {
         let policy = Policy::compile(&rules, targets.into()).expect("a policy");
         let log = Arc::new(FakeAuditLog::default());
         let provider = Arc::new(FakeProvider::new(clock.clone()));
-        let (audit, _writer) = Audit::start(log.clone());
+        let (audit, _writer) = Audit::start(log.clone(), Arc::new(clock.clone()));
         let exchange = Exchange {
             verifier: Arc::new(FakeVerifier(clock.clone())),
             policy: Arc::new(ArcSwap::from_pointee(policy)),

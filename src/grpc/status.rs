@@ -81,7 +81,7 @@ mod tests {
     fn a_status_carries_reason_id_wait_and_field() {
         let id = Uuid::from_u128(1);
         let wait = std::time::Duration::from_secs(7);
-        let error = IssueError::Throttled { hop: Hop::GoogleSts, retry_after: wait };
+        let error = IssueError::Throttled { hop: Hop::GoogleSts, retry_after: wait, upstream: Vec::new() };
         let status = of(&ExchangeError::Credential { target: "t".to_owned(), error }, id);
         let details = status.get_error_details();
         let info = details.error_info().expect("an ErrorInfo");
@@ -96,7 +96,8 @@ mod tests {
 
     #[test]
     fn a_challenge_is_relayed() {
-        let error = IssueError::InsufficientClaims { code: "AADSTS50076".to_owned(), claims: Some("{}".to_owned()) };
+        let (code, claims) = ("AADSTS50076".to_owned(), Some("{}".to_owned()));
+        let error = IssueError::InsufficientClaims { code, claims, upstream: Vec::new() };
         let status = of(&ExchangeError::Credential { target: "t".to_owned(), error }, Uuid::nil());
         let info = status.get_error_details().error_info().expect("an ErrorInfo").clone();
         assert_eq!((info.metadata["claims"].as_str(), info.metadata["cloud_error"].as_str()), ("{}", "AADSTS50076"));

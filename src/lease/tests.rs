@@ -92,7 +92,7 @@ fn broker(
     policy: &Arc<ArcSwap<Policy>>,
     history: &Arc<FakeRunHistory>,
 ) -> Arc<Leases> {
-    let (audit, _writer) = Audit::start(log.clone());
+    let (audit, _writer) = Audit::start(log.clone(), Arc::new(clock.clone()));
     let exchange = Exchange {
         verifier: Arc::new(FakeVerifier(clock.clone())),
         policy: policy.clone(),

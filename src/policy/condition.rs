@@ -1,6 +1,12 @@
 //! CEL expressions of rules: checked and compiled once, evaluated on variables that are made when they are read.
 
+mod parts;
 mod prepared;
+mod reading;
+
+pub(super) use reading::{Always, Reading};
+
+pub(super) use self::parts::{How, Unmet};
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, LazyLock};
@@ -11,7 +17,7 @@ use cel::common::ast::{CallExpr, EntryExpr, Expr, LiteralValue};
 use cel::common::types::{CelBool, CelDuration, CelString, CelTimestamp};
 use cel::common::value::{CowVal, Val};
 use cel::context::VariableResolver;
-use cel::{Context, Env, IdedExpr, Program, Value};
+use cel::{Context, Env, ExecutionError, IdedExpr, Program, Value};
 
 use self::prepared::{HAS_EXPECTED_DURATION, HAS_JOB_ID, HAS_JOB_NAME, HAS_LIFETIME, Prepared};
 use super::Ask;
@@ -29,6 +35,8 @@ pub(super) struct Facts<'a> {
 
 /// A compiled expression.
 pub(super) struct Condition {
+    /// As it was written, for those who ask why it does not hold.
+    source: Box<str>,
     prepared: Prepared,
     /// What it can read: `job.name`, or all of `job.*` where it takes the job as a whole.
     reads: BTreeSet<String>,
@@ -50,25 +58,30 @@ impl Condition {
                 reads.extend(members.iter().map(|member| format!("{root}.{member}")));
             }
         }
-        Ok(Self { prepared: Prepared::of(program.expression())?, reads })
+        Ok(Self { source: source.into(), prepared: Prepared::of(program.expression())?, reads })
     }
 
     /// `None` where the expression fails on these facts.
     pub fn evaluate(&self, facts: &Facts<'_>) -> Option<Value> {
-        self.with_value(facts, |value| value.try_into().ok())
+        self.outcome(facts).ok()
+    }
+
+    /// As [`evaluate`](Self::evaluate), with the reason where there is no value.
+    fn outcome(&self, facts: &Facts<'_>) -> Result<Value, ExecutionError> {
+        self.with_value(facts, |value| value.try_into())?
     }
 
     /// `None` where the expression fails or is not a truth value.
     pub fn holds(&self, facts: &Facts<'_>) -> Option<bool> {
-        self.with_value(facts, |value| value.downcast_ref::<CelBool>().map(|truth| *truth.inner()))
+        self.with_value(facts, |value| value.downcast_ref::<CelBool>().map(|truth| *truth.inner())).ok()?
     }
 
-    fn with_value<T>(&self, facts: &Facts<'_>, read: impl FnOnce(&dyn Val) -> Option<T>) -> Option<T> {
+    fn with_value<T>(&self, facts: &Facts<'_>, read: impl FnOnce(&dyn Val) -> T) -> Result<T, ExecutionError> {
         let variables = Variables { facts, reads: &self.reads, prepared: &self.prepared };
         let mut context = Context::with_env(ENVIRONMENT.clone());
         context.set_variable_resolver(&variables);
-        let value = Value::resolve_val(&self.prepared.expression, &context).ok()?;
-        read(value.as_ref())
+        let value = Value::resolve_val(&self.prepared.expression, &context)?;
+        Ok(read(value.as_ref()))
     }
 }
 

@@ -29,7 +29,7 @@ pub struct RuleDocument {
     pub deny: bool,
 }
 
-#[derive(Debug, Clone, Default, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SubjectDocument {
     pub tenants: Option<Vec<Guid>>,
@@ -80,4 +80,18 @@ pub enum PermissionDocument {
     LeasesRead,
     #[serde(rename = "leases.revoke")]
     LeasesRevoke,
+}
+
+impl PermissionDocument {
+    pub const ALL: [Self; 4] = [Self::Explain, Self::AuditRead, Self::LeasesRead, Self::LeasesRevoke];
+
+    /// As the file writes it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Explain => "explain",
+            Self::AuditRead => "audit.read",
+            Self::LeasesRead => "leases.read",
+            Self::LeasesRevoke => "leases.revoke",
+        }
+    }
 }

@@ -1,5 +1,9 @@
 //! One rule, compiled: cheap comparisons first, its expression last.
 
+mod examined;
+
+pub(super) use self::examined::{Field, Missing, Obstacle};
+
 use std::time::Duration;
 
 use cel::Value;

@@ -79,7 +79,7 @@ pub(super) fn lease_terms(
     Ok(Some(LeaseTerms { heartbeat, ends_at, token_lifetime }))
 }
 
-fn limits<'a>(target: &Target, rule: &'a Rule) -> Result<&'a LeaseLimits, Refusal> {
+pub(super) fn limits<'a>(target: &Target, rule: &'a Rule) -> Result<&'a LeaseLimits, Refusal> {
     let refuse = |text: String| Err(Refusal::Request(text));
     match &rule.lease {
         None => refuse(format!("no rule allows leases of target {}: ask for single credentials", target.name)),

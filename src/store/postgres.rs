@@ -1,5 +1,6 @@
 //! The store of several replicas: one PostgreSQL database.
 
+mod audit;
 mod leases;
 mod look;
 mod pool;
@@ -12,7 +13,7 @@ pub(super) use look::look;
 pub use settings::{InvalidUrl, PostgresSettings};
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio_postgres::types::Type;
 
@@ -21,8 +22,6 @@ use self::schema::SCHEMA_VERSION;
 use super::OpenError;
 use super::issuer_key::{self, KeyRow, KeyRowError};
 use super::lease::LeaseRowError;
-use super::record::{self, Group};
-use crate::audit::{AuditError, AuditLog, AuditRecord, HandOut};
 use crate::http::ClientError;
 use crate::issuer::{KeyStore, KeyStoreError, StoredKey};
 use crate::secret::SealingKeys;
@@ -94,87 +93,6 @@ impl PostgresStore {
     }
 }
 
-impl PostgresStore {
-    pub(super) async fn append_group(&self, group: &Group) -> Result<(), AuditError> {
-        let append = async {
-            let Group { records, newest_ms, bytes, tokens } = group;
-            let tokens: Vec<&[u8]> = tokens.iter().map(<[u8; 32]>::as_slice).collect();
-            let sql = "WITH appended AS (
-                           INSERT INTO audit (records, newest_ms, bytes) VALUES ($1, $2, $3) RETURNING sequence
-                       )
-                       INSERT INTO audit_token (token_sha256, sequence)
-                       SELECT token, sequence FROM appended, unnest($4) AS token";
-            let values = [
-                (records as _, Type::INT8),
-                (newest_ms as _, Type::INT8),
-                (bytes as _, Type::BYTEA),
-                (&tokens as _, Type::BYTEA_ARRAY),
-            ];
-            Ok(self.pool.query(sql, &values).await.map(drop)?)
-        };
-        append.await.map_err(written)
-    }
-}
-
-#[async_trait::async_trait]
-impl AuditLog for PostgresStore {
-    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
-        self.append_group(&Group::encode(&group)).await
-    }
-
-    async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
-        let find = async {
-            let sql = "SELECT bytes FROM audit_token JOIN audit USING (sequence)
-                       WHERE token_sha256 = $1 ORDER BY sequence LIMIT 1";
-            let rows = self.leases.query(sql, &[(&token_sha256.as_slice(), Type::BYTEA)]).await?;
-            Ok(rows.first().map(|row| row.try_get::<_, Vec<u8>>(0)).transpose()?)
-        };
-        let found = find.await.map_err(|error: PostgresError| AuditError::Read(Arc::new(error)))?;
-        Ok(found.and_then(|bytes| record::find_hand_out(&bytes, *token_sha256)))
-    }
-
-    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError> {
-        let prune = async {
-            let newest = self.pool.query("SELECT newest_ms FROM audit ORDER BY sequence DESC LIMIT 1", &[]).await?;
-            let newest = newest.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(0);
-            let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-            let before = record::milliseconds(now).min(newest).saturating_sub(retention);
-            let mut pruned = 0;
-            loop {
-                // In pieces, so that exchanges are not held up; replicas that prune together take different ones.
-                let sql = "WITH oldest AS (
-                               DELETE FROM audit WHERE sequence IN (
-                                   SELECT sequence FROM audit WHERE newest_ms < $1
-                                   ORDER BY newest_ms LIMIT $2 FOR UPDATE SKIP LOCKED
-                               ) RETURNING sequence, records
-                           ), tokens AS (
-                               DELETE FROM audit_token USING oldest WHERE audit_token.sequence = oldest.sequence
-                           )
-                           SELECT coalesce(sum(records), 0)::bigint FROM oldest";
-                let values = [(&before as _, Type::INT8), (&PRUNE_PIECE as _, Type::INT8)];
-                let rows = self.pool.query(sql, &values).await?;
-                let dropped: i64 = rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(0);
-                pruned += usize::try_from(dropped).unwrap_or(0);
-                if dropped == 0 {
-                    return Ok(pruned);
-                }
-            }
-        };
-        prune.await.map_err(written)
-    }
-
-    async fn probe(&self) -> Result<(), AuditError> {
-        // A record that comes and goes in one transaction: everything that an ordinary one needs, and nothing left of it.
-        let sql = "INSERT INTO audit (records, newest_ms, bytes) VALUES (0, 0, '');
-                   DELETE FROM audit WHERE sequence = lastval()";
-        self.pool.execute(sql).await.map_err(|error| written(error.into()))
-    }
-}
-
-fn written(error: PostgresError) -> AuditError {
-    AuditError::Write(Arc::new(error))
-}
-
 #[async_trait::async_trait]
 impl KeyStore for PostgresStore {
     async fn keys(&self) -> Result<Vec<StoredKey>, KeyStoreError> {
@@ -232,5 +150,3 @@ const SHARING_CONNECTIONS: usize = 8;
 
 /// Long enough to wait for another replica that is making the tables.
 const PREPARE_DEADLINE: Duration = Duration::from_secs(70);
-
-const PRUNE_PIECE: i64 = 500;

@@ -10,13 +10,13 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, sleep, timeout};
 
-use super::record::Group;
 use super::{OpenError, PostgresStore, SqliteStore};
-use crate::audit::{AuditError, AuditLog, AuditRecord, HandOut};
+use crate::audit::{AuditError, AuditLog, Group, HandOut, Head};
 use crate::secret::SealingKeys;
 
 /// The cluster's log, with a file beside it. A record is in one of them before its exchange is answered; after an answer
-/// of PostgreSQL that was lost it may be in both, and is then in the log twice.
+/// of PostgreSQL that was lost it may be in both, and is in the log once when the file is empty again: its place in its
+/// chain is taken already.
 #[derive(Debug)]
 pub struct SpooledLog {
     log: Arc<PostgresStore>,
@@ -69,7 +69,7 @@ impl SpooledLog {
         let mut moved = 0;
         while let Some((sequence, group)) = self.spool.oldest_group().await? {
             self.log.append_group(&group).await?;
-            self.spool.drop_group(sequence).await?;
+            self.spool.drop_group(sequence, group.identities).await?;
             moved += group.records;
         }
         if moved > 0 {
@@ -90,8 +90,7 @@ impl SpooledLog {
 
 #[async_trait::async_trait]
 impl AuditLog for SpooledLog {
-    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
-        let group = Group::encode(&group);
+    async fn append(&self, group: Group) -> Result<(), AuditError> {
         if !self.is_left_alone() {
             match timeout(PATIENCE, self.log.append_group(&group)).await {
                 Ok(Ok(())) => return Ok(()),
@@ -103,6 +102,14 @@ impl AuditLog for SpooledLog {
             self.leave_alone(Some(Instant::now() + LEAVE_ALONE));
         }
         self.spool.append_group(group).await
+    }
+
+    /// Of the cluster's log: a chain of which everything waits in the file is named by none.
+    async fn heads(&self, most: u32) -> Result<Vec<Head>, AuditError> {
+        match timeout(PATIENCE, self.log.heads(most)).await {
+            Ok(heads) => heads,
+            Err(_elapsed) => Err(AuditError::Slow),
+        }
     }
 
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {

@@ -1,5 +1,6 @@
 //! The default store: one SQLite file, one thread that writes it.
 
+mod audit;
 mod leases;
 mod look;
 
@@ -13,16 +14,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use rusqlite::{Connection, OptionalExtension as _, params};
+use rusqlite::{Connection, params};
 use tokio::sync::{mpsc, oneshot};
 
 use super::OpenError;
 use super::issuer_key::{self, KeyRow, KeyRowError};
 use super::lease::LeaseRowError;
-use super::record::{self, Group};
-use crate::audit::{AuditError, AuditLog, AuditRecord, HandOut};
 use crate::issuer::{KeyStore, KeyStoreError, StoredKey};
 use crate::secret::SealingKeys;
 
@@ -133,7 +132,7 @@ fn renew_keys(connection: &mut Connection, sealing: &SealingKeys) -> rusqlite::R
 }
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 4] = [
+const MIGRATIONS: [&str; 5] = [
     "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
@@ -162,6 +161,7 @@ const MIGRATIONS: [&str; 4] = [
 ",
     leases::TABLES,
     leases::ENDED,
+    audit::CHAIN,
 ];
 
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
@@ -184,127 +184,6 @@ fn checkpoint(connection: &Connection, written: &Receiver<()>) {
         thread::sleep(CHECKPOINT_AFTER);
         // What does not succeed now is tried again, and at last by the writer itself.
         let _ = connection.execute_batch("PRAGMA wal_checkpoint(PASSIVE);");
-    }
-}
-
-impl SqliteStore {
-    pub(super) async fn append_group(&self, group: Group) -> Result<(), AuditError> {
-        let Group { records, newest_ms, bytes, tokens } = group;
-        let append = move |connection: &mut Connection| {
-            let transaction = connection.transaction()?;
-            let sql = "INSERT INTO audit (sequence, records, newest_ms, bytes)
-                       SELECT coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1), ?1, ?2, ?3";
-            transaction.prepare_cached(sql)?.execute(params![records, newest_ms, bytes])?;
-            let sequence = transaction.last_insert_rowid();
-            for token in tokens {
-                let sql = "INSERT INTO audit_token (token_sha256, sequence) VALUES (?1, ?2)";
-                transaction.prepare_cached(sql)?.execute(params![token.as_slice(), sequence])?;
-            }
-            Ok(transaction.commit()?)
-        };
-        self.run(append).await.map_err(|error| AuditError::Write(Arc::new(error)))
-    }
-
-    /// With its place, for [`drop_group`](Self::drop_group).
-    pub(super) async fn oldest_group(&self) -> Result<Option<(i64, Group)>, AuditError> {
-        let read = |connection: &mut Connection| {
-            let sql = "SELECT sequence, records, newest_ms, bytes FROM audit ORDER BY sequence LIMIT 1";
-            let row = |row: &rusqlite::Row<'_>| {
-                let (sequence, records, newest_ms, bytes) = (row.get(0)?, row.get(1)?, row.get(2)?, row.get(3)?);
-                Ok((sequence, Group { records, newest_ms, bytes, tokens: Vec::new() }))
-            };
-            let Some((sequence, mut group)) = connection.query_row(sql, [], row).optional()? else { return Ok(None) };
-            let mut tokens = connection.prepare_cached("SELECT token_sha256 FROM audit_token WHERE sequence = ?1")?;
-            group.tokens = tokens.query_map([sequence], |row| row.get(0))?.collect::<Result<_, _>>()?;
-            Ok(Some((sequence, group)))
-        };
-        self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
-    }
-
-    /// How many groups there are, at most `most`.
-    pub(super) async fn groups(&self, most: u32) -> Result<u32, AuditError> {
-        let count = move |connection: &mut Connection| {
-            let sql = "SELECT count(*) FROM (SELECT 1 FROM audit LIMIT ?1)";
-            Ok(connection.query_row(sql, [most], |row| row.get(0))?)
-        };
-        self.run(count).await.map_err(|error| AuditError::Read(Arc::new(error)))
-    }
-
-    pub(super) async fn drop_group(&self, sequence: i64) -> Result<(), AuditError> {
-        let drop = move |connection: &mut Connection| {
-            let transaction = connection.transaction()?;
-            transaction.execute("DELETE FROM audit_token WHERE sequence = ?1", [sequence])?;
-            transaction.execute("DELETE FROM audit WHERE sequence = ?1", [sequence])?;
-            Ok(transaction.commit()?)
-        };
-        self.run(drop).await.map_err(|error| AuditError::Write(Arc::new(error)))
-    }
-}
-
-#[async_trait::async_trait]
-impl AuditLog for SqliteStore {
-    async fn append(&self, group: Vec<AuditRecord>) -> Result<(), AuditError> {
-        // Before the store's thread, which all groups share, has it.
-        self.append_group(Group::encode(&group)).await
-    }
-
-    async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
-        let wanted = *token_sha256;
-        let find = move |connection: &mut Connection| {
-            let sql = "SELECT bytes FROM audit_token JOIN audit USING (sequence) WHERE token_sha256 = ?1 ORDER BY sequence LIMIT 1";
-            let mut select = connection.prepare_cached(sql)?;
-            Ok(select.query_row([wanted.as_slice()], |row| row.get::<_, Vec<u8>>(0)).optional()?)
-        };
-        let found = self.run(find).await.map_err(|error| AuditError::Read(Arc::new(error)))?;
-        Ok(found.and_then(|bytes| record::find_hand_out(&bytes, wanted)))
-    }
-
-    async fn probe(&self) -> Result<(), AuditError> {
-        // A record that comes and goes in one transaction: everything that an ordinary one needs, and nothing left of it.
-        let write = |connection: &mut Connection| {
-            let sql = "BEGIN;
-                       INSERT INTO audit (records, newest_ms, bytes) VALUES (0, 0, x'');
-                       DELETE FROM audit WHERE sequence = last_insert_rowid();
-                       COMMIT;";
-            let written = connection.execute_batch(sql);
-            if written.is_err() && !connection.is_autocommit() {
-                connection.execute_batch("ROLLBACK;")?;
-            }
-            Ok(written?)
-        };
-        self.run(write).await.map_err(|error| AuditError::Write(Arc::new(error)))
-    }
-
-    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError> {
-        let newest = |connection: &mut Connection| {
-            let sql = "SELECT newest_ms FROM audit ORDER BY sequence DESC LIMIT 1";
-            Ok(connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional()?)
-        };
-        let newest = self.run(newest).await.map_err(|error| AuditError::Read(Arc::new(error)))?;
-        let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-        let before = record::milliseconds(now).min(newest.unwrap_or(0)).saturating_sub(retention);
-        let mut pruned = 0;
-        loop {
-            // In pieces, so that exchanges are not held up; the primary key is in the order of time.
-            let piece = move |connection: &mut Connection| {
-                let transaction = connection.transaction()?;
-                let old = "SELECT * FROM (SELECT * FROM audit ORDER BY sequence LIMIT ?2) WHERE newest_ms < ?1";
-                let sum = format!("SELECT sum(records) FROM ({old})");
-                let records: Option<i64> =
-                    transaction.query_row(&sum, params![before, PRUNE_PIECE], |row| row.get(0))?;
-                for table in ["audit_token", "audit"] {
-                    let delete = format!("DELETE FROM {table} WHERE sequence IN (SELECT sequence FROM ({old}))");
-                    transaction.execute(&delete, params![before, PRUNE_PIECE])?;
-                }
-                transaction.commit()?;
-                Ok(usize::try_from(records.unwrap_or(0)).unwrap_or(0))
-            };
-            let dropped = self.run(piece).await.map_err(|error| AuditError::Write(Arc::new(error)))?;
-            pruned += dropped;
-            if dropped == 0 {
-                return Ok(pruned);
-            }
-        }
     }
 }
 
@@ -363,10 +242,10 @@ const CHECKPOINT_JOBS: usize = 8;
 /// length, 32 MB, the writer moves it.
 const WAL_PAGES: i64 = 8192;
 
-const PRUNE_PIECE: i64 = 500;
-
 #[cfg(test)]
 mod tests {
+    use std::time::SystemTime;
+
     use super::*;
     use crate::issuer::{Algorithm, SigningKey};
 

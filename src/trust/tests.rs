@@ -253,6 +253,7 @@ fn a_recorded_refusal_has_the_remedy_of_the_live_one() {
         cause: String::new(),
         fault: Some(SetUpFault::IssuerUnreachable),
         retry_after: std::time::Duration::ZERO,
+        upstream: Vec::new(),
     };
     let attributes = [("cloud_hop", "google_sts"), ("cloud_fault", "issuer_unreachable")];
     let recorded =

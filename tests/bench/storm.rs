@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
-use carnet::audit::{Audit, AuditError, AuditLog, AuditRecord, HandOut};
+use carnet::audit::{Audit, AuditError, AuditLog, Group, HandOut, Head};
 use carnet::clock::Clock;
 use carnet::config::Config;
 use carnet::credential::{Call, CloudIdentity, Credential, CredentialProvider, Credentials, Hop, IssueError};
@@ -37,7 +37,7 @@ pub async fn run() -> Result<Vec<Row>> {
         runtime.block_on(async {
             let clock = Arc::new(VirtualClock(carnet::clock::SystemClock.now(), Instant::now()));
             let cloud = Arc::new(Cloud { clock: clock.clone(), began: Instant::now(), minted: Mutex::default() });
-            let (audit, _writer) = Audit::start(Arc::new(NoLog));
+            let (audit, _writer) = Audit::start(Arc::new(NoLog), clock.clone());
             let exchange = Exchange {
                 verifier,
                 policy,
@@ -156,7 +156,8 @@ impl CredentialProvider for Cloud {
         let second = self.began.elapsed();
         if (LEAVES..RETURNS).contains(&second) {
             let (cause, retry_after) = ("away".to_owned(), Duration::from_secs(1));
-            return Err(IssueError::Unavailable { hop: Hop::GoogleSts, cause, fault: None, retry_after });
+            let upstream = Vec::new();
+            return Err(IssueError::Unavailable { hop: Hop::GoogleSts, cause, fault: None, retry_after, upstream });
         }
         let number = {
             let mut minted = self.minted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -181,8 +182,12 @@ struct NoLog;
 
 #[async_trait::async_trait]
 impl AuditLog for NoLog {
-    async fn append(&self, _group: Vec<AuditRecord>) -> Result<(), AuditError> {
+    async fn append(&self, _group: Group) -> Result<(), AuditError> {
         Ok(())
+    }
+
+    async fn heads(&self, _most: u32) -> Result<Vec<Head>, AuditError> {
+        Ok(Vec::new())
     }
 
     async fn find_issued(&self, _token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {

@@ -236,6 +236,10 @@ impl World {
     }
 
     async fn call_with(&self, target: Target, token: EntraToken, change: impl FnOnce(&mut Ask)) -> Call {
+        self.granted(target, token, Job::default(), change).await
+    }
+
+    async fn granted(&self, target: Target, token: EntraToken, job: Job, change: impl FnOnce(&mut Ask)) -> Call {
         let rules: Vec<RuleDocument> =
             serde_json::from_value(json!([{"name": "all", "targets": [target.name.as_str()], "when": "true"}]))
                 .unwrap();
@@ -252,8 +256,12 @@ impl World {
         let subject_token = SubjectToken::new(Secret::new(token.sign())).unwrap();
         let identity = self.verifier.verify(&subject_token).await.unwrap();
         let policy = Policy::compile(&rules, vec![target]).unwrap();
-        let grant = policy.decide(Inquiry::once(&identity, &Arc::new(Job::default()), self.clock.now()), &ask).unwrap();
+        let grant = policy.decide(Inquiry::once(&identity, &Arc::new(job), self.clock.now()), &ask).unwrap();
         Call { grant: Arc::new(grant), subject_token: Some(subject_token), exchange_id: Uuid::now_v7() }
+    }
+
+    async fn call_for_job(&self, target: Target, job: Job) -> Call {
+        self.granted(target, self.token(), job, |_ask| {}).await
     }
 
     async fn issue(&self, call: &Call) -> Result<Credential, IssueError> {

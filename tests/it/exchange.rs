@@ -65,6 +65,60 @@ async fn c08_a_second_call_is_answered_from_the_cache_and_leaves_its_record_only
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn c25_the_record_of_a_cached_hand_out_names_the_exchange_that_the_clouds_saw_and_their_ids() {
+    with_broker(async |broker| {
+        let first = broker.exchange(broker.request(&["vertex", "azure-ml"])).await.expect("credentials");
+        broker.exchange(broker.request(&["vertex", "azure-ml"])).await.expect("credentials");
+        let records = broker.audit_records();
+        let [google, azure, google_again, azure_again] = records.as_slice() else {
+            panic!("{} records", records.len())
+        };
+        for minted in [google, azure] {
+            assert!(!minted.attributes.contains_key("upstream_exchange_id"));
+        }
+        for cached in [google_again, azure_again] {
+            assert_eq!(cached.attributes["upstream_exchange_id"], first.exchange_id);
+        }
+        assert!(google.attributes["google_principal"].ends_with(&format!("/subject/entra:{TENANT}:{RUNNER}")));
+        assert_eq!(azure.attributes["entra_correlation_id"], first.exchange_id);
+        for id in ["entra_correlation_id", "entra_request_id", "azure_uti", "azure_oid"] {
+            assert!(!azure.attributes[id].is_empty());
+            assert_eq!(azure.attributes[id], azure_again.attributes[id]);
+        }
+        let user_agent = format!("carnet/{} (exchange={})", env!("CARGO_PKG_VERSION"), first.exchange_id);
+        let reason = format!("carnet exchange={} job=run-1 rule=training", first.exchange_id);
+        for endpoint in ["/v1/token", ":generateAccessToken"] {
+            let [call] = &broker.google.calls().to(endpoint)[..] else { panic!("one call of {endpoint}") };
+            assert_eq!(call.header("user-agent"), Some(user_agent.as_str()));
+            assert_eq!(call.header("x-goog-request-reason"), Some(reason.as_str()));
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c25_a_remembered_refusal_names_the_exchange_that_the_cloud_refused_and_its_ids() {
+    with_broker(async |broker| {
+        broker.entra.distrust(ML, &broker.http, "carnet:azure-ml");
+        for _ in 0..2 {
+            let refused = broker.exchange(broker.request(&["azure-ml"])).await;
+            assert!(refused.is_err_and(|status| reason(&status) == "CLOUD_REFUSED"));
+        }
+        let records = broker.audit_records();
+        let [refused, remembered] = records.as_slice() else { panic!("{} records", records.len()) };
+        assert_eq!(broker.entra.calls().count("/oauth2/v2.0/token"), 1);
+        assert_eq!(refused.attributes["entra_correlation_id"], refused.exchange_id);
+        assert_eq!(refused.attributes["cloud_hop"], "entra_token");
+        assert!(!refused.attributes.contains_key("upstream_exchange_id"));
+        assert_eq!(remembered.attributes["upstream_exchange_id"], refused.exchange_id);
+        for id in ["entra_correlation_id", "entra_trace_id", "entra_request_id"] {
+            assert_eq!(refused.attributes[id], remembered.attributes[id]);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn c11_c12_the_answer_states_the_clouds_expiry_what_was_asked_and_what_bounded_it() {
     with_broker(async |broker| {
         let hours = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });

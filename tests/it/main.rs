@@ -22,6 +22,7 @@ mod lease_commands;
 mod lifecycle;
 mod negative_proof;
 mod oauth;
+mod policy_commands;
 mod readme;
 mod replicas;
 mod store;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use carnet::audit::{AuditRecord, Issued, Outcome};
+use carnet::audit::{AuditRecord, Chain, Group, Issued, Outcome};
 use carnet::clock::{Clock as _, SystemClock};
 use carnet::http;
 use carnet::issuer::{Algorithm, SigningKey, StoredKey};
@@ -51,6 +51,8 @@ contract! {
     records_past_their_retention_are_dropped_and_no_others
     a_probe_leaves_nothing_behind
     groups_that_are_written_at_once_are_all_kept
+    a_group_that_arrives_twice_is_kept_once
+    the_heads_of_the_chains_that_were_written_last_are_known
     keys_come_back_whole_but_only_with_the_store_key
     a_key_is_kept_only_as_the_successor_of_the_last_one
     a_new_store_key_in_front_seals_anew_what_the_older_one_had_sealed
@@ -106,6 +108,11 @@ fn record(id: u128) -> AuditRecord {
     }
 }
 
+/// In a chain of their own.
+fn alone(records: impl IntoIterator<Item = AuditRecord>) -> Group {
+    Chain::new(Uuid::now_v7()).seal(records.into_iter().collect(), Vec::new())
+}
+
 fn issued(id: u128, token_sha256: [u8; 32], first: bool) -> AuditRecord {
     let issued = Issued {
         token_sha256,
@@ -125,9 +132,9 @@ fn at(seconds: u64) -> SystemTime {
 async fn records_survive_the_process_and_the_first_hand_out_of_a_token_is_found(place: &Place) {
     let (store, token) = (place.open().await, [7; 32]);
     let group = vec![record(1), issued(8, [6; 32], true), issued(9, token, true), issued(10, token, false)];
-    store.audit.append(group).await.expect("written");
+    store.audit.append(alone(group)).await.expect("written");
     // Another replica handed it out for the first time, too.
-    store.audit.append(vec![issued(11, token, true)]).await.expect("written");
+    store.audit.append(alone([issued(11, token, true)])).await.expect("written");
     drop(store);
     let audit = place.open().await.audit;
     let found = audit.find_issued(&token).await.expect("read").expect("a hand-out");
@@ -140,14 +147,14 @@ async fn records_past_their_retention_are_dropped_and_no_others(place: &Place) {
     let audit = place.open().await.audit;
     for seconds in 0..50 {
         let group = [seconds * 2, seconds * 2 + 1].map(|seconds| AuditRecord { time: at(seconds), ..record(1) });
-        audit.append(group.into()).await.expect("written");
+        audit.append(alone(group)).await.expect("written");
     }
     let young = AuditRecord { time: at(99), ..issued(2, [1; 32], true) };
     // The clock was wrong for a moment, or is another replica's.
     let old = AuditRecord { time: at(3), ..issued(3, [2; 32], true) };
     let newest = AuditRecord { time: at(99), ..issued(4, [3; 32], true) };
     for record in [young, old, newest] {
-        audit.append(vec![record]).await.expect("written");
+        audit.append(alone([record])).await.expect("written");
     }
     let minute = Duration::from_secs(60);
     assert_eq!(audit.prune(at(100), minute).await.expect("pruned"), 39);
@@ -161,11 +168,11 @@ async fn records_past_their_retention_are_dropped_and_no_others(place: &Place) {
 
 async fn a_probe_leaves_nothing_behind(place: &Place) {
     let audit = place.open().await.audit;
-    audit.append(vec![AuditRecord { time: at(1_000), ..record(1) }]).await.expect("written");
+    audit.append(alone([AuditRecord { time: at(1_000), ..record(1) }])).await.expect("written");
     audit.probe().await.expect("writable");
     // A row of the probe's would be the newest and the oldest at once, and keep everything.
     assert_eq!(audit.prune(at(1_000), Duration::from_secs(1)).await.expect("pruned"), 0);
-    audit.append(vec![AuditRecord { time: at(2_000), ..record(2) }]).await.expect("written");
+    audit.append(alone([AuditRecord { time: at(2_000), ..record(2) }])).await.expect("written");
     audit.probe().await.expect("writable");
     assert_eq!(audit.prune(at(2_000), Duration::from_secs(500)).await.expect("pruned"), 1);
 }
@@ -175,13 +182,43 @@ async fn groups_that_are_written_at_once_are_all_kept(place: &Place) {
     let token = |id: u8| [id; 32];
     let writing = (0..40u8).map(|id| {
         let audit = if id % 2 == 0 { &one } else { &other };
-        audit.append(vec![record(0), issued(id.into(), token(id), true)])
+        audit.append(alone([record(0), issued(id.into(), token(id), true)]))
     });
     assert!(futures_util::future::join_all(writing).await.iter().all(Result::is_ok));
     for id in 0..40 {
         let found = other.find_issued(&token(id)).await.expect("read").expect("a hand-out");
         assert_eq!(found.exchange_id, Uuid::from_u128(id.into()));
     }
+}
+
+async fn a_group_that_arrives_twice_is_kept_once(place: &Place) {
+    let (one, other) = (place.open().await.audit, place.open().await.audit);
+    let mut chain = Chain::new(Uuid::from_u128(7));
+    let first = chain.seal(vec![AuditRecord { time: at(10), ..issued(1, [1; 32], true) }], Vec::new());
+    let second = chain.seal(vec![AuditRecord { time: at(11), ..record(2) }, record(3)], Vec::new());
+    for log in [&one, &other, &one] {
+        for group in [&second, &first, &second] {
+            log.append(group.clone()).await.expect("written");
+        }
+    }
+    assert_eq!(one.heads(10).await.expect("read"), [chain.head().expect("a head")]);
+    assert!(one.find_issued(&[1; 32]).await.expect("read").is_some());
+    one.append(alone([AuditRecord { time: at(1000), ..record(4) }])).await.expect("written");
+    assert_eq!(other.prune(at(1000), Duration::from_secs(100)).await.expect("pruned"), 3);
+}
+
+async fn the_heads_of_the_chains_that_were_written_last_are_known(place: &Place) {
+    let audit = place.open().await.audit;
+    assert_eq!(audit.heads(10).await.expect("read"), []);
+    let mut chains: Vec<Chain> = [5, 9, 7].map(|id| Chain::new(Uuid::from_u128(id))).into();
+    for (seconds, written) in (0..).zip([0, 1, 0, 2, 2, 1]) {
+        let group = chains[written].seal(vec![AuditRecord { time: at(seconds), ..record(1) }; 3], Vec::new());
+        audit.append(group).await.expect("written");
+    }
+    let heads = [1, 2, 0].map(|number: usize| chains[number].head().expect("a head"));
+    assert_eq!(heads.map(|head| head.position), [6, 6, 6]);
+    assert_eq!(audit.heads(10).await.expect("read"), heads);
+    assert_eq!(audit.heads(2).await.expect("read"), heads[..2]);
 }
 
 async fn keys_come_back_whole_but_only_with_the_store_key(place: &Place) {
@@ -252,7 +289,7 @@ async fn replicas_that_start_together_on_an_empty_database_make_its_tables_once(
         let place = Place(database.url());
         let stores = futures_util::future::join_all((0..8).map(|_| place.open())).await;
         for (id, store) in (0..).zip(stores) {
-            store.audit.append(vec![record(id)]).await.expect("written");
+            store.audit.append(alone([record(id)])).await.expect("written");
         }
         let client = database.client().await;
         let versions = client.query("SELECT version FROM carnet_schema", &[]).await.expect("rows");
@@ -315,7 +352,7 @@ async fn a_store_whose_connections_are_cut_connects_anew() {
     with_database(async |database| {
         let store = Place(database.url()).open().await;
         for round in 0..3 {
-            store.audit.append(vec![record(round)]).await.expect("written");
+            store.audit.append(alone([record(round)])).await.expect("written");
             database.cut_connections().await;
             eventually("a new connection", async || store.audit.probe().await.is_ok()).await;
         }
@@ -332,10 +369,10 @@ async fn a_database_that_holds_a_statement_up_gives_an_error_and_recovers() {
         let store = Place(database.url()).open().await;
         let blocker = database.client().await;
         blocker.batch_execute("BEGIN; LOCK TABLE audit").await.expect("locked");
-        let error = store.audit.append(vec![record(1)]).await.expect_err("no answer in time");
+        let error = store.audit.append(alone([record(1)])).await.expect_err("no answer in time");
         assert_eq!(error.to_string(), "the audit log cannot be written");
         blocker.batch_execute("ROLLBACK").await.expect("unlocked");
-        store.audit.append(vec![record(2)]).await.expect("written");
+        store.audit.append(alone([record(2)])).await.expect("written");
     })
     .await;
 }
@@ -345,11 +382,11 @@ async fn of_connections_that_a_partition_has_silenced_one_costs_an_error_and_the
     with_database(async |database| {
         let (url, proxy) = database.by_proxy().await;
         let store = Place(url).open().await;
-        let several = (0..4).map(|id| store.audit.append(vec![record(id)]));
+        let several = (0..4).map(|id| store.audit.append(alone([record(id)])));
         assert!(futures_util::future::join_all(several).await.iter().all(Result::is_ok));
         proxy.partition();
-        store.audit.append(vec![record(5)]).await.expect_err("no answer in time");
-        store.audit.append(vec![record(6)]).await.expect("by a new connection");
+        store.audit.append(alone([record(5)])).await.expect_err("no answer in time");
+        store.audit.append(alone([record(6)])).await.expect("by a new connection");
         store.audit.probe().await.expect("by a new connection");
     })
     .await;
@@ -413,7 +450,7 @@ async fn over_tls_the_servers_certificate_and_name_are_verified() {
         };
         let trusting = format!("&sslrootcert={}", authority.display());
         let store = by("localhost", &trusting).open().await;
-        store.audit.append(vec![record(1)]).await.expect("written");
+        store.audit.append(alone([record(1)])).await.expect("written");
         let sql = "SELECT count(*) FROM pg_stat_ssl JOIN pg_stat_activity USING (pid)
                    WHERE ssl AND datname = current_database()";
         let encrypted: i64 = database.client().await.query_one(sql, &[]).await.expect("a row").get(0);

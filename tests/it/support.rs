@@ -239,12 +239,13 @@ impl Broker {
         (status, body)
     }
 
-    /// What the store holds, oldest first.
+    /// What the store holds, oldest first, but for what the log says of itself.
     pub fn audit_records(&self) -> Vec<AuditRecord> {
         let store = rusqlite::Connection::open(self.store_path()).expect("the store");
         let mut select = store.prepare("SELECT bytes FROM audit ORDER BY sequence").expect("a table");
         let groups = select.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
-        groups.flat_map(|group| records_of(&group.expect("a row"))).collect()
+        let records = groups.flat_map(|group| records_of(&group.expect("a row")));
+        records.filter(|record| !carnet::audit::is_own(&record.action)).collect()
     }
 
     pub fn store_path(&self) -> PathBuf {

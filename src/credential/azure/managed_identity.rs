@@ -9,9 +9,12 @@ use uuid::Uuid;
 
 use crate::answer::error_word;
 use crate::clock::Clock;
+use crate::credential::correlation::{of_azure_token, returned, unsendable};
 use crate::credential::upstream::Upstream;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError, SetUpFault};
-use crate::entra::{Identity, ManagedIdentityAnswer, ask_managed_identity, judge_managed_identity};
+use crate::entra::{
+    Identity, ManagedIdentityAnswer, X_MS_CLIENT_REQUEST_ID, ask_managed_identity, judge_managed_identity,
+};
 use crate::http::Response;
 use crate::target::{ManagedIdentityEndpoint, Scopes};
 
@@ -20,6 +23,7 @@ pub(super) struct ManagedIdentity<'a> {
     pub clock: Arc<dyn Clock>,
     pub endpoint: &'a ManagedIdentityEndpoint,
     pub client_id: Uuid,
+    pub exchange_id: Uuid,
     pub identity: CloudIdentity,
 }
 
@@ -32,7 +36,7 @@ struct Failure {
 impl ManagedIdentity<'_> {
     pub async fn token(&self, scopes: &Scopes, asked: Duration) -> Result<Credential, IssueError> {
         let resource = resource(scopes)?;
-        let client_id = self.client_id.to_string();
+        let (client_id, exchange_id) = (self.client_id.to_string(), self.exchange_id.to_string());
         let request = || {
             let identity = match self.endpoint {
                 ManagedIdentityEndpoint::Imds(endpoint) => Identity::Imds(endpoint),
@@ -40,9 +44,10 @@ impl ManagedIdentity<'_> {
                     Identity::AppService { endpoint, header: &header.0 }
                 }
             };
-            let unsendable =
+            let illegal =
                 |_cause| IssueError::refused(Hop::Broker, "header", "IDENTITY_HEADER is no legal header value");
-            ask_managed_identity(identity, &resource, Some(&client_id)).map_err(unsendable)
+            let request = ask_managed_identity(identity, &resource, Some(&client_id)).map_err(illegal)?;
+            request.header(X_MS_CLIENT_REQUEST_ID, &exchange_id).map_err(unsendable)
         };
         let response = self.upstream.call(request, judge_managed_identity).await?;
         if !response.status.is_success() {
@@ -57,7 +62,11 @@ impl ManagedIdentity<'_> {
         };
         let success: ManagedIdentityAnswer = serde_json::from_slice(&response.body).map_err(|_form| malformed())?;
         let expires_at = success.expires_at().ok_or_else(malformed)?;
-        Ok(Credential::new(success.access_token, self.clock.now(), expires_at, asked, self.identity.clone()))
+        let ids = of_azure_token(&success.access_token);
+        let mut credential =
+            Credential::new(success.access_token, self.clock.now(), expires_at, asked, self.identity.clone());
+        credential.upstream = ids;
+        Ok(credential)
     }
 }
 
@@ -80,5 +89,5 @@ fn refusal(response: &Response) -> IssueError {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => SetUpFault::ManagedIdentityHeader,
         _ => SetUpFault::ManagedIdentity,
     };
-    IssueError::not_set_up(Hop::ManagedIdentity, code, fault)
+    IssueError::not_set_up(Hop::ManagedIdentity, code, fault).traced(returned(Hop::ManagedIdentity, response))
 }

@@ -7,9 +7,10 @@ use serde_json::Value;
 use uuid::Uuid;
 
 use crate::clock::Clock;
+use crate::credential::correlation::{of_azure_token, returned, unsendable};
 use crate::credential::upstream::Upstream;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
-use crate::entra::{ASSERTION_TYPE, CLIENT_REQUEST_ID, Class, Failure, judge};
+use crate::entra::{ASSERTION_TYPE, CLIENT_REQUEST_ID, Class, Failure, RETURN_CLIENT_REQUEST_ID, judge};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
 
@@ -49,21 +50,23 @@ impl TokenEndpoint {
                     ("requested_token_use", "on_behalf_of"),
                 ]),
             }
-            let unsendable = |_cause| IssueError::refused(Hop::Broker, "header", "a header that cannot be sent");
-            Request::post_form(&self.url, &form).header(CLIENT_REQUEST_ID, &exchange_id).map_err(unsendable)
+            Request::post_form(&self.url, &form)
+                .header(CLIENT_REQUEST_ID, &exchange_id)
+                .and_then(|request| request.header(RETURN_CLIENT_REQUEST_ID, "true"))
+                .map_err(unsendable)
         };
         let sent_at = self.clock.now();
         let response = self.upstream.call(request, judge).await?;
         if !response.status.is_success() {
             return Err(refusal(&response));
         }
-        let success = Hop::EntraToken.token_answer(&response)?;
+        let mut ids = returned(Hop::EntraToken, &response);
+        let success = Hop::EntraToken.token_answer(&response).map_err(|error| error.traced(ids.clone()))?;
+        ids.extend(of_azure_token(&success.access_token));
         let expires_at = sent_at + success.life();
         let mut credential =
             Credential::new(success.access_token, sent_at, expires_at, redemption.asked, self.identity.clone());
-        let header = |name: &str| response.headers.get(name).and_then(|value| value.to_str().ok()).and_then(identifier);
-        credential.upstream.extend(header("x-ms-request-id").map(|id| ("entra_request_id", id)));
-        credential.upstream.extend(header("client-request-id").map(|id| ("entra_correlation_id", id)));
+        credential.upstream = ids;
         Ok(credential)
     }
 }
@@ -71,25 +74,18 @@ impl TokenEndpoint {
 fn refusal(response: &Response) -> IssueError {
     let failure = Failure::read(response);
     let code = failure.code(response);
-    let hop = Hop::EntraToken;
+    let (hop, upstream) = (Hop::EntraToken, returned(Hop::EntraToken, response));
     match failure.class() {
-        Some((Class::FreshSubjectToken, _meaning)) => IssueError::SubjectToken { hop, code },
+        Some((Class::FreshSubjectToken, _meaning)) => IssueError::SubjectToken { hop, code, upstream },
         Some((Class::Challenge, _meaning)) => {
-            IssueError::InsufficientClaims { code, claims: failure.claims.filter(|claims| is_claims_request(claims)) }
+            let claims = failure.claims.filter(|claims| is_claims_request(claims));
+            IssueError::InsufficientClaims { code, claims, upstream }
         }
         found => {
             let meaning = found.map_or("see Entra's documentation of the code", |(_class, meaning)| meaning);
-            let ids = [("entra_correlation_id", failure.correlation_id), ("entra_trace_id", failure.trace_id)];
-            let upstream = ids.into_iter().filter_map(|(name, id)| Some((name, identifier(&id)?))).collect();
             IssueError::Refused { hop, code, meaning, fault: None, upstream }
         }
     }
-}
-
-fn identifier(id: &str) -> Option<String> {
-    let plain =
-        (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-._".contains(&byte));
-    plain.then(|| id.to_owned())
 }
 
 /// Relayed to the caller, so it must be what it claims to be: a short JSON object.

@@ -50,8 +50,8 @@ impl FakeCloud {
 }
 
 fn outage() -> IssueError {
-    let (hop, cause) = (Hop::GoogleSts, "down".to_owned());
-    IssueError::Unavailable { hop, cause, fault: None, retry_after: Duration::from_secs(1) }
+    let (hop, cause, upstream) = (Hop::GoogleSts, "down".to_owned(), Vec::new());
+    IssueError::Unavailable { hop, cause, fault: None, retry_after: Duration::from_secs(1), upstream }
 }
 
 fn refusal() -> IssueError {
@@ -163,7 +163,11 @@ async fn failures_are_remembered_for_seconds_only() {
 #[tokio::test(start_paused = true)]
 async fn a_callers_own_fault_is_not_remembered() {
     let (cloud, cache) = FakeCloud::new();
-    cloud.fails(Some(IssueError::SubjectToken { hop: Hop::GoogleSts, code: "invalid_grant".to_owned() }));
+    cloud.fails(Some(IssueError::SubjectToken {
+        hop: Hop::GoogleSts,
+        code: "invalid_grant".to_owned(),
+        upstream: Vec::new(),
+    }));
     assert!(token(&cache, &cloud, MINUTE).await.is_err());
     cloud.fails(None);
     assert!(token(&cache, &cloud, MINUTE).await.is_ok());

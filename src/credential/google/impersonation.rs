@@ -7,11 +7,11 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use uuid::Uuid;
 
-use super::{API_IS_OFF, Status, bearing, traced};
+use super::{API_IS_OFF, Status, bearing};
 use crate::answer::{self, by_status};
 use crate::clock::{Clock, from_unix_seconds};
+use crate::credential::correlation::{GOOGLE_PRINCIPAL, Ids, Mark, returned};
 use crate::credential::upstream::Upstream;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError, SetUpFault};
 use crate::http::{Endpoint, Request, Response};
@@ -26,9 +26,9 @@ pub(super) struct Impersonation {
     pub account: ServiceAccount,
     pub principal: String,
     pub bearer: Secret,
-    pub exchange_id: Uuid,
-    /// What the exchange before this call returned for the record.
-    pub federated: Vec<(&'static str, String)>,
+    pub mark: Mark,
+    /// What the exchange before this call left for the record.
+    pub federated: Ids,
 }
 
 pub(super) enum AccessError {
@@ -67,7 +67,7 @@ impl Impersonation {
             if failure.status == "INVALID_ARGUMENT" && failure.message.contains("lifetime cannot exceed") {
                 return Err(AccessError::TooLong);
             }
-            return Err(AccessError::Other(refusal(&failure, &response)));
+            return Err(AccessError::Other(self.refusal(&failure, &response)));
         }
         let token: AccessToken =
             serde_json::from_slice(&response.body).map_err(|_form| AccessError::Other(malformed()))?;
@@ -82,7 +82,7 @@ impl Impersonation {
         let audience = audience.map(IdTokenAudience::as_str).unwrap_or_default();
         let response = self.call("generateIdToken", &json!({"audience": audience, "includeEmail": true})).await?;
         if !response.status.is_success() {
-            return Err(refusal(&Status::read(&response), &response));
+            return Err(self.refusal(&Status::read(&response), &response));
         }
         let token: IdToken = serde_json::from_slice(&response.body).map_err(|_form| malformed())?;
         let expires_at = expiry(token.token.expose()).ok_or_else(malformed)?;
@@ -92,8 +92,17 @@ impl Impersonation {
     async fn call(&self, method: &str, body: &Value) -> Result<Response, IssueError> {
         // The project is always the wildcard (Google: IAM Credentials reference).
         let url = self.endpoint.join(&format!("v1/projects/-/serviceAccounts/{}:{method}", self.account));
-        let request = || bearing(traced(Request::post_json(&url, body), self.exchange_id)?, &self.bearer);
-        self.upstream.call(request, by_status).await
+        let request = || bearing(self.mark.on(Request::post_json(&url, body))?, &self.bearer);
+        let answered = self.upstream.call(request, by_status).await;
+        answered.map_err(|error| self.traced(error))
+    }
+
+    fn refusal(&self, failure: &Status, response: &Response) -> IssueError {
+        self.traced(refusal(failure, response).traced(returned(Hop::GoogleIam, response)))
+    }
+
+    fn traced(&self, error: IssueError) -> IssueError {
+        error.traced(self.federated.iter().cloned()).traced([(GOOGLE_PRINCIPAL, self.principal.clone())])
     }
 
     fn credential(&self, token: Secret, expires_at: SystemTime, asked: Duration) -> Credential {

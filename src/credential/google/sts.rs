@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Deserialize;
-use uuid::Uuid;
 
-use super::{API_IS_OFF, Status, traced};
+use super::{API_IS_OFF, Status};
 use crate::answer::{Verdict, by_status, error_word};
 use crate::clock::Clock;
+use crate::credential::correlation::{GOOGLE_PRINCIPAL, Mark, STS_EXCHANGE_ID, returned};
 use crate::credential::upstream::Upstream;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError, SetUpFault};
 use crate::http::{Request, Response};
@@ -27,7 +27,7 @@ pub(super) struct Exchange {
     /// The life that is hoped for: Google decides.
     pub asked: Duration,
     pub principal: String,
-    pub exchange_id: Uuid,
+    pub mark: Mark,
 }
 
 #[derive(Deserialize, Default)]
@@ -51,6 +51,13 @@ impl Failure {
 
 impl Exchange {
     pub async fn run(self) -> Result<Credential, IssueError> {
+        let (exchange_id, principal) = (self.mark.exchange_id, self.principal.clone());
+        let exchanged = self.send().await.map(|credential| credential.minted_by(exchange_id));
+        exchanged
+            .map_err(|error| error.traced([(STS_EXCHANGE_ID, exchange_id.to_string()), (GOOGLE_PRINCIPAL, principal)]))
+    }
+
+    async fn send(self) -> Result<Credential, IssueError> {
         let request = || {
             let form = Request::post_form(
                 &self.url,
@@ -63,7 +70,7 @@ impl Exchange {
                     ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
                 ],
             );
-            traced(form, self.exchange_id)
+            self.mark.on(form)
         };
         let sent_at = self.clock.now();
         let response = self.upstream.call(request, judge).await?;
@@ -81,16 +88,18 @@ impl Exchange {
         let failure = Failure::read(response);
         let stale = failure.error_description.contains("stale to sign-in");
         if stale && self.presents == GoogleSubjectToken::Entra {
-            return IssueError::SubjectToken { hop: Hop::GoogleSts, code: "invalid_grant".to_owned() };
+            let (code, upstream) = ("invalid_grant".to_owned(), returned(Hop::GoogleSts, response));
+            return IssueError::SubjectToken { hop: Hop::GoogleSts, code, upstream };
         }
         let code = error_word(&failure.error, response);
         let known = FAULTS
             .iter()
             .find(|(error, text, _fault)| failure.error == *error && failure.error_description.contains(text));
-        match known {
+        let refused = match known {
             Some((_error, _text, fault)) => IssueError::not_set_up(Hop::GoogleSts, code, *fault),
             None => IssueError::refused(Hop::GoogleSts, code, "see the provider's settings"),
-        }
+        };
+        refused.traced(returned(Hop::GoogleSts, response))
     }
 }
 

@@ -22,7 +22,8 @@ impl CredentialProvider for FakeCloud {
         let number = self.minted.fetch_add(1, Ordering::Relaxed) + 1;
         sleep(Duration::from_millis(300)).await;
         if self.failing.load(Ordering::Relaxed) {
-            return Err(IssueError::SubjectToken { hop: Hop::GoogleSts, code: "invalid_grant".to_owned() });
+            let (code, upstream) = ("invalid_grant".to_owned(), Vec::new());
+            return Err(IssueError::SubjectToken { hop: Hop::GoogleSts, code, upstream });
         }
         let now = self.clock.now();
         let identity = CloudIdentity::Azure { tenant: Uuid::nil(), client_id: OTHER };
@@ -103,6 +104,7 @@ async fn a_credential_arrives_as_it_was_issued() {
     assert_eq!((here.token_sha256, here.issued_at), (there.token_sha256, there.issued_at));
     assert_eq!((here.expires_at, here.given), (there.expires_at, there.given));
     assert_eq!((&here.identity, &here.upstream), (&there.identity, &there.upstream));
+    assert!(here.minted_by == there.minted_by && !here.minted_by.is_nil(), "{}", here.minted_by);
     cluster.store.change(|sealed| {
         assert!(!sealed.windows(7).any(|window| window == b"token-1"), "the token lies there in clear");
     });

@@ -75,9 +75,9 @@ impl Refusal {
     }
 
     pub(super) fn into_response(self, directory: &Directory, headers: &HeaderMap) -> Response {
-        let correlation = correlation_id(headers);
-        let (status, body) = self.into_parts(directory, &correlation);
-        answer(status, &body, &correlation)
+        let correlation = Correlation::of(headers);
+        let (status, body) = self.into_parts(directory, &correlation.id);
+        answer(status, &body, correlation)
     }
 
     fn into_parts(self, directory: &Directory, correlation: &str) -> (StatusCode, Value) {
@@ -128,13 +128,14 @@ pub(super) fn throttled(directory: &Directory, how: Throttle, retry_after: Durat
 }
 
 /// An answer of the token endpoint with the headers that Entra puts on every one.
-pub(super) fn answer(status: StatusCode, body: &Value, correlation: &str) -> Response {
+pub(super) fn answer(status: StatusCode, body: &Value, correlation: Correlation) -> Response {
     let mut answer = Response::new(Body::from(body.to_string()));
     *answer.status_mut() = status;
     let headers = answer.headers_mut();
     headers.insert("content-type", HeaderValue::from_static(JSON));
     headers.insert("cache-control", HeaderValue::from_static("no-store, no-cache"));
-    for (name, id) in [("x-ms-request-id", random_guid()), ("client-request-id", correlation.to_owned())] {
+    let returned = correlation.is_returned.then_some(("client-request-id", correlation.id));
+    for (name, id) in [("x-ms-request-id", random_guid())].into_iter().chain(returned) {
         if let Ok(id) = HeaderValue::try_from(id) {
             headers.insert(name, id);
         }
@@ -142,13 +143,24 @@ pub(super) fn answer(status: StatusCode, body: &Value, correlation: &str) -> Res
     answer
 }
 
-/// The caller's `client-request-id` (or `x-ms-client-request-id`) when it is a GUID, else a new one.
-pub(super) fn correlation_id(headers: &HeaderMap) -> String {
-    let named = |name| headers.get(name)?.to_str().ok();
-    named("client-request-id")
-        .or_else(|| named("x-ms-client-request-id"))
-        .and_then(|id| uuid::Uuid::parse_str(id).ok())
-        .map_or_else(random_guid, |id| id.to_string())
+/// What joins a request to the sign-in log.
+pub(super) struct Correlation {
+    id: String,
+    /// The caller sent `return-client-request-id: true`.
+    is_returned: bool,
+}
+
+impl Correlation {
+    /// The caller's `client-request-id` (or `x-ms-client-request-id`) when it is a GUID, else a new one.
+    pub(super) fn of(headers: &HeaderMap) -> Self {
+        let named = |name| headers.get(name)?.to_str().ok();
+        let id = named("client-request-id")
+            .or_else(|| named("x-ms-client-request-id"))
+            .and_then(|id| uuid::Uuid::parse_str(id).ok())
+            .map_or_else(random_guid, |id| id.to_string());
+        let is_returned = named("return-client-request-id").is_some_and(|value| value.eq_ignore_ascii_case("true"));
+        Self { id, is_returned }
+    }
 }
 
 /// Status and OAuth error of a code, as seen in threads where any were found.

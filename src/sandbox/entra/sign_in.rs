@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::directory::Directory;
 use super::people::{DEVICE_CODE_LIFE, NotYet, Person, REFRESH_TOKEN_LIFE, Session};
-use super::refusal::{Refusal, answer, correlation_id};
+use super::refusal::{Correlation, Refusal, answer};
 use super::registry::{Identity, IdentityKind};
 use super::token::EntraToken;
 use super::token_endpoint::{Form, GrantType, Requested, authenticate, identity, respond};
@@ -23,7 +23,7 @@ pub(super) async fn devicecode(
     body: Bytes,
 ) -> Response {
     match begin(&directory, &tenant, &headers, &body) {
-        Ok(body) => answer(StatusCode::OK, &body, &correlation_id(&headers)),
+        Ok(body) => answer(StatusCode::OK, &body, Correlation::of(&headers)),
         Err(refusal) => refusal.into_response(&directory, &headers),
     }
 }

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 use super::assertion;
 use super::directory::{Directory, Published};
-use super::refusal::{Refusal, answer, correlation_id};
+use super::refusal::{Correlation, Refusal, answer};
 use super::registry::{Identity, IdentityKind, Resource, TokenVersion};
 use super::sign_in;
 use super::token::{EntraToken, MANAGED_IDENTITY_LIFE};
@@ -29,7 +29,7 @@ pub(super) async fn token(
     body: Bytes,
 ) -> Response {
     match grant(&directory, &tenant, &headers, &body).await {
-        Ok(body) => answer(StatusCode::OK, &body, &correlation_id(&headers)),
+        Ok(body) => answer(StatusCode::OK, &body, Correlation::of(&headers)),
         Err(refusal) => refusal.into_response(&directory, &headers),
     }
 }

@@ -30,9 +30,47 @@ async fn c25_the_exchange_is_the_correlation_id_of_entras_log() {
     let call = world.call(world.federated()).await;
     let credential = world.issue(&call).await.unwrap();
     let id = call.exchange_id.to_string();
-    assert_eq!(world.entra.calls().to(ENTRA)[0].header("client-request-id"), Some(id.as_str()));
+    let request = &world.entra.calls().to(ENTRA)[0];
+    assert_eq!(request.header("client-request-id"), Some(id.as_str()));
+    assert_eq!(request.header("return-client-request-id"), Some("true"));
     assert!(credential.upstream.contains(&("entra_correlation_id", id)));
     assert!(credential.upstream.iter().any(|(name, _id)| *name == "entra_request_id"));
+    let token = claims(credential.token.expose());
+    for (name, claim) in [("azure_uti", "uti"), ("azure_oid", "oid")] {
+        assert!(credential.upstream.contains(&(name, token[claim].as_str().unwrap().to_owned())), "{name}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c25_a_refusal_of_entra_keeps_its_ids_whatever_helps_against_it() {
+    let world = World::new().await;
+    let trace = ("entra_trace_id", "0d7ff3a5-6d3b-4b4c-9a9e-1f2d3c4b5a69".to_owned());
+    let correlation = ("entra_correlation_id", "5b1c3a5e-9f0d-4f8b-8a1e-2d3c4b5a6978".to_owned());
+    let call = world.call(world.federated()).await;
+    for code in [700_016, 50013, 50076, 90055, 90033] {
+        world.entra.faults().always(ENTRA, entra_error(StatusCode::BAD_REQUEST, code));
+        let failure = world.failure(&call, ENTRA).await;
+        assert_eq!(failure.error.upstream(), [correlation.clone(), trace.clone()], "{code}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c25_the_machines_endpoints_are_told_the_exchange_and_the_new_token_is_named() {
+    let world = World::new().await;
+    for (source, endpoint) in
+        [(imds(&world), IMDS), (app_service(&world, world.machine.identity_header()), "/msi/token")]
+    {
+        let call = world.call(world.azure(source)).await;
+        let credential = world.issue(&call).await.unwrap();
+        let asked = world.machine.calls().to(endpoint).pop().unwrap();
+        assert_eq!(asked.header("x-ms-client-request-id"), Some(call.exchange_id.to_string().as_str()));
+        let token = claims(credential.token.expose());
+        let ids = [("azure_uti", &token["uti"]), ("azure_oid", &token["oid"])];
+        assert_eq!(credential.upstream, ids.map(|(name, id)| (name, id.as_str().unwrap().to_owned())));
+    }
+    let stranger = world.call(world.azure(app_service(&world, "another"))).await;
+    let failure = world.failure(&stranger, "").await;
+    assert!(matches!(failure.error.upstream(), [("managed_identity_correlation_id", _id)]), "{:?}", failure.error);
 }
 
 #[tokio::test(start_paused = true)]

@@ -84,13 +84,45 @@ async fn c25_both_of_googles_logs_show_the_exchange() {
     let credential = world.issue(&call).await.unwrap();
     let id = call.exchange_id.to_string();
     let seen = world.google.check(credential.token.expose()).unwrap();
-    assert_eq!(seen.request_reason, Some(format!("carnet exchange {id}")));
+    assert_eq!(seen.request_reason, Some(format!("carnet exchange={id} rule=all")));
     for endpoint in [STS, ACCESS] {
         let [request] = &world.google.calls().to(endpoint)[..] else { panic!("one call of {endpoint}") };
         assert!(request.header("x-goog-request-reason").unwrap().contains(&id), "{endpoint}");
         let user_agent = request.header("user-agent").unwrap();
         assert!(user_agent.starts_with("carnet/") && user_agent.contains(&id), "{user_agent}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn c25_a_job_is_named_in_the_reason_by_plain_characters_only() {
+    let world = World::new().await;
+    let id = "run 7/8\"é someone@example.com\u{200b}".to_owned();
+    let job = Job { id: Some(id), ..Job::default() };
+    let call = world.call_for_job(world.google(), job).await;
+    let credential = world.issue(&call).await.unwrap();
+    let seen = world.google.check(credential.token.expose()).unwrap();
+    let expected = format!("carnet exchange={} job=run_7/8___someone_example.com_ rule=all", call.exchange_id);
+    assert_eq!(seen.request_reason, Some(expected));
+}
+
+#[tokio::test(start_paused = true)]
+async fn c25_a_cached_federated_token_names_the_exchange_that_google_saw_for_it() {
+    let world = World::new().await;
+    let first = world.call(world.google()).await;
+    let second = world.call_with(world.google(), world.token(), |ask| ask.lifetime = Some(HOUR / 2)).await;
+    let first_credential = world.issue(&first).await.unwrap();
+    assert!(first_credential.upstream.is_empty());
+    let credential = world.issue(&second).await.unwrap();
+    assert_eq!(world.count(STS), 1);
+    assert_eq!(credential.upstream, [("sts_exchange_id", first.exchange_id.to_string())]);
+    world.google.unbind(ACCOUNT, &format!("principalSet:{POOL}/*"));
+    let refused = world.issue(&second).await.unwrap_err();
+    let ids = [
+        ("google_error_reason", "IAM_PERMISSION_DENIED".to_owned()),
+        ("sts_exchange_id", first.exchange_id.to_string()),
+        ("google_principal", principal(&format!("entra:{TENANT}:{OBJECT}"))),
+    ];
+    assert_eq!(refused.upstream(), ids);
 }
 
 #[tokio::test(start_paused = true)]

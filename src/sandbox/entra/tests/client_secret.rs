@@ -76,7 +76,8 @@ async fn an_error_has_entras_shape_and_the_callers_id() {
     let id = "0195f0a0-0000-7000-8000-000000000001";
     let mut form = secret_form();
     form[2].1 = "wrong".to_owned();
-    let request = world.http.post(url).header("client-request-id", id).form(&form);
+    let request =
+        world.http.post(url).header("client-request-id", id).header("return-client-request-id", "true").form(&form);
     let answer = request.send().await.unwrap();
     assert_eq!(answer.status(), StatusCode::UNAUTHORIZED);
     assert_eq!(answer.headers()["client-request-id"], id);

@@ -5,48 +5,19 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use prost::Message as _;
-use prost::encoding::{WireType, encode_varint};
+use prost::encoding::{WireType, decode_varint, encode_varint};
 use prost_types::Timestamp;
 use uuid::Uuid;
 
-use crate::audit::{AuditRecord, HandOut, Issued};
+use super::{AuditRecord, HandOut, Issued};
 use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::proto;
 use crate::reason::Reason;
 use crate::target::Job;
 
-/// The records that are committed together, as one row.
-pub(super) struct Group {
-    pub records: i64,
-    pub newest_ms: i64,
-    /// Each record with its length before it.
-    pub bytes: Vec<u8>,
-    /// Tokens that leave for the first time, each once.
-    pub tokens: Vec<[u8; 32]>,
-}
-
-impl Group {
-    pub fn encode(records: &[AuditRecord]) -> Self {
-        let mut group = Self {
-            records: i64::try_from(records.len()).unwrap_or(i64::MAX),
-            newest_ms: records.iter().map(|record| milliseconds(record.time)).max().unwrap_or_default(),
-            bytes: Vec::with_capacity(records.len() * RECORD_BYTES),
-            tokens: Vec::new(),
-        };
-        for record in records {
-            let first = record.issued.as_ref().filter(|issued| issued.first);
-            group.tokens.extend(first.map(|issued| issued.token_sha256));
-            encode(record, &mut group.bytes);
-        }
-        group.tokens.sort_unstable();
-        group.tokens.dedup();
-        group
-    }
-}
-
 /// Appends `record` to a group, its length before it. Field by field, because the contract's own message
 /// would want a text of its own for each.
-fn encode(record: &AuditRecord, group: &mut Vec<u8>) {
+pub(super) fn encode(record: &AuditRecord, group: &mut Vec<u8>) {
     Writer(group).record(record);
 }
 
@@ -179,18 +150,27 @@ fn length(bytes: usize) -> u64 {
     u64::try_from(bytes).unwrap_or(u64::MAX)
 }
 
-/// The records of a group, as far as they can be read.
-fn decode(mut group: &[u8]) -> impl Iterator<Item = proto::AuditRecord> {
+/// The records of a group as they lie in it, each with its length before it. Ends where there is no whole record any more.
+pub(super) fn frames(mut group: &[u8]) -> impl Iterator<Item = &[u8]> {
     std::iter::from_fn(move || {
-        let more = !group.is_empty();
-        more.then(|| proto::AuditRecord::decode_length_delimited(&mut group).ok()).flatten()
+        let mut rest = group;
+        let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+        let frame = group.len().checked_sub(rest.len().checked_sub(length)?)?;
+        let (record, others) = group.split_at_checked(frame)?;
+        group = others;
+        Some(record)
     })
 }
 
+/// The record in `frame`; `None` for bytes that are none.
+pub(super) fn decode(frame: &[u8]) -> Option<proto::AuditRecord> {
+    proto::AuditRecord::decode_length_delimited(frame).ok()
+}
+
 /// The hand-out of the token with this digest, where the group has it.
-pub(super) fn find_hand_out(group: &[u8], token_sha256: [u8; 32]) -> Option<HandOut> {
+pub fn find_hand_out(group: &[u8], token_sha256: [u8; 32]) -> Option<HandOut> {
     let digest = BASE64_URL_SAFE_NO_PAD.encode(token_sha256);
-    let record = decode(group).find(|record| record.token_sha256 == digest)?;
+    let record = frames(group).filter_map(decode).find(|record| record.token_sha256 == digest)?;
     let attribute = |name: &str| record.attributes.get(name).cloned();
     Some(HandOut {
         exchange_id: record.exchange_id.parse::<Uuid>().ok()?,
@@ -216,14 +196,6 @@ const ACTS_AS: &str = "acts_as";
 const ISSUED_AT: &str = "issued_at";
 const EXPIRES_AT: &str = "expires_at";
 
-/// Milliseconds since 1970, for the column that retention compares.
-pub(super) fn milliseconds(time: SystemTime) -> i64 {
-    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-    i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
-}
-
-/// An ordinary record, so that a group's buffer does not grow record by record.
-const RECORD_BYTES: usize = 700;
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -266,7 +238,7 @@ mod tests {
         let mut group = Vec::new();
         encode(&AuditRecord::for_test(1), &mut group);
         encode(&record, &mut group);
-        let records: Vec<_> = decode(&group).collect();
+        let records: Vec<_> = frames(&group).filter_map(decode).collect();
         let [refused, read] = records.as_slice() else { panic!("{} records", records.len()) };
         assert_eq!((refused.outcome.as_str(), refused.reason.as_str(), refused.lifetime), ("denied", "DENIED", None));
         let attributes = [
@@ -304,5 +276,19 @@ mod tests {
             chain_hash: String::new(),
         };
         assert!(*read == expected, "a field is lost or changed");
+    }
+
+    #[test]
+    fn a_group_that_was_cut_or_is_no_group_has_the_records_before_the_break() {
+        let mut group = Vec::new();
+        encode(&AuditRecord::for_test(1), &mut group);
+        let first = group.len();
+        encode(&AuditRecord::for_test(2), &mut group);
+        assert_eq!(frames(&group).map(<[u8]>::len).collect::<Vec<_>>(), [first, group.len() - first]);
+        for cut in first..group.len() {
+            assert_eq!(frames(&group[..cut]).count(), 1);
+        }
+        assert_eq!(frames(&[0xff; 20]).count(), 0);
+        assert_eq!(frames(&[]).count(), 0);
     }
 }

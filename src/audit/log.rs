@@ -1,0 +1,111 @@
+//! Where records go: the port that a store fulfils.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use uuid::Uuid;
+
+use super::{AuditError, Group, Head, Issued};
+
+/// Where records go. Declared by the stage, fulfilled by a store.
+#[async_trait::async_trait]
+pub trait AuditLog: fmt::Debug + Send + Sync {
+    /// Keeps all of `group` or none of it; returns once it would survive a power failure. A group that is there already,
+    /// by its chain and position, stays as it is.
+    async fn append(&self, group: Group) -> Result<(), AuditError>;
+
+    /// The last records of the chains that are in the log: of those that were written last, at most `most`.
+    async fn heads(&self, most: u32) -> Result<Vec<Head>, AuditError>;
+
+    /// The record under which the token with this digest was first handed out.
+    async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError>;
+
+    /// Drops records that are older than `retention`, counted from `now` or from the newest record, whichever is
+    /// earlier: a clock that has jumped ahead must not empty the log. Returns how many.
+    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError>;
+
+    /// Whether it can be written, by writing.
+    async fn probe(&self) -> Result<(), AuditError>;
+}
+
+/// What the log knows of a token that was handed out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandOut {
+    pub exchange_id: Uuid,
+    /// To whom it was handed first.
+    pub subject: String,
+    pub target: String,
+    pub issued: Issued,
+}
+
+/// An audit log in memory that can be told to fail or to be slow.
+#[cfg(any(test, feature = "testing"))]
+#[derive(Debug, Default)]
+pub struct FakeAuditLog {
+    groups: std::sync::Mutex<Vec<Group>>,
+    failing: std::sync::atomic::AtomicBool,
+}
+
+#[cfg(any(test, feature = "testing"))]
+impl FakeAuditLog {
+    pub fn fails(&self, failing: bool) {
+        self.failing.store(failing, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    pub fn groups(&self) -> Vec<Group> {
+        self.groups.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    /// Without those of the log about itself.
+    pub fn records(&self) -> Vec<super::AuditRecord> {
+        let records = self.groups().into_iter().flat_map(|group| group.sealed);
+        records.filter(|record| !super::is_own(record.action)).collect()
+    }
+}
+
+#[cfg(any(test, feature = "testing"))]
+#[async_trait::async_trait]
+impl AuditLog for FakeAuditLog {
+    async fn append(&self, group: Group) -> Result<(), AuditError> {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        if self.failing.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(AuditError::Write(std::sync::Arc::new(std::io::Error::other("disk full"))));
+        }
+        self.groups.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(group);
+        Ok(())
+    }
+
+    async fn heads(&self, _most: u32) -> Result<Vec<Head>, AuditError> {
+        if self.failing.load(std::sync::atomic::Ordering::Relaxed) {
+            return Err(AuditError::Read(std::sync::Arc::new(std::io::Error::other("disk failing"))));
+        }
+        let mut heads: Vec<Head> = Vec::new();
+        for group in self.groups() {
+            let hash = group.hashes.last_chunk().copied();
+            if let (Some(chain), Some(hash)) = (group.chain, hash) {
+                heads.retain(|head| head.chain != chain);
+                heads.push(Head { chain, position: group.position + group.records - 1, hash });
+            }
+        }
+        Ok(heads)
+    }
+
+    async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
+        let hand_out = |record: super::AuditRecord| {
+            let issued = record.issued.filter(|issued| issued.first && issued.token_sha256 == *token_sha256)?;
+            Some(HandOut { exchange_id: record.exchange_id, subject: record.subject, target: record.target, issued })
+        };
+        Ok(self.records().into_iter().find_map(hand_out))
+    }
+
+    async fn prune(&self, _now: SystemTime, _retention: Duration) -> Result<usize, AuditError> {
+        Ok(0)
+    }
+
+    async fn probe(&self) -> Result<(), AuditError> {
+        match self.failing.load(std::sync::atomic::Ordering::Relaxed) {
+            true => Err(AuditError::Write(std::sync::Arc::new(std::io::Error::other("disk full")))),
+            false => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! The audit log in PostgreSQL: one row a group, of whichever replica.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::{PostgresError, PostgresStore};
+use crate::audit::{AuditError, AuditLog, Group, HandOut, Head, find_hand_out};
+use crate::clock::unix_milliseconds;
+use crate::store::{signed, unsigned};
+
+pub(super) const CHAIN: &str = "
+    -- Of the group's first record; NULL in rows that are older than the chain.
+    ALTER TABLE audit ADD COLUMN chain bytea;
+    ALTER TABLE audit ADD COLUMN position bigint;
+    ALTER TABLE audit ADD COLUMN hashes bytea; -- 32 bytes for each record
+    ALTER TABLE audit ADD COLUMN own boolean NOT NULL DEFAULT false; -- nothing but records of the log about itself
+    CREATE UNIQUE INDEX audit_chain ON audit (chain, position) WHERE chain IS NOT NULL;
+    CREATE TABLE audit_checkpoint (
+        chain bytea NOT NULL,
+        position bigint NOT NULL,
+        at_ms bigint NOT NULL,
+        anchor_ms bigint, -- since when the chain begins behind it
+        statement text NOT NULL,
+        PRIMARY KEY (chain, position)
+    );
+    -- What decisions were made of, once for all records that refer to it.
+    CREATE TABLE audit_identity (
+        digest bytea PRIMARY KEY,
+        seen_ms bigint NOT NULL,
+        facts text NOT NULL
+    );
+    CREATE INDEX audit_identity_seen ON audit_identity (seen_ms);
+";
+
+impl PostgresStore {
+    pub(in crate::store) async fn append_group(&self, group: &Group) -> Result<(), AuditError> {
+        let append = async {
+            let Group { chain, newest_ms, own, hashes, bytes, tokens, identities, .. } = group;
+            let chain = chain.as_ref().map(|chain| chain.as_bytes().as_slice());
+            let position = chain.map(|_chain| signed(group.position));
+            let hashes = chain.map(|_chain| hashes);
+            let tokens: Vec<&[u8]> = tokens.iter().map(<[u8; 32]>::as_slice).collect();
+            // In the same order at every replica, so that no two wait for each other.
+            let digests: Vec<&[u8]> = identities.iter().map(|facts| facts.digest.as_slice()).collect();
+            let facts: Vec<&str> = identities.iter().map(|facts| &*facts.json).collect();
+            let values = [
+                (&chain as _, Type::BYTEA),
+                (&position as _, Type::INT8),
+                (&signed(group.records) as _, Type::INT8),
+                (newest_ms as _, Type::INT8),
+                (own as _, Type::BOOL),
+                (&hashes as _, Type::BYTEA),
+                (bytes as _, Type::BYTEA),
+                (&tokens as _, Type::BYTEA_ARRAY),
+                (&digests as _, Type::BYTEA_ARRAY),
+                (&facts as _, Type::TEXT_ARRAY),
+            ];
+            Ok(self.pool.query(APPEND, &values).await.map(drop)?)
+        };
+        append.await.map_err(written)
+    }
+}
+
+#[async_trait::async_trait]
+impl AuditLog for PostgresStore {
+    async fn append(&self, group: Group) -> Result<(), AuditError> {
+        self.append_group(&group).await
+    }
+
+    async fn heads(&self, most: u32) -> Result<Vec<Head>, AuditError> {
+        let read = async {
+            let head = |row: &Row| -> Result<Option<Head>, PostgresError> {
+                let (chain, position): (&[u8], i64) = (row.try_get(0)?, row.try_get(1)?);
+                let hash: &[u8] = row.try_get(2)?;
+                let (chain, hash) = (Uuid::from_slice(chain).ok(), hash.try_into().ok());
+                let position = unsigned(position);
+                Ok(chain.zip(hash).map(|(chain, hash)| Head { chain, position, hash }))
+            };
+            let rows = self.leases.query(HEADS, &[(&i64::from(most), Type::INT8)]).await?;
+            rows.iter().filter_map(|row| head(row).transpose()).collect::<Result<Vec<_>, PostgresError>>()
+        };
+        read.await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
+        let find = async {
+            let sql = "SELECT bytes FROM audit_token JOIN audit USING (sequence)
+                       WHERE token_sha256 = $1 ORDER BY sequence LIMIT 1";
+            let rows = self.leases.query(sql, &[(&token_sha256.as_slice(), Type::BYTEA)]).await?;
+            Ok(rows.first().map(|row| row.try_get::<_, Vec<u8>>(0)).transpose()?)
+        };
+        let found = find.await.map_err(|error: PostgresError| AuditError::Read(Arc::new(error)))?;
+        Ok(found.and_then(|bytes| find_hand_out(&bytes, *token_sha256)))
+    }
+
+    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError> {
+        let prune = async {
+            let newest = self
+                .pool
+                .query("SELECT newest_ms FROM audit WHERE NOT own ORDER BY sequence DESC LIMIT 1", &[])
+                .await?;
+            let newest = newest.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(0);
+            let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+            let before = unix_milliseconds(now).min(newest).saturating_sub(retention);
+            let mut pruned = 0;
+            loop {
+                // In pieces, so that exchanges are not held up; replicas that prune together take different ones.
+                let sql = "WITH oldest AS (
+                               DELETE FROM audit WHERE sequence IN (
+                                   SELECT sequence FROM audit WHERE newest_ms < $1
+                                   ORDER BY newest_ms LIMIT $2 FOR UPDATE SKIP LOCKED
+                               ) RETURNING sequence, records
+                           ), tokens AS (
+                               DELETE FROM audit_token USING oldest WHERE audit_token.sequence = oldest.sequence
+                           )
+                           SELECT coalesce(sum(records), 0)::bigint FROM oldest";
+                let values = [(&before as _, Type::INT8), (&PRUNE_PIECE as _, Type::INT8)];
+                let rows = self.pool.query(sql, &values).await?;
+                let dropped: i64 = rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(0);
+                pruned += usize::try_from(dropped).unwrap_or(0);
+                if dropped == 0 {
+                    return Ok(pruned);
+                }
+            }
+        };
+        prune.await.map_err(written)
+    }
+
+    async fn probe(&self) -> Result<(), AuditError> {
+        // A record that comes and goes in one transaction: everything that an ordinary one needs, and nothing left of it.
+        let sql = "INSERT INTO audit (records, newest_ms, bytes) VALUES (0, 0, '');
+                   DELETE FROM audit WHERE sequence = lastval()";
+        self.pool.execute(sql).await.map_err(|error| written(error.into()))
+    }
+}
+
+fn written(error: PostgresError) -> AuditError {
+    AuditError::Write(Arc::new(error))
+}
+
+const APPEND: &str = "
+    WITH appended AS (
+        INSERT INTO audit (chain, position, records, newest_ms, own, hashes, bytes)
+        VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING sequence
+    ), seen AS (
+        INSERT INTO audit_identity (digest, seen_ms, facts)
+        SELECT digest, $4, facts FROM unnest($9, $10) AS new (digest, facts)
+        ON CONFLICT (digest) DO UPDATE SET seen_ms = greatest(audit_identity.seen_ms, excluded.seen_ms)
+    )
+    INSERT INTO audit_token (token_sha256, sequence)
+    SELECT token, sequence FROM appended, unnest($8) AS token";
+
+/// From chain to chain through the index, whatever the number of rows.
+const HEADS: &str = "
+    WITH RECURSIVE chains (chain) AS (
+        (SELECT chain FROM audit WHERE chain IS NOT NULL ORDER BY chain LIMIT 1)
+        UNION ALL
+        SELECT (SELECT chain FROM audit WHERE audit.chain > chains.chain ORDER BY chain LIMIT 1)
+        FROM chains WHERE chains.chain IS NOT NULL
+    )
+    SELECT last.chain, last.position + last.records - 1, substr(last.hashes, length(last.hashes) - 31)
+    FROM chains CROSS JOIN LATERAL (
+        SELECT * FROM audit WHERE audit.chain = chains.chain ORDER BY position DESC LIMIT 1
+    ) AS last
+    ORDER BY last.newest_ms DESC, last.sequence DESC LIMIT $1";
+
+const PRUNE_PIECE: i64 = 500;

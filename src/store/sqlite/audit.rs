@@ -1,0 +1,221 @@
+//! The audit log in SQLite: one row a group.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use uuid::Uuid;
+
+use super::SqliteStore;
+use crate::audit::{AuditError, AuditLog, Facts, Group, HandOut, Head, find_hand_out};
+use crate::clock::unix_milliseconds;
+use crate::store::{signed, unsigned};
+
+pub(super) const CHAIN: &str = "
+    -- Of the group's first record; NULL in rows that are older than the chain.
+    ALTER TABLE audit ADD COLUMN chain BLOB;
+    ALTER TABLE audit ADD COLUMN position INTEGER;
+    ALTER TABLE audit ADD COLUMN hashes BLOB; -- 32 bytes for each record
+    ALTER TABLE audit ADD COLUMN own INTEGER NOT NULL DEFAULT 0; -- 1: nothing but records of the log about itself
+    CREATE UNIQUE INDEX audit_chain ON audit (chain, position) WHERE chain IS NOT NULL;
+    CREATE INDEX audit_newest ON audit (newest_ms);
+    CREATE TABLE audit_checkpoint (
+        chain BLOB NOT NULL,
+        position INTEGER NOT NULL,
+        at_ms INTEGER NOT NULL,
+        anchor_ms INTEGER, -- since when the chain begins behind it
+        statement TEXT NOT NULL,
+        PRIMARY KEY (chain, position)
+    ) STRICT, WITHOUT ROWID;
+    -- What decisions were made of, once for all records that refer to it.
+    CREATE TABLE audit_identity (
+        digest BLOB PRIMARY KEY,
+        seen_ms INTEGER NOT NULL,
+        facts TEXT NOT NULL
+    ) STRICT, WITHOUT ROWID;
+    CREATE INDEX audit_identity_seen ON audit_identity (seen_ms);
+";
+
+impl SqliteStore {
+    pub(in crate::store) async fn append_group(&self, group: Group) -> Result<(), AuditError> {
+        let append = move |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
+            let sql = "INSERT INTO audit (sequence, chain, position, records, newest_ms, own, hashes, bytes)
+                       SELECT coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1),
+                              ?1, ?2, ?3, ?4, ?5, ?6, ?7
+                       WHERE true ON CONFLICT DO NOTHING";
+            let Group { chain, position, records, newest_ms, own, hashes, bytes, tokens, identities, .. } = group;
+            let (chain, place) = (chain.as_ref().map(Uuid::as_bytes), chain.map(|_chain| signed(position)));
+            let hashes = chain.map(|_chain| hashes);
+            let values = params![chain, place, signed(records), newest_ms, own, hashes, bytes];
+            let is_new = transaction.prepare_cached(sql)?.execute(values)? > 0;
+            let sequence = transaction.last_insert_rowid();
+            for token in tokens.iter().filter(|_token| is_new) {
+                let sql = "INSERT INTO audit_token (token_sha256, sequence) VALUES (?1, ?2)";
+                transaction.prepare_cached(sql)?.execute(params![token.as_slice(), sequence])?;
+            }
+            for Facts { digest, json } in identities {
+                let sql = "INSERT INTO audit_identity (digest, seen_ms, facts) VALUES (?1, ?2, ?3)
+                           ON CONFLICT (digest) DO UPDATE SET seen_ms = max(seen_ms, excluded.seen_ms)";
+                transaction.prepare_cached(sql)?.execute(params![digest.as_slice(), newest_ms, json])?;
+            }
+            Ok(transaction.commit()?)
+        };
+        self.run(append).await.map_err(|error| AuditError::Write(Arc::new(error)))
+    }
+
+    /// With its place, for [`drop_group`](Self::drop_group).
+    pub(in crate::store) async fn oldest_group(&self) -> Result<Option<(i64, Group)>, AuditError> {
+        let read = |connection: &mut Connection| {
+            let sql = format!("SELECT sequence, {GROUP} FROM audit ORDER BY sequence LIMIT 1");
+            let row = |row: &Row<'_>| Ok((row.get(0)?, group(row, 1)?));
+            let Some((sequence, mut group)) = connection.query_row(&sql, [], row).optional()? else { return Ok(None) };
+            let mut tokens = connection.prepare_cached("SELECT token_sha256 FROM audit_token WHERE sequence = ?1")?;
+            group.tokens = tokens.query_map([sequence], |row| row.get(0))?.collect::<Result<_, _>>()?;
+            let mut facts =
+                connection.prepare_cached("SELECT digest, facts FROM audit_identity ORDER BY digest LIMIT ?1")?;
+            let facts = facts.query_map([FACTS], |row| Ok(Facts { digest: row.get(0)?, json: row.get(1)? }))?;
+            group.identities = facts.collect::<Result<_, _>>()?;
+            Ok(Some((sequence, group)))
+        };
+        self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    /// How many groups there are, at most `most`.
+    pub(in crate::store) async fn groups(&self, most: u32) -> Result<u32, AuditError> {
+        let count = move |connection: &mut Connection| {
+            let sql = "SELECT count(*) FROM (SELECT 1 FROM audit LIMIT ?1)";
+            Ok(connection.query_row(sql, [most], |row| row.get(0))?)
+        };
+        self.run(count).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    /// Drops a group that is elsewhere now, with the `facts` that went with it.
+    pub(in crate::store) async fn drop_group(&self, sequence: i64, facts: Vec<Facts>) -> Result<(), AuditError> {
+        let drop = move |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
+            transaction.execute("DELETE FROM audit_token WHERE sequence = ?1", [sequence])?;
+            transaction.execute("DELETE FROM audit WHERE sequence = ?1", [sequence])?;
+            for Facts { digest, .. } in facts {
+                let sql = "DELETE FROM audit_identity WHERE digest = ?1";
+                transaction.prepare_cached(sql)?.execute([digest.as_slice()])?;
+            }
+            Ok(transaction.commit()?)
+        };
+        self.run(drop).await.map_err(|error| AuditError::Write(Arc::new(error)))
+    }
+}
+
+/// The columns of a [`Group`].
+const GROUP: &str = "chain, position, records, newest_ms, own, hashes, bytes";
+
+/// The group whose columns begin at `first`; without tokens and facts, which are in tables of their own.
+fn group(row: &Row<'_>, first: usize) -> rusqlite::Result<Group> {
+    Ok(Group {
+        chain: row.get::<_, Option<[u8; 16]>>(first)?.map(Uuid::from_bytes),
+        position: unsigned(row.get::<_, Option<i64>>(first + 1)?.unwrap_or_default()),
+        records: unsigned(row.get(first + 2)?),
+        newest_ms: row.get(first + 3)?,
+        own: row.get(first + 4)?,
+        hashes: row.get::<_, Option<Vec<u8>>>(first + 5)?.unwrap_or_default(),
+        bytes: row.get(first + 6)?,
+        ..Group::default()
+    })
+}
+
+#[async_trait::async_trait]
+impl AuditLog for SqliteStore {
+    async fn append(&self, group: Group) -> Result<(), AuditError> {
+        self.append_group(group).await
+    }
+
+    async fn heads(&self, most: u32) -> Result<Vec<Head>, AuditError> {
+        let read = move |connection: &mut Connection| {
+            let mut heads = connection.prepare(HEADS)?;
+            let heads = heads.query_map([most], |row| {
+                let (chain, position) = (Uuid::from_bytes(row.get(0)?), unsigned(row.get(1)?));
+                Ok(Head { chain, position, hash: row.get(2)? })
+            })?;
+            Ok(heads.collect::<Result<_, _>>()?)
+        };
+        self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
+        let wanted = *token_sha256;
+        let find = move |connection: &mut Connection| {
+            let sql = "SELECT bytes FROM audit_token JOIN audit USING (sequence) WHERE token_sha256 = ?1 ORDER BY sequence LIMIT 1";
+            let mut select = connection.prepare_cached(sql)?;
+            Ok(select.query_row([wanted.as_slice()], |row| row.get::<_, Vec<u8>>(0)).optional()?)
+        };
+        let found = self.run(find).await.map_err(|error| AuditError::Read(Arc::new(error)))?;
+        Ok(found.and_then(|bytes| find_hand_out(&bytes, wanted)))
+    }
+
+    async fn probe(&self) -> Result<(), AuditError> {
+        // A record that comes and goes in one transaction: everything that an ordinary one needs, and nothing left of it.
+        let write = |connection: &mut Connection| {
+            let sql = "BEGIN;
+                       INSERT INTO audit (records, newest_ms, bytes) VALUES (0, 0, x'');
+                       DELETE FROM audit WHERE sequence = last_insert_rowid();
+                       COMMIT;";
+            let written = connection.execute_batch(sql);
+            if written.is_err() && !connection.is_autocommit() {
+                connection.execute_batch("ROLLBACK;")?;
+            }
+            Ok(written?)
+        };
+        self.run(write).await.map_err(|error| AuditError::Write(Arc::new(error)))
+    }
+
+    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError> {
+        let newest = |connection: &mut Connection| {
+            let sql = "SELECT newest_ms FROM audit WHERE NOT own ORDER BY sequence DESC LIMIT 1";
+            Ok(connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional()?)
+        };
+        let newest = self.run(newest).await.map_err(|error| AuditError::Read(Arc::new(error)))?;
+        let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+        let before = unix_milliseconds(now).min(newest.unwrap_or(0)).saturating_sub(retention);
+        let mut pruned = 0;
+        loop {
+            // In pieces, so that exchanges are not held up; the primary key is in the order of time.
+            let piece = move |connection: &mut Connection| {
+                let transaction = connection.transaction()?;
+                let old = "SELECT * FROM (SELECT * FROM audit ORDER BY sequence LIMIT ?2) WHERE newest_ms < ?1";
+                let sum = format!("SELECT sum(records) FROM ({old})");
+                let records: Option<i64> =
+                    transaction.query_row(&sum, params![before, PRUNE_PIECE], |row| row.get(0))?;
+                for table in ["audit_token", "audit"] {
+                    let delete = format!("DELETE FROM {table} WHERE sequence IN (SELECT sequence FROM ({old}))");
+                    transaction.execute(&delete, params![before, PRUNE_PIECE])?;
+                }
+                transaction.commit()?;
+                Ok(usize::try_from(records.unwrap_or(0)).unwrap_or(0))
+            };
+            let dropped = self.run(piece).await.map_err(|error| AuditError::Write(Arc::new(error)))?;
+            pruned += dropped;
+            if dropped == 0 {
+                return Ok(pruned);
+            }
+        }
+    }
+}
+
+/// From chain to chain through the index, whatever the number of rows. A row without a whole hash at its end has none.
+const HEADS: &str = "
+    WITH RECURSIVE chains (chain) AS (
+        SELECT (SELECT chain FROM audit WHERE chain IS NOT NULL ORDER BY chain LIMIT 1)
+        UNION ALL
+        SELECT (SELECT chain FROM audit WHERE audit.chain > chains.chain ORDER BY chain LIMIT 1)
+        FROM chains WHERE chains.chain IS NOT NULL
+    )
+    SELECT audit.chain, position + records - 1, substr(hashes, -32)
+    FROM chains JOIN audit ON audit.sequence = (
+        SELECT sequence FROM audit AS last WHERE last.chain = chains.chain ORDER BY position DESC LIMIT 1
+    )
+    WHERE length(hashes) >= 32 ORDER BY newest_ms DESC, audit.sequence DESC LIMIT ?1";
+
+/// Facts that go with a group of the spool.
+const FACTS: u32 = 1000;
+
+const PRUNE_PIECE: i64 = 500;
