@@ -5,6 +5,7 @@ mod broker;
 mod config;
 mod credential;
 mod credentials;
+mod doctor;
 mod exchange;
 mod exec;
 mod issuer;
@@ -62,6 +63,7 @@ enum Command {
     Issuer(issuer::Issuer),
     #[command(subcommand)]
     Trust(trust::Trust),
+    Doctor(doctor::Doctor),
 }
 
 impl Cli {
@@ -121,6 +123,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
                 Command::Trust(trust) => trust.run().await,
+                Command::Doctor(doctor) => doctor.run().await,
             };
             done.map(|()| ExitCode::SUCCESS)
         });

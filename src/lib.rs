@@ -58,4 +58,5 @@ pub mod prober;
 // Assembly.
 pub mod config;
 pub mod app;
+pub mod doctor;
 pub mod cli;

@@ -3,6 +3,7 @@
 mod entra;
 mod identity;
 mod jwks;
+mod published;
 mod snapshot;
 mod token;
 mod trial;
@@ -10,6 +11,7 @@ mod trial;
 pub use entra::{EntraVerifier, Settings, is_microsoft_audience};
 pub use identity::{ClaimsError, Groups, Identity, Kind};
 pub use jwks::{FetchError, KeyCache};
+pub use published::{Published, published};
 pub use trial::Trial;
 
 use std::fmt;

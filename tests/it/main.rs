@@ -11,6 +11,7 @@ mod clients;
 mod clouds;
 mod command_line;
 mod credential_commands;
+mod doctor;
 mod doors;
 mod exchange;
 mod exec;
