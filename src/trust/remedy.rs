@@ -230,8 +230,15 @@ pub(super) fn managed_identity(azure: &Azure<'_>) -> Row {
         }
         _ => ([assign("vm"), assign("vmss")], "machine"),
     };
-    let mut commands = vec![format!("ID=$({of_id})"), comment(&format!("NAME and GROUP are those of the {kind}"))];
-    commands.extend(assign);
+    let [usual, other] = assign;
+    let commands = vec![
+        format!("ID=$({of_id})"),
+        comment(&format!("Put the {kind} and its resource group here.")),
+        "NAME=carnet".to_owned(),
+        "GROUP=carnet".to_owned(),
+        usual,
+        comment(&format!("or: {other}")),
+    ];
     let resource = azure.resource().map(|resource| format!(" The resource is {resource}.")).unwrap_or_default();
     let advice = format!("assign the identity to where the broker runs.{resource}");
     Row { who: Who::Entra, advice, commands }
