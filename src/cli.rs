@@ -8,6 +8,7 @@ mod credentials;
 mod doctor;
 mod exchange;
 mod exec;
+mod explain;
 mod issuer;
 mod lease;
 mod login;
@@ -56,6 +57,7 @@ enum Command {
     Lease(lease::Lease),
     Login(Box<login::Login>),
     Logout(login::Logout),
+    Explain(Box<explain::Explain>),
     Exec(Box<exec::Exec>),
     Agent(agent::Agent),
     /// The broker as an OIDC issuer
@@ -111,6 +113,7 @@ pub fn run(cli: Cli) -> ExitCode {
         let done = runtime.block_on(async {
             let done = match cli.command {
                 Command::Exec(exec) => return exec.run().await,
+                Command::Explain(explain) => return explain.run().await,
                 Command::Agent(agent) => agent.run().await,
                 Command::Serve(serve) => serve.run().await,
                 Command::Sandbox(sandbox) => sandbox.run().await,
