@@ -8,8 +8,9 @@ mod issuer;
 mod machine;
 mod world;
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use carnet::clock::{Clock as _, SystemClock};
 use carnet::doctor::{Finding, Severity};
 
 use self::world::World;
@@ -104,7 +105,7 @@ async fn doctor_hands_out_nothing_and_leaves_nothing() {
 async fn a_clock_ten_minutes_off_is_an_error() {
     let mut world = World::good().await;
     for off in [Duration::from_secs(600), Duration::from_secs(61)] {
-        world.clock_is(SystemTime::now() + off);
+        world.clock_is(SystemClock.now() + off);
         let row = if off > Duration::from_secs(500) {
             error("ahead", |_world| {}, "clock", "timedatectl set-ntp true")
         } else {
@@ -112,7 +113,7 @@ async fn a_clock_ten_minutes_off_is_an_error() {
         };
         expect(&row, &world.examine().await);
     }
-    world.clock_is(SystemTime::now() - Duration::from_secs(600));
+    world.clock_is(SystemClock.now() - Duration::from_secs(600));
     expect(&error("behind", |_world| {}, "clock", "timedatectl set-ntp true"), &world.examine().await);
     world.end().await;
 }

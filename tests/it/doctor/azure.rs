@@ -1,6 +1,6 @@
 //! What can be wrong at Entra and on a machine of Azure's.
 
-use carnet::clock::unix_seconds;
+use carnet::clock::{Clock as _, SystemClock, unix_seconds};
 use carnet::sandbox::{Fault, FederatedCredential, ManagedIdentity};
 use serde_json::json;
 
@@ -124,7 +124,7 @@ async fn faults_of_a_clusters_token_are_named() {
         error(
             "a token of yesterday",
             |world| {
-                let then = unix_seconds(std::time::SystemTime::now()) - 86_400;
+                let then = unix_seconds(SystemClock.now()) - 86_400;
                 let mut claims = world.claims();
                 for (claim, at) in [("iat", then), ("nbf", then), ("exp", then + 3600)] {
                     claims[claim] = json!(at);

@@ -1,7 +1,8 @@
 //! What can be wrong with a caller's token, and with the trust that only a token shows.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
+use carnet::clock::{Clock as _, SystemClock};
 use carnet::sandbox::{EntraToken, TokenVersion};
 use carnet::secret::Secret;
 
@@ -41,7 +42,7 @@ async fn faults_of_a_callers_token_are_named() {
         ),
         error(
             "expired",
-            |world| shows(world, |token| token.issued_at(SystemTime::now() - Duration::from_secs(7200))),
+            |world| shows(world, |token| token.issued_at(SystemClock.now() - Duration::from_secs(7200))),
             "SUBJECT_TOKEN_EXPIRED",
             "timedatectl timesync-status",
         ),

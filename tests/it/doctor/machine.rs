@@ -1,7 +1,9 @@
 //! What can be wrong on the broker's own machine: certificate, store, network.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use carnet::clock::{Clock as _, SystemClock};
 
 use super::world::World;
 use super::{check, error, expect, warning};
@@ -15,7 +17,7 @@ fn certificate(world: &mut World, from: i64, until: i64) {
     let mut parameters = rcgen::CertificateParams::new(["carnet.example.com".to_owned()]).expect("parameters");
     let at = |days: i64| {
         let day = Duration::from_secs(days.unsigned_abs() * 86_400);
-        let time = if days < 0 { SystemTime::now() - day } else { SystemTime::now() + day };
+        let time = if days < 0 { SystemClock.now() - day } else { SystemClock.now() + day };
         time.into()
     };
     (parameters.not_before, parameters.not_after) = (at(from), at(until));

@@ -94,7 +94,7 @@ impl World {
 
     /// What a cluster's projected token says.
     pub fn claims(&self) -> Value {
-        let now = unix_seconds(SystemTime::now());
+        let now = unix_seconds(SystemClock.now());
         json!({
             "iss": self.cluster.issuer(), "sub": "system:serviceaccount:ml:carnet", "aud": "api://AzureADTokenExchange",
             "iat": now, "nbf": now, "exp": now + 3600, "jti": "1",
