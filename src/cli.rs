@@ -6,6 +6,7 @@ mod broker;
 mod config;
 mod credential;
 mod credentials;
+mod doctor;
 mod exchange;
 mod exec;
 mod explain;
@@ -20,6 +21,7 @@ mod request;
 mod sandbox;
 mod serve;
 mod table;
+mod trust;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -69,6 +71,9 @@ enum Command {
     /// The broker as an OIDC issuer
     #[command(subcommand)]
     Issuer(issuer::Issuer),
+    #[command(subcommand)]
+    Trust(trust::Trust),
+    Doctor(doctor::Doctor),
 }
 
 impl Cli {
@@ -130,6 +135,8 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Login(login) => login.run().await,
                 Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
+                Command::Trust(trust) => trust.run().await,
+                Command::Doctor(doctor) => doctor.run().await,
             };
             done.map(|()| ExitCode::SUCCESS)
         });
