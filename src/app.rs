@@ -25,7 +25,7 @@ use tokio_util::task::TaskTracker;
 use self::keys::IssuerKeys;
 use self::listener::{Listener, Serves};
 use self::tls::{Protocols, Tls};
-use crate::audit::Audit;
+use crate::audit::{Audit, Records};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, TlsSettings};
 use crate::credential::{Clouds, Credentials, keep_swept};
@@ -35,7 +35,7 @@ use crate::http;
 use crate::issuer::{Issuer, KeyStore, Rotation};
 use crate::lease::{LeaseStoreError, Leases};
 use crate::oauth::{self, Http, Ready};
-use crate::operator::Operator;
+use crate::operator::{Operator, SEARCHES};
 use crate::policy::{Operators, Policy};
 use crate::prober::{FrontDoors, Prober, ProberError, Round};
 use crate::secret::{SealError, SealingKeys, sha256};
@@ -130,7 +130,12 @@ impl App {
             verifier,
             operators: operators.clone(),
             leases: leases.clone(),
+            exchange: exchange.clone(),
+            entra: config.entra.clone(),
+            issuer: issuer.clone(),
             audit: audit.clone(),
+            records: Records::new(stores.records),
+            searches: Arc::new(Semaphore::new(SEARCHES)),
             clock: clock.clone(),
         };
         let doors = Doors {

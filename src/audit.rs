@@ -4,6 +4,8 @@ mod chain;
 mod encoding;
 mod group;
 mod log;
+mod reader;
+mod search;
 mod writer;
 
 pub use chain::{Chain, Hash, Head, InvalidHead};
@@ -12,6 +14,8 @@ pub use group::{Facts, Group};
 #[cfg(any(test, feature = "testing"))]
 pub use log::FakeAuditLog;
 pub use log::{AuditLog, HandOut};
+pub use reader::{AuditReader, Cursors, Extent, Place, READ_AT_ONCE, Records, Window, chain_of};
+pub use search::{Filter, Search};
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

@@ -7,6 +7,7 @@ mod credential;
 mod credentials;
 mod exchange;
 mod exec;
+mod explain;
 mod health;
 mod issuer;
 mod lease;
@@ -65,6 +66,7 @@ enum Command {
     Lease(lease::Lease),
     Login(Box<login::Login>),
     Logout(login::Logout),
+    Explain(Box<explain::Explain>),
     Exec(Box<exec::Exec>),
     Agent(agent::Agent),
     Health(Box<health::Health>),
@@ -118,6 +120,7 @@ pub fn run(cli: Cli) -> ExitCode {
         let done = runtime.block_on(async {
             let done = match cli.command {
                 Command::Exec(exec) => return exec.run().await,
+                Command::Explain(explain) => return explain.run().await,
                 Command::Agent(agent) => agent.run().await,
                 Command::Serve(serve) => serve.run().await,
                 Command::Sandbox(sandbox) => sandbox.run().await,

@@ -1,12 +1,14 @@
 //! The configuration file as every module's settings: all mistakes at once, each with its line.
 
 mod agent;
+mod cases;
 mod document;
 mod rules;
 mod source;
 mod targets;
 
 pub use agent::AgentConfig;
+pub use cases::Cases;
 pub use rules::PolicyFile;
 pub use source::Fault;
 

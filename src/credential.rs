@@ -8,7 +8,7 @@ mod google;
 mod shared;
 mod upstream;
 
-pub use cache::{Cache, Hit, Key};
+pub use cache::{Cache, Held, Hit, Key};
 pub use correlation::{
     AZURE_OBJECT_ID, AZURE_TOKEN_ID, ENTRA_CORRELATION_ID, ENTRA_REQUEST_ID, ENTRA_TRACE_ID, GOOGLE_PRINCIPAL,
     STS_EXCHANGE_ID, UPSTREAM_EXCHANGE_ID,
@@ -36,12 +36,26 @@ use crate::policy::{ASSERTION_LIFETIME, Given, Grant};
 use crate::reason::Reason;
 use crate::secret::{FieldDigest, SealingKeys, Secret};
 use crate::subject::SubjectToken;
-use crate::target::{Platform, Sharing, TokenType};
+use crate::target::{Platform, Sharing, Target, TokenType};
 
 /// A cloud that issues. Declared by the stage, fulfilled by [`Clouds`].
 #[async_trait::async_trait]
 pub trait CredentialProvider: fmt::Debug + Send + Sync {
     async fn issue(&self, call: &Call) -> Result<Credential, IssueError>;
+
+    /// The services on the way to the target's credentials, as far as they are known without a call.
+    fn services(&self, _target: &Target) -> Vec<Service> {
+        Vec::new()
+    }
+}
+
+/// A service of a cloud, as the last calls found it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Service {
+    pub hop: Hop,
+    pub failures_in_a_row: u32,
+    /// It failed too often, and is left alone for this long.
+    pub left_alone_for: Option<Duration>,
 }
 
 /// Everything an upstream call needs, and nothing it could use to widen the grant.
@@ -334,6 +348,16 @@ impl Credentials {
         Ok(Hit { cached, ..hit })
     }
 
+    /// What is kept here for `grant`, without a call.
+    pub fn held(&self, grant: &Grant) -> Held {
+        self.cache.held(&key(grant))
+    }
+
+    /// The services on the way to the target's credentials, without a call.
+    pub fn services(&self, target: &Target) -> Vec<Service> {
+        self.provider.services(target)
+    }
+
     /// A digest of the keys for which a cloud would have to be asked now; `None` where there are none.
     pub fn missing(&self, grants: &[Arc<Grant>]) -> Option<Key> {
         let keys = grants.iter().map(|grant| (key(grant), grant.plan().least));
@@ -463,6 +487,13 @@ impl CredentialProvider for Clouds {
             live.then_some(credential).ok_or_else(dead)
         };
         issued.and_then(live)
+    }
+
+    fn services(&self, target: &Target) -> Vec<Service> {
+        match &target.platform {
+            Platform::Google(google) => self.google.services(google),
+            Platform::Azure(azure) => self.azure.services(azure),
+        }
     }
 }
 

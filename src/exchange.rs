@@ -14,7 +14,7 @@ pub use error::ExchangeError;
 pub use history::FakeRunHistory;
 pub use history::{History, HistoryError, RunHistory};
 pub(crate) use record::one_line;
-pub use request::{Caller, Door, ExchangeRequest, Peer, Proof, TargetRequest};
+pub use request::{Caller, Door, ExchangeRequest, Peer, Proof, TargetRequest, asks};
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;

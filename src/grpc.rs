@@ -10,6 +10,7 @@ mod service;
 mod status;
 
 pub use client::{Address, ConnectError, call, connect, connect_lazily};
+pub use operator::{explain_request, step};
 pub use patience::{Again, BrokerClock, Patience, passes, retry_delay};
 pub use routes::Routes;
 

@@ -1,17 +1,26 @@
-//! For those who run the broker: who may look at leases and end them, and the record of what they did.
+//! For those who run the broker: who may ask why, look at leases and records and end leases, and the record of what they
+//! did.
+
+mod audit;
+mod explain;
+
+pub use audit::{AuditQuery, AuditRecords, Follow, SEARCHES};
+pub use explain::{ExplainRequest, ExplainSubject, Explained, Explainer, Running};
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
 use uuid::Uuid;
 
-use crate::audit::{Audit, AuditRecord, Outcome};
+use crate::audit::{Audit, AuditRecord, Outcome, Records};
 use crate::clock::Clock;
-use crate::exchange::{Caller, ExchangeError, one_line};
+use crate::exchange::{Caller, Exchange, ExchangeError, one_line};
+use crate::issuer::Issuer;
 use crate::lease::{End, Failed, Lease, LeaseFilter, LeaseQuery, Leases};
 use crate::policy::{Denial, Operators, Permission, Refusal};
 use crate::secret::Secret;
-use crate::subject::{SubjectToken, VerifiedIdentity, Verifier};
+use crate::subject::{self, SubjectToken, VerifiedIdentity, Verifier};
 
 /// Every call shows an Entra token and needs a permission of the configuration's `operators`.
 #[derive(Debug)]
@@ -20,7 +29,16 @@ pub struct Operator {
     /// Replaced as a whole when the configuration file changes.
     pub operators: Arc<ArcSwap<Operators>>,
     pub leases: Arc<Leases>,
+    /// What is explained.
+    pub exchange: Arc<Exchange>,
+    /// Whose tokens are taken: what some remedies depend on.
+    pub entra: subject::Settings,
+    /// Absent where no target needs an assertion of the broker's.
+    pub issuer: Option<Arc<Issuer>>,
     pub audit: Audit,
+    pub records: Records,
+    /// One for each search under way.
+    pub searches: Arc<Semaphore>,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -64,22 +82,41 @@ impl Operator {
         caller: &Caller,
         details: Vec<(&'static str, String)>,
     ) -> Result<Arc<VerifiedIdentity>, Failed> {
-        let exchange_id = Uuid::now_v7();
+        let admission = self.admission(token, permission, caller).await;
+        self.recorded(admission, details).await
+    }
+
+    /// Whether whoever shows `token` may: not yet on record.
+    async fn admission(&self, token: Secret, permission: Permission, caller: &Caller) -> Admission {
         let verified = self.verified(token).await;
-        let mut record = self.record(exchange_id, permission, caller);
+        let mut record = self.record(Uuid::now_v7(), permission, caller);
         if let Ok(identity) = &verified {
             record.subject = identity.subject().to_owned();
             record.client_id = identity.client().to_string();
             record.entra_token_id = identity.token_id().unwrap_or_default().to_owned();
-            // What a stranger wanted is not worth keeping.
-            record.attributes.extend(details);
         }
+        let known = verified.is_ok();
         let allowed = verified.and_then(|identity| {
             let permitted = self.operators.load().permit(&identity, permission);
             permitted.then_some(identity).ok_or(ExchangeError::Policy(Refusal::Denied(Denial::NoRule)))
         });
         if let Err(error) = &allowed {
             (record.outcome, record.reason) = (error.outcome(), Some(error.reason()));
+        }
+        Admission { record, known, allowed }
+    }
+
+    /// Puts it on record, with `details` of what was wanted.
+    async fn recorded(
+        &self,
+        admission: Admission,
+        details: Vec<(&'static str, String)>,
+    ) -> Result<Arc<VerifiedIdentity>, Failed> {
+        let Admission { mut record, known, allowed } = admission;
+        let exchange_id = record.exchange_id;
+        if known {
+            // What a stranger wanted is not worth keeping.
+            record.attributes.extend(details);
         }
         let recorded = self.audit.record(vec![record]).await;
         recorded.map_err(|error| Failed { exchange_id, error: ExchangeError::Audit(error) })?;
@@ -115,6 +152,14 @@ impl Operator {
             attributes: vec![("peer", caller.address.to_string()), ("user_agent", caller.user_agent.to_string())],
         }
     }
+}
+
+/// A call as it will be recorded.
+struct Admission {
+    record: AuditRecord,
+    /// Whoever calls was verified.
+    known: bool,
+    allowed: Result<Arc<VerifiedIdentity>, ExchangeError>,
 }
 
 /// A sentence or two.

@@ -1,6 +1,7 @@
 //! Stage 2: who may have which target, under which rule, for how long. What no rule allows is denied.
 
 mod admission;
+mod case;
 mod check;
 mod condition;
 mod document;
@@ -12,6 +13,7 @@ mod shown;
 mod tenure;
 
 pub use admission::Admission;
+pub use case::{Case, Decision, Difference, Expected, ExpectedLease, Tried};
 pub use check::{Code, Draft, Finding, Severity};
 pub use document::{KindDocument, LeaseDocument, OperatorDocument, PermissionDocument, RuleDocument, SubjectDocument};
 pub use explain::Explanation;
@@ -28,6 +30,7 @@ use condition::Facts;
 use rule::{Effect, Match, Rule};
 use tenure::lease_terms;
 
+use crate::reason::Reason;
 use crate::subject::{Groups, Identity, Kind, VerifiedIdentity};
 use crate::target::{
     AzureSource, GoogleSubjectToken, IdTokenAudience, Job, Name, Platform, Scope, Scopes, Target, TokenType,
@@ -239,6 +242,25 @@ pub enum Refusal {
     NoScope,
     #[error("the subject token ends too soon for a credential that lasts {}s: get a fresh one", FLOOR.as_secs())]
     SubjectTokenEndsSoon,
+}
+
+impl Refusal {
+    pub fn reason(&self) -> Reason {
+        match self {
+            Self::Denied(_) => Reason::Denied,
+            Self::GroupsOverage => Reason::GroupsOverage,
+            Self::Request(_) | Self::NoScope => Reason::InvalidRequest,
+            Self::SubjectTokenEndsSoon => Reason::SubjectTokenExpired,
+        }
+    }
+
+    /// In one line, for those who may see more than the caller.
+    pub fn detail(&self) -> String {
+        match self {
+            Self::Denied(denial) => denial.to_string(),
+            Self::GroupsOverage | Self::Request(_) | Self::NoScope | Self::SubjectTokenEndsSoon => self.to_string(),
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

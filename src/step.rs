@@ -33,6 +33,11 @@ impl Step {
         Self::new(name.into(), StepOutcome::Skipped, detail.as_ref(), "")
     }
 
+    /// One that somebody else made.
+    pub fn received(name: String, outcome: StepOutcome, detail: &str, remedy: &str) -> Self {
+        Self::new(name, outcome, detail, remedy)
+    }
+
     pub fn has_failed(&self) -> bool {
         self.outcome == StepOutcome::Failed
     }

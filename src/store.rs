@@ -11,11 +11,14 @@ pub use postgres::{InvalidUrl, PostgresSettings, PostgresStore};
 pub use spool::SpooledLog;
 pub use sqlite::SqliteStore;
 
+use std::cmp::Ordering;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use self::lease::LeaseRow;
-use crate::audit::AuditLog;
+use self::postgres::PostgresReader;
+use self::sqlite::SqliteReader;
+use crate::audit::{AuditLog, AuditReader};
 use crate::credential::SharedCredentials;
 use crate::exchange::RunHistory;
 use crate::http;
@@ -61,6 +64,7 @@ impl StoreSettings {
 #[derive(Debug, Clone)]
 pub struct Stores {
     pub audit: Arc<dyn AuditLog>,
+    pub records: Arc<dyn AuditReader>,
     pub keys: Arc<dyn KeyStore>,
     pub leases: Arc<dyn LeaseStore>,
     pub history: Arc<dyn RunHistory>,
@@ -79,8 +83,9 @@ pub async fn open(settings: &StoreSettings, sealing: Arc<SealingKeys>) -> Result
     match settings {
         StoreSettings::Sqlite(path) => {
             let store = Arc::new(SqliteStore::open(path, sealing)?);
+            let records = Arc::new(SqliteReader::open(path)?);
             let (audit, keys, leases) = (store.clone(), store.clone(), store.clone());
-            Ok(Stores { audit, keys, leases, history: store, shared: None, spool: None })
+            Ok(Stores { audit, records, keys, leases, history: store, shared: None, spool: None })
         }
         StoreSettings::Postgres { settings, spool } => {
             let store = Arc::new(PostgresStore::open(settings, sealing.clone()).await?);
@@ -90,10 +95,23 @@ pub async fn open(settings: &StoreSettings, sealing: Arc<SealingKeys>) -> Result
                 Some(spool) => spool.clone(),
                 None => store.clone(),
             };
+            let records = Arc::new(store.reader());
             let (keys, leases, history) = (store.clone(), store.clone(), store.clone());
-            Ok(Stores { audit, keys, leases, history, shared: Some(store), spool })
+            Ok(Stores { audit, records, keys, leases, history, shared: Some(store), spool })
         }
     }
+}
+
+/// Opens the store's audit log for reading only: beside a broker, or where none runs. Nothing is made or brought up to
+/// date. What waits in a broker's spool is not there yet.
+///
+/// # Errors
+/// [`OpenError`] names the store, without its password, and says what to do where it is of another version.
+pub async fn open_to_read(settings: &StoreSettings) -> Result<Arc<dyn AuditReader>, OpenError> {
+    Ok(match settings {
+        StoreSettings::Sqlite(path) => Arc::new(SqliteReader::open(path)?),
+        StoreSettings::Postgres { settings, .. } => Arc::new(PostgresReader::open(settings).await?),
+    })
 }
 
 /// The lease of `row`. One that cannot be read is no reason to leave the others as they are.
@@ -119,4 +137,21 @@ pub enum OpenError {
     Open { store: String, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("the store {store} has schema version {found}, this program knows {known}: use a newer carnet")]
     Newer { store: String, found: i64, known: i64 },
+    #[error(
+        "the store {store} has schema version {found}, this program reads {known}: a broker of this version brings it up \
+         to date when it starts"
+    )]
+    Older { store: String, found: i64, known: i64 },
+}
+
+impl OpenError {
+    /// For whoever reads a store without changing it.
+    fn unless_equal(store: &str, found: i64, known: i64) -> Result<(), Self> {
+        let store = store.to_owned();
+        match found.cmp(&known) {
+            Ordering::Equal => Ok(()),
+            Ordering::Greater => Err(Self::Newer { store, found, known }),
+            Ordering::Less => Err(Self::Older { store, found, known }),
+        }
+    }
 }

@@ -1,6 +1,7 @@
 //! Stage 1: a subject token becomes a `VerifiedIdentity`, or a refusal that says what is wrong with the token.
 
 mod entra;
+mod explain;
 mod identity;
 mod jwks;
 mod snapshot;
@@ -8,6 +9,7 @@ mod token;
 mod trial;
 
 pub use entra::{EntraVerifier, Settings, is_microsoft_audience};
+pub use explain::Examination;
 pub use identity::{ClaimsError, Groups, Identity, Kind};
 pub use jwks::{FetchError, KeyCache};
 pub use trial::Trial;
@@ -19,11 +21,18 @@ use std::time::Duration;
 
 use crate::reason::Reason;
 use crate::secret::Secret;
+use crate::step::Step;
 
 /// Turns a token into an identity. Declared by the stage, fulfilled by [`EntraVerifier`].
 #[async_trait::async_trait]
 pub trait Verifier: fmt::Debug + Send + Sync {
     async fn verify(&self, token: &SubjectToken) -> Result<Arc<VerifiedIdentity>, SubjectError>;
+
+    /// [`verify`](Self::verify) step by step, for those who may see it; nothing is remembered of it.
+    async fn explain(&self, token: &SubjectToken) -> Examination;
+
+    /// The same about claims that nobody signed, as far as it can be asked of them.
+    fn explain_claims(&self, identity: &Identity) -> Vec<Step>;
 
     /// Whether an identity that was verified earlier would still be taken: its tenant and its token's audience may have
     /// been taken out of the settings since.
@@ -170,6 +179,14 @@ impl Verifier for FakeVerifier {
             "other" => Ok(Arc::new(good.with_object(99))),
             _ => Err(SubjectError::Issuer),
         }
+    }
+
+    async fn explain(&self, token: &SubjectToken) -> Examination {
+        Examination { steps: Vec::new(), result: self.verify(token).await }
+    }
+
+    fn explain_claims(&self, _identity: &Identity) -> Vec<Step> {
+        Vec::new()
     }
 
     fn still_accepts(&self, identity: &VerifiedIdentity) -> Result<(), SubjectError> {

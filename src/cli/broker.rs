@@ -5,8 +5,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum as _};
+use tonic::metadata::{Ascii, MetadataValue};
 use tonic::transport::Channel;
-use tonic::{Code, Response, Status};
+use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use super::{Ended, Exit};
@@ -105,6 +106,26 @@ impl SubjectToken {
     pub async fn token(&self, broker: &Broker) -> anyhow::Result<String> {
         let token = self.source(broker).token().await.map_err(no_subject_token)?;
         Ok(token.expose().to_owned())
+    }
+}
+
+/// A token that is shown with calls (RFC 6750 section 2.1).
+pub(super) struct Bearer(MetadataValue<Ascii>);
+
+impl Bearer {
+    pub fn new(token: &str) -> anyhow::Result<Self> {
+        let mut value: MetadataValue<_> = match format!("Bearer {token}").parse() {
+            Ok(value) => value,
+            Err(_not_ascii) => return Err(usage("the token is no token: it has characters that none has")),
+        };
+        value.set_sensitive(true);
+        Ok(Self(value))
+    }
+
+    pub fn show<T>(&self, message: T) -> Request<T> {
+        let mut request = call(message);
+        request.metadata_mut().insert("authorization", self.0.clone());
+        request
     }
 }
 

@@ -10,6 +10,13 @@ pub(super) struct Request {
     /// Name of a target in the broker's configuration; several times for several credentials, all or nothing
     #[arg(long = "target", value_name = "TARGET", required = true)]
     targets: Vec<String>,
+    #[command(flatten)]
+    details: Details,
+}
+
+/// How the credentials are wanted.
+#[derive(Debug, Args)]
+pub(super) struct Details {
     /// A subset of the target's scopes; with one target only
     #[arg(long = "scope", value_name = "SCOPE")]
     scopes: Vec<String>,
@@ -49,10 +56,20 @@ impl Request {
     }
 
     pub fn has_scopes(&self) -> bool {
-        !self.scopes.is_empty()
+        !self.details.scopes.is_empty()
     }
 
     pub fn targets(&self) -> Vec<proto::TargetRequest> {
+        self.details.targets(&self.targets)
+    }
+
+    pub fn job(&self) -> proto::Job {
+        self.details.job()
+    }
+}
+
+impl Details {
+    pub fn targets(&self, names: &[String]) -> Vec<proto::TargetRequest> {
         let id_token = self.id_token_audience.as_ref().map(|_audience| TokenType::IdToken.urn());
         let target = |target: &String| proto::TargetRequest {
             target: target.clone(),
@@ -61,7 +78,7 @@ impl Request {
             audience: self.id_token_audience.clone().unwrap_or_default(),
             lifetime: duration(self.lifetime),
         };
-        self.targets.iter().map(target).collect()
+        names.iter().map(target).collect()
     }
 
     pub fn job(&self) -> proto::Job {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use self::managed_identity::ManagedIdentity;
 use self::token_endpoint::{Redemption, TokenEndpoint};
 use super::upstream::Upstreams;
-use super::{Call, CloudIdentity, Credential, Hop, IssueError, SetUpFault, Signer};
+use super::{Call, CloudIdentity, Credential, Hop, IssueError, Service, SetUpFault, Signer};
 use crate::clock::Clock;
 use crate::entra::OUTSIDE_VALIDITY;
 use crate::secret::Secret;
@@ -32,7 +32,7 @@ impl Azure {
         let identity = CloudIdentity::Azure { tenant: target.tenant, client_id: target.client_id };
         match &target.source {
             AzureSource::ManagedIdentity(endpoint) => {
-                let upstream = self.upstreams.of(Hop::ManagedIdentity, "this machine");
+                let upstream = self.upstreams.of(Hop::ManagedIdentity, THIS_MACHINE);
                 let managed = ManagedIdentity {
                     upstream,
                     clock: self.clock.clone(),
@@ -47,6 +47,15 @@ impl Azure {
                 self.redeem(target, call, identity).await
             }
         }
+    }
+
+    pub fn services(&self, target: &AzureTarget) -> Vec<Service> {
+        vec![match &target.source {
+            AzureSource::ManagedIdentity(_) => self.upstreams.service(Hop::ManagedIdentity, THIS_MACHINE),
+            AzureSource::Issuer { .. } | AzureSource::TokenFile(_) | AzureSource::OnBehalfOf { .. } => {
+                self.upstreams.service(Hop::EntraToken, target.authority.as_str())
+            }
+        }]
     }
 
     /// An assertion that Entra found outside its validity is made anew once (AADSTS700024).
@@ -96,6 +105,9 @@ impl Azure {
         }
     }
 }
+
+/// All identities of a machine share its quota.
+const THIS_MACHINE: &str = "this machine";
 
 enum Retry {
     Once,

@@ -40,6 +40,18 @@ pub struct Hit {
     pub cached: bool,
 }
 
+/// What a cache knows of a key.
+#[derive(Debug, Clone)]
+pub enum Held {
+    Nothing,
+    Credential(Arc<Credential>),
+    /// The last call failed, and no other is made for as long as is left.
+    Failure {
+        error: IssueError,
+        left: Duration,
+    },
+}
+
 #[derive(Clone)]
 struct Entry {
     credential: Arc<Credential>,
@@ -124,6 +136,20 @@ impl Cache {
     pub fn covers(&self, key: &Key, least: Duration) -> bool {
         let now = self.clock.now();
         self.entries.get(key).is_some_and(|entry| entry.credential.covers(least, now))
+    }
+
+    /// What is kept for `key`, without a call.
+    pub fn held(&self, key: &Key) -> Held {
+        let now = self.clock.now();
+        let failure = self.failures.get(key).filter(|failure| now < failure.until);
+        let credential = self.entries.get(key).map(|entry| entry.credential).filter(|held| now < held.expires_at);
+        match (credential, failure) {
+            (Some(credential), _) => Held::Credential(credential),
+            (None, Some(Failure { error, until })) => {
+                Held::Failure { error, left: until.duration_since(now).unwrap_or_default() }
+            }
+            (None, None) => Held::Nothing,
+        }
     }
 
     /// Drops what is kept for `key`, where it turned out to be no good.

@@ -13,7 +13,7 @@ use self::impersonation::Impersonation;
 use self::sts::Exchange;
 use super::correlation::{Mark, STS_EXCHANGE_ID};
 use super::upstream::Upstreams;
-use super::{Cache, Call, CloudIdentity, Credential, Hit, Hop, IssueError, Key, Signer, is_id_token};
+use super::{Cache, Call, CloudIdentity, Credential, Hit, Hop, IssueError, Key, Service, Signer, is_id_token};
 use crate::clock::{Clock, from_unix_seconds, unix_seconds};
 use crate::http::{Request, Response};
 use crate::issuer::Assertion;
@@ -59,6 +59,14 @@ impl Google {
                 result => result,
             },
         }
+    }
+
+    pub fn services(&self, target: &GoogleTarget) -> Vec<Service> {
+        let mut services = vec![self.upstreams.service(Hop::GoogleSts, &quota(target))];
+        if target.service_account.is_some() {
+            services.push(self.upstreams.service(Hop::GoogleIam, target.iam_credentials_endpoint.as_str()));
+        }
+        services
     }
 
     /// The assertion itself. It acts as no service account: Google decides whom its holder may impersonate.

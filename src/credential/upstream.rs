@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument as _;
 
 use super::correlation::{Ids, returned};
-use super::{Hop, IssueError, SetUpFault};
+use super::{Hop, IssueError, Service, SetUpFault};
 use crate::answer::Verdict;
 use crate::clock::Clock;
 use crate::http::{Client, Request, Response};
@@ -36,6 +36,15 @@ impl Upstreams {
         let mut by_quota = self.by_quota.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || Arc::new(Upstream::new(hop, self.http.clone(), self.clock.clone()));
         by_quota.entry((hop, quota.to_owned())).or_insert_with(make).clone()
+    }
+
+    /// How the service was found by the last calls.
+    pub fn service(&self, hop: Hop, quota: &str) -> Service {
+        let by_quota = self.by_quota.lock().unwrap_or_else(PoisonError::into_inner);
+        match by_quota.get(&(hop, quota.to_owned())) {
+            Some(upstream) => upstream.service(),
+            None => Service { hop, failures_in_a_row: 0, left_alone_for: None },
+        }
     }
 }
 
@@ -182,6 +191,16 @@ impl Upstream {
             return Ok(());
         }
         Err(self.unavailable("it failed many times in a row".to_owned(), left))
+    }
+
+    fn service(&self) -> Service {
+        let health = self.health();
+        let left = health.open_until.map(|until| until.saturating_duration_since(Instant::now()));
+        Service {
+            hop: self.hop,
+            failures_in_a_row: health.failures_in_a_row,
+            left_alone_for: left.filter(|left| !left.is_zero()),
+        }
     }
 
     fn succeeded(&self) {

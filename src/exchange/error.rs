@@ -42,10 +42,7 @@ impl ExchangeError {
         match self {
             Self::Request { .. } => Reason::InvalidRequest,
             Self::Subject(error) => error.reason(),
-            Self::Policy(Refusal::Denied(_)) => Reason::Denied,
-            Self::Policy(Refusal::GroupsOverage) => Reason::GroupsOverage,
-            Self::Policy(Refusal::Request(_) | Refusal::NoScope) => Reason::InvalidRequest,
-            Self::Policy(Refusal::SubjectTokenEndsSoon) => Reason::SubjectTokenExpired,
+            Self::Policy(refusal) => refusal.reason(),
             Self::Credential { error, .. } => error.reason(),
             Self::LeaseNotFound => Reason::LeaseNotFound,
             Self::LeaseEnded(_) => Reason::LeaseEnded,
@@ -85,10 +82,9 @@ impl ExchangeError {
     /// One sentence for the log: the caller is told less.
     pub(super) fn detail(&self) -> String {
         match self {
-            Self::Policy(Refusal::Denied(denial)) => denial.to_string(),
+            Self::Policy(refusal) => refusal.detail(),
             Self::Request { .. }
             | Self::Subject(_)
-            | Self::Policy(_)
             | Self::Credential { .. }
             | Self::Audit(_)
             | Self::Leases(_)

@@ -97,29 +97,37 @@ impl ExchangeRequest {
                 "an Entra access token is presented as urn:ietf:params:oauth:token-type:jwt or ...:access_token",
             ));
         }
-        if self.targets.is_empty() || self.targets.len() > MAX_TARGETS {
-            return Err(invalid("targets", "name at least one target and at most 16"));
-        }
-        let asks = self.targets.iter().enumerate();
-        let asks: Vec<Ask> =
-            asks.map(|(position, target)| ask(target, position, self.excess)).collect::<Result<_, _>>()?;
-        for (position, ask) in asks.iter().enumerate() {
-            let same = |other: &Ask| {
-                (&other.target, other.token_type, &other.audience) == (&ask.target, ask.token_type, &ask.audience)
-            };
-            if asks.iter().take(position).any(same) {
-                return Err(invalid(
-                    &format!("targets[{position}]"),
-                    "the same target, token type and audience stand in the request twice",
-                ));
-            }
-        }
+        let asks = asks(&self.targets, &self.job, self.excess)?;
         if matches!(self.tenure, Tenure::Opening(Some(duration)) if duration < SHORTEST_LEASE) {
             return Err(invalid("duration", "a lease lasts at least a second"));
         }
-        self.job.check().map_err(|complaint| invalid("job", complaint.0))?;
         Ok(Asks { asks, job: self.job.clone() })
     }
+}
+
+/// What is asked for, where its form is good.
+///
+/// # Errors
+/// [`ExchangeError::Request`] names the field.
+pub fn asks(targets: &[TargetRequest], job: &Job, excess: ExcessScopes) -> Result<Vec<Ask>, ExchangeError> {
+    if targets.is_empty() || targets.len() > MAX_TARGETS {
+        return Err(invalid("targets", "name at least one target and at most 16"));
+    }
+    let asks = targets.iter().enumerate();
+    let asks: Vec<Ask> = asks.map(|(position, target)| ask(target, position, excess)).collect::<Result<_, _>>()?;
+    for (position, ask) in asks.iter().enumerate() {
+        let same = |other: &Ask| {
+            (&other.target, other.token_type, &other.audience) == (&ask.target, ask.token_type, &ask.audience)
+        };
+        if asks.iter().take(position).any(same) {
+            return Err(invalid(
+                &format!("targets[{position}]"),
+                "the same target, token type and audience stand in the request twice",
+            ));
+        }
+    }
+    job.check().map_err(|complaint| invalid("job", complaint.0))?;
+    Ok(asks)
 }
 
 fn ask(request: &TargetRequest, position: usize, excess: ExcessScopes) -> Result<Ask, ExchangeError> {

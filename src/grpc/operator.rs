@@ -1,19 +1,26 @@
-//! `Operator`: the leases of everybody, for those who may see and end them.
+//! `Operator`: why, the leases of everybody and the audit log, for those who may ask, see and end them.
+
+mod explain;
+
+pub use explain::{request as explain_request, step_of as step};
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::SystemTime;
 
-use futures_util::Stream;
+use futures_util::{Stream, stream};
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
+use super::Farewell;
 use super::leases::refusal;
 use super::message::{self, some};
 use super::service::caller;
+use crate::audit::Filter;
 use crate::exchange::ExchangeError;
 use crate::lease::{EndKind, Failed, LeaseFilter, LeaseQuery};
-use crate::operator::Operator;
+use crate::operator::{AuditQuery, Follow, Operator};
 use crate::proto;
 use crate::secret::Secret;
 
@@ -32,9 +39,12 @@ impl OperatorService {
 impl proto::operator_server::Operator for OperatorService {
     async fn explain(
         &self,
-        _request: Request<proto::ExplainRequest>,
+        request: Request<proto::ExplainRequest>,
     ) -> Result<Response<proto::ExplainResponse>, Status> {
-        Err(Status::unimplemented("this version explains nothing yet"))
+        let (token, caller) = (bearer(request.metadata()), caller(&request));
+        let request = explain::request(request.into_inner());
+        let explained = self.operator.explain(token, request, &caller).await.map_err(refusal)?;
+        Ok(Response::new(explain::response(explained)))
     }
 
     async fn list_leases(
@@ -66,9 +76,27 @@ impl proto::operator_server::Operator for OperatorService {
 
     async fn search_audit(
         &self,
-        _request: Request<proto::SearchAuditRequest>,
+        request: Request<proto::SearchAuditRequest>,
     ) -> Result<Response<Self::SearchAuditStream>, Status> {
-        Err(Status::unimplemented("this version searches no audit records yet"))
+        let farewell = request.extensions().get::<Farewell>().cloned().unwrap_or_default();
+        let (token, caller) = (bearer(request.metadata()), caller(&request));
+        let query = audit_query(request.into_inner()).map_err(refusal)?;
+        let records = self.operator.search_audit(token, query, &caller).await.map_err(refusal)?;
+        let stream = stream::unfold(Some(records), move |records| {
+            let farewell = farewell.clone();
+            async move {
+                let mut records = records?;
+                tokio::select! {
+                    // Soon the connection is cut; what follows can be followed elsewhere.
+                    () = farewell.0.cancelled() => Some((Err(refusal(Failed::new(ExchangeError::ShuttingDown))), None)),
+                    record = records.next() => match record? {
+                        Ok(record) => Some((Ok(record), Some(records))),
+                        Err(failed) => Some((Err(refusal(failed)), None)),
+                    },
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(stream)))
     }
 }
 
@@ -110,6 +138,38 @@ fn filter(message: proto::LeaseFilter) -> Result<LeaseFilter, Failed> {
     })
 }
 
+fn audit_query(message: proto::SearchAuditRequest) -> Result<AuditQuery, Failed> {
+    let time = |field: &str, time: Option<prost_types::Timestamp>| {
+        time.map(SystemTime::try_from).transpose().map_err(|_before_time| invalid(field, "is no time"))
+    };
+    let exchange_id = some(message.exchange_id).map(|id| id.parse());
+    let filter = Filter {
+        after: time("after", message.after)?,
+        before: time("before", message.before)?,
+        exchange_id: exchange_id
+            .transpose()
+            .map_err(|_not_a_uuid| invalid("exchange_id", "is not the id of an exchange"))?,
+        lease_id: some(message.lease_id).map(|id| lease_id("lease_id", &id)).transpose()?,
+        subject: some(message.subject),
+        target: some(message.target),
+        job_id: some(message.job_id),
+        outcome: some(message.outcome),
+        action: some(message.action),
+        reason: some(message.reason),
+    };
+    let (follow, limit) = if message.follow { (Follow::Yes, FOLLOWED_MOST) } else { (Follow::No, RECORDS_MOST) };
+    if follow == Follow::Yes && filter.before.is_some() {
+        return Err(invalid("before", "ends a search; what follows has no end"));
+    }
+    let most = match usize::try_from(message.limit) {
+        Ok(0) => RECORDS,
+        Ok(most) if most <= limit => most,
+        Ok(_) => return Err(invalid("limit", &format!("is at most {limit}: narrow the time with after and before"))),
+        Err(_negative) => return Err(invalid("limit", "is not negative")),
+    };
+    Ok(AuditQuery { filter, most, follow })
+}
+
 fn lease_id(field: &str, text: &str) -> Result<Uuid, Failed> {
     text.parse().map_err(|_not_a_uuid| invalid(field, "is not the id of a lease"))
 }
@@ -120,3 +180,9 @@ fn invalid(field: &str, message: &str) -> Failed {
 
 const PAGE: usize = 100;
 const PAGE_MOST: usize = 1000;
+
+/// Records of a search that does not say how many.
+const RECORDS: usize = 100;
+const RECORDS_MOST: usize = 1_000_000;
+/// They are held until the oldest is found.
+const FOLLOWED_MOST: usize = 1000;

@@ -67,7 +67,9 @@ mod tests {
     #[test]
     fn i13_every_denial_has_the_same_bytes_but_for_the_id() {
         let id = Uuid::from_u128(1);
-        let denials = [Denial::NoSuchTarget, Denial::NoRule, Denial::Rule("secret-rule".parse().expect("a name"))];
+        let name = || "secret-rule".parse().expect("a name");
+        let over = Denial::LeaseOver(name(), std::time::Duration::from_secs(60));
+        let denials = [Denial::NoSuchTarget, Denial::NoRule, Denial::Rule(name()), over];
         let statuses = denials.map(|denial| of(&ExchangeError::Policy(Refusal::Denied(denial)), id));
         for status in &statuses {
             assert_eq!(

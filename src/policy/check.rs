@@ -12,6 +12,7 @@ use uuid::Uuid;
 
 use super::condition::Reading;
 use super::document::{OperatorDocument, RuleDocument};
+use super::explain::is_near;
 use super::{Operators, Policy};
 use crate::target::{Name, Target};
 
@@ -151,8 +152,8 @@ impl Draft<'_> {
             if self.targets.iter().any(|target| target.name == *name) {
                 continue;
             }
-            let known = self.targets.iter().map(|target| target.name.as_str());
-            let change = match nearest(name.as_str(), known) {
+            let near = |target: &&Target| is_near(name.as_str(), target.name.as_str());
+            let change = match self.targets.iter().find(near).map(|target| &target.name) {
                 Some(near) => format!("Did you mean {near}? Otherwise add the target, or take the name out."),
                 None => "Add the target, or take the name out.".to_owned(),
             };
@@ -211,31 +212,6 @@ impl Rule<'_> {
             When::Absent | When::Broken => None,
         }
     }
-}
-
-/// The one that somebody who mistyped `name` may have meant.
-fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let near = known.map(|known| (distance(name, known), known)).min()?;
-    (near.0 <= name.len().div_ceil(4)).then_some(near.1)
-}
-
-/// Levenshtein's, of names.
-fn distance(one: &str, other: &str) -> usize {
-    let mut row: Vec<usize> = (0..=other.len()).collect();
-    for (above, a) in one.bytes().enumerate() {
-        let mut diagonal = above;
-        let mut left = above + 1;
-        for (cell, b) in row.iter_mut().skip(1).zip(other.bytes()) {
-            let replaced = diagonal + usize::from(a != b);
-            diagonal = *cell;
-            left = replaced.min(*cell + 1).min(left + 1);
-            *cell = left;
-        }
-        if let Some(first) = row.first_mut() {
-            *first = above + 1;
-        }
-    }
-    row.last().copied().unwrap_or_default()
 }
 
 /// For a sentence.

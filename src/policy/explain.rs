@@ -2,6 +2,8 @@
 
 mod remedy;
 
+pub(super) use remedy::is_near;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -339,14 +341,15 @@ fn shared(target: &Target) -> &'static str {
 fn described(target: &Target) -> String {
     match &target.platform {
         Platform::Google(google) => {
-            let provider = google.provider.as_str();
+            let name = &google.provider;
+            let through = format!("provider {} of pool {} in project {}", name.provider(), name.pool(), name.project());
             let shown = match google.subject_token {
                 GoogleSubjectToken::Issuer => "the broker's assertion",
                 GoogleSubjectToken::Entra => "the caller's Entra token",
             };
             match &google.service_account {
-                Some(account) => format!("Google, as {account}, with {shown} through {provider}"),
-                None => format!("Google, as the pool's own principal, with {shown} through {provider}"),
+                Some(account) => format!("Google, as {account}, with {shown} through {through}"),
+                None => format!("Google, as the pool's own principal, with {shown} through {through}"),
             }
         }
         Platform::Azure(azure) => {

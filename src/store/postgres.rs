@@ -3,11 +3,13 @@
 mod audit;
 mod leases;
 mod pool;
+mod reader;
 mod schema;
 mod settings;
 mod shared;
 mod tls;
 
+pub(super) use reader::PostgresReader;
 pub use settings::{InvalidUrl, PostgresSettings};
 
 use std::sync::Arc;
@@ -64,6 +66,11 @@ impl PostgresStore {
         store.renew_keys().await.map_err(failed)?;
         store.renew_leases().await.map_err(failed)?;
         Ok(store)
+    }
+
+    /// For those who look at the audit log.
+    pub(super) fn reader(&self) -> PostgresReader {
+        PostgresReader::beside(&self.pool)
     }
 
     async fn prepare(&self) -> Result<i64, PostgresError> {

@@ -2,6 +2,10 @@
 
 mod audit;
 mod leases;
+mod reader;
+mod worker;
+
+pub(super) use reader::SqliteReader;
 
 use std::error::Error;
 use std::fmt;
@@ -9,13 +13,13 @@ use std::fs::{OpenOptions, Permissions};
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 use std::time::Duration;
 
 use rusqlite::{Connection, params};
-use tokio::sync::{mpsc, oneshot};
 
+use self::worker::Worker;
 use super::OpenError;
 use super::issuer_key::{self, KeyRow, KeyRowError};
 use super::lease::LeaseRowError;
@@ -24,11 +28,9 @@ use crate::secret::SealingKeys;
 
 /// Audit records, leases and issuer keys in one file, which only its owner can read.
 pub struct SqliteStore {
-    jobs: mpsc::Sender<Job>,
+    worker: Worker,
     sealing: Arc<SealingKeys>,
 }
-
-type Job = Box<dyn FnOnce(&mut Connection) + Send>;
 
 /// Why a job did not succeed.
 #[derive(Debug, thiserror::Error)]
@@ -51,27 +53,24 @@ impl SqliteStore {
             |source: Box<dyn Error + Send + Sync>| OpenError::Open { store: path.display().to_string(), source };
         renew_keys(&mut connection, &sealing).map_err(|error| failed(error.into()))?;
         leases::renew(&mut connection, &sealing).map_err(|error| failed(error.into()))?;
-        let (jobs, queue) = mpsc::channel(64);
         let (writing, written) = sync_channel(CHECKPOINT_JOBS);
-        let thread = |name: &str| thread::Builder::new().name(name.to_owned());
-        let work = thread("store").spawn(move || work(connection, queue, writing));
-        work.map_err(|error| failed(error.into()))?;
-        let checkpoint = thread("checkpoint").spawn(move || checkpoint(&checkpointing, &written));
+        // Where there is no room for it, enough is known.
+        let after = move |_connection: &Connection| {
+            let _ = writing.try_send(());
+        };
+        let at_end = |connection: &Connection| drop(connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);"));
+        let worker = Worker::start("store", connection, after, at_end).map_err(|error| failed(error.into()))?;
+        let thread = thread::Builder::new().name("checkpoint".to_owned());
+        let checkpoint = thread.spawn(move || checkpoint(&checkpointing, &written));
         checkpoint.map_err(|error| failed(error.into()))?;
-        Ok(Self { jobs, sealing })
+        Ok(Self { worker, sealing })
     }
 
     async fn run<T: Send + 'static>(
         &self,
         job: impl FnOnce(&mut Connection) -> Result<T, JobError> + Send + 'static,
     ) -> Result<T, JobError> {
-        let (reply, answer) = oneshot::channel();
-        let job: Job = Box::new(move |connection| {
-            // Whoever asked may have left; the job is done all the same.
-            let _ = reply.send(job(connection));
-        });
-        self.jobs.send(job).await.map_err(|_closed| JobError::Closed)?;
-        answer.await.map_err(|_closed| JobError::Closed)?
+        self.worker.run(job).await
     }
 }
 
@@ -162,16 +161,6 @@ const MIGRATIONS: [&str; 5] = [
 ];
 
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
-
-/// Ends when the store is dropped and everything queued is done; `written` is dropped with it.
-fn work(mut connection: Connection, mut queue: mpsc::Receiver<Job>, written: SyncSender<()>) {
-    while let Some(job) = queue.blocking_recv() {
-        job(&mut connection);
-        // Where there is no room for it, enough is known.
-        let _ = written.try_send(());
-    }
-    let _ = connection.execute_batch("PRAGMA wal_checkpoint(TRUNCATE);");
-}
 
 /// Moves what the log has into the database, beside the thread that writes, in pieces so small that no group of records
 /// waits for one. Sleeps where nothing is written; ends after that thread.

@@ -10,9 +10,10 @@ use uuid::Uuid;
 
 use super::jwks::{EntraMetadata, KeyError, VerificationKey, Version, names_tenant};
 use super::token::{Claims, UnverifiedToken};
-use super::{Identity, KeyCache, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
+use super::{Examination, Identity, KeyCache, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::http::{Client, Endpoint};
+use crate::step::Step;
 use crate::target;
 
 /// Whose tokens are taken. Tenants and audiences are mandatory: the configuration refuses empty lists.
@@ -29,8 +30,8 @@ pub struct Settings {
 
 /// Verifies tokens against the keys that their tenants publish.
 pub struct EntraVerifier {
-    rules: Rules,
-    keys: Arc<KeyCache>,
+    pub(super) rules: Rules,
+    pub(super) keys: Arc<KeyCache>,
     /// Key: SHA-256 of the token. Life: until the token's `exp`, and only while its tenant publishes the signing key.
     /// Bound: [`VERDICTS_MAX_BYTES`]. Refused tokens are not remembered: there is no end of them.
     verdicts: Cache<[u8; 32], Verdict>,
@@ -87,11 +88,7 @@ impl EntraVerifier {
     async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
         let unverified = UnverifiedToken::parse(token.text.expose())?;
         let claimed = self.rules.claimed(&unverified)?;
-        let key = self.keys.key(claimed.tenant, claimed.version, &unverified.kid).await;
-        let (key, set_issuer) = key.map_err(|error| match error {
-            KeyError::Unknown => SubjectError::Signature("its tenant publishes no key of that name"),
-            KeyError::Unavailable { retry_after, source } => SubjectError::KeysUnavailable { retry_after, source },
-        })?;
+        let (key, set_issuer) = self.keys.key(claimed.tenant, claimed.version, &unverified.kid).await?;
         let identity = self.rules.judge(&unverified, &claimed, (&key, &set_issuer), token.sha256)?;
         let signed_by = SigningKey { version: claimed.version, kid: unverified.kid, fingerprint: key.fingerprint };
         Ok(Verdict { identity: Arc::new(identity), signed_by: Arc::new(signed_by), token_bytes: token.text.len() })
@@ -130,7 +127,7 @@ impl Rules {
         Ok(VerifiedIdentity { identity, token_sha256 })
     }
 
-    fn check_times(&self, claims: &Claims) -> Result<SystemTime, SubjectError> {
+    pub(super) fn check_times(&self, claims: &Claims) -> Result<SystemTime, SubjectError> {
         let time = |name, complaint| {
             claims
                 .seconds(name, complaint)
@@ -156,7 +153,7 @@ impl Rules {
         Ok(expires_at)
     }
 
-    fn check_audience(&self, claims: &Claims) -> Result<(), SubjectError> {
+    pub(super) fn check_audience(&self, claims: &Claims) -> Result<(), SubjectError> {
         let audience = claims.text("aud", "`aud` is not one text")?;
         if self.settings.audiences.iter().any(|ours| same_audience(ours, audience)) {
             return Ok(());
@@ -178,6 +175,14 @@ impl Verifier for EntraVerifier {
         Ok(identity)
     }
 
+    async fn explain(&self, token: &SubjectToken) -> Examination {
+        self.examination(token).await
+    }
+
+    fn explain_claims(&self, identity: &Identity) -> Vec<Step> {
+        self.claims_examination(identity)
+    }
+
     fn still_accepts(&self, identity: &VerifiedIdentity) -> Result<(), SubjectError> {
         let settings = &self.rules.settings;
         if !settings.tenants.contains(&identity.tenant()) {
@@ -189,6 +194,15 @@ impl Verifier for EntraVerifier {
     }
 }
 
+impl From<KeyError> for SubjectError {
+    fn from(error: KeyError) -> Self {
+        match error {
+            KeyError::Unknown => Self::Signature("its tenant publishes no key of that name"),
+            KeyError::Unavailable { retry_after, source } => Self::KeysUnavailable { retry_after, source },
+        }
+    }
+}
+
 impl fmt::Debug for EntraVerifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EntraVerifier").field("settings", &self.rules.settings).finish_non_exhaustive()
@@ -197,7 +211,12 @@ impl fmt::Debug for EntraVerifier {
 
 /// Microsoft (access-tokens, "Validate the issuer"): the key's issuer, with the token's tenant filled in, is the
 /// token's; the first segment of its path is the tenant.
-fn check_issuer(claims: &Claims, tenant: Uuid, version: Version, key_issuer: &str) -> Result<(), SubjectError> {
+pub(super) fn check_issuer(
+    claims: &Claims,
+    tenant: Uuid,
+    version: Version,
+    key_issuer: &str,
+) -> Result<(), SubjectError> {
     let issuer = claims.text("iss", "`iss` is not one text")?;
     let same_tenant = claims.text("tid", "`tid` is not one text")? == tenant.to_string();
     let same_version = claims.optional_text("ver", "`ver` is not a text")?.and_then(Version::named) == Some(version);
@@ -223,7 +242,7 @@ fn fill_in_tenant(template: &str, tenant: Uuid) -> String {
 }
 
 /// Equal, but for one slash at the end: Entra writes v1.0 audiences as the client asked for them.
-fn same_audience(ours: &str, theirs: &str) -> bool {
+pub(super) fn same_audience(ours: &str, theirs: &str) -> bool {
     let bare = |audience: &str| audience.strip_suffix('/').unwrap_or(audience).to_owned();
     ours == theirs || (ours.contains("://") && bare(ours) == bare(theirs))
 }
@@ -247,7 +266,7 @@ pub fn is_microsoft_audience(audience: &str) -> bool {
 }
 
 /// Applications whose tokens people present by mistake. Nobody but Microsoft can verify the first two.
-const MICROSOFT_AUDIENCES: [(&str, &str); 7] = [
+pub(super) const MICROSOFT_AUDIENCES: [(&str, &str); 7] = [
     ("00000003-0000-0000-c000-000000000000", "Microsoft Graph"),
     ("https://graph.microsoft.com", "Microsoft Graph"),
     ("00000002-0000-0000-c000-000000000000", "Azure AD Graph"),

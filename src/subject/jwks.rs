@@ -18,6 +18,7 @@ use uuid::Uuid;
 
 use crate::http::{Client, Endpoint, HttpError, Request};
 use crate::secret::FieldDigest;
+use crate::telemetry::Causes;
 
 /// The two forms of Entra's access tokens; each has metadata and keys of its own
 /// (Microsoft: access-tokens, "Validate tokens").
@@ -125,6 +126,16 @@ pub struct KeyCache {
     slots: HashMap<(Uuid, Version), Arc<Slot>>,
 }
 
+/// A tenant's keys as they are known.
+#[derive(Default)]
+pub(super) struct Published {
+    pub age: Option<Duration>,
+    /// Sorted.
+    pub kids: Vec<String>,
+    /// Why the last fetch failed, if it did.
+    pub last_error: Option<String>,
+}
+
 struct Slot {
     tenant: Uuid,
     version: Version,
@@ -186,6 +197,20 @@ impl KeyCache {
             slot.fetch_unless_cooling();
         }
         age < MAX_AGE && fetched.set.keys.get(kid).is_some_and(|key| key.fingerprint == *fingerprint)
+    }
+
+    /// What is known of a tenant's keys, without a fetch.
+    pub(super) fn published(&self, tenant: Uuid, version: Version) -> Published {
+        let Some(slot) = self.slots.get(&(tenant, version)) else { return Published::default() };
+        let current = slot.current.load_full();
+        let mut kids: Vec<String> = current.iter().flat_map(|fetched| fetched.set.keys.keys().cloned()).collect();
+        kids.sort_unstable();
+        let attempts = slot.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        Published {
+            age: current.map(|fetched| fetched.at.elapsed()),
+            kids,
+            last_error: attempts.last_error.as_ref().map(|error| Causes(&**error).to_string()),
+        }
     }
 
     /// The name of a key that signs the tenant's v2.0 tokens, where one is known.

@@ -119,7 +119,7 @@ impl Claims {
 /// 9999-12-31: later is a mistake, and far from what overflows a clock.
 const LATEST: u64 = 253_402_300_799;
 
-/// `kid`, `iss`, `iat` and `exp` of a refused token, as far as they can be read and look like what they should be.
+/// What a refused token says of whose it is, for whom and how long, as far as they can be read and look like what they should be.
 pub(super) fn unverified_trace(text: &str) -> Vec<(&'static str, String)> {
     let mut parts = text.splitn(3, '.').map(|part| {
         let bytes = BASE64_URL_SAFE_NO_PAD.decode(part).unwrap_or_default();
@@ -137,6 +137,9 @@ pub(super) fn unverified_trace(text: &str) -> Vec<(&'static str, String)> {
     [
         ("unverified_kid", &header, "kid"),
         ("unverified_iss", &claims, "iss"),
+        ("unverified_tid", &claims, "tid"),
+        ("unverified_aud", &claims, "aud"),
+        ("unverified_ver", &claims, "ver"),
         ("unverified_iat", &claims, "iat"),
         ("unverified_exp", &claims, "exp"),
     ]
@@ -233,12 +236,13 @@ mod tests {
 
     #[test]
     fn the_trace_of_a_refused_token_holds_nothing_that_could_be_a_secret() {
-        let text = token(HEADER, r#"{"iss":"https://x/y","exp":5,"iat":{"a":1},"jti":"secret"}"#);
+        let text = token(HEADER, r#"{"iss":"https://x/y","aud":"api://z","exp":5,"iat":{"a":1},"jti":"secret"}"#);
         assert_eq!(
             unverified_trace(&text),
             [
                 ("unverified_kid", "k1".to_owned()),
                 ("unverified_iss", "https://x/y".to_owned()),
+                ("unverified_aud", "api://z".to_owned()),
                 ("unverified_exp", "5".to_owned())
             ]
         );

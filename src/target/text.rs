@@ -251,6 +251,18 @@ impl FromStr for Span {
     }
 }
 
+/// In the largest unit that it is a whole number of.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = self.0.as_secs();
+        let units = [(86_400, 'd'), (3600, 'h'), (60, 'm')];
+        match units.iter().find(|(unit, _name)| seconds >= *unit && seconds.is_multiple_of(*unit)) {
+            Some((unit, name)) => write!(f, "{}{name}", seconds / unit),
+            None => write!(f, "{seconds}s"),
+        }
+    }
+}
+
 impl<'de> Deserialize<'de> for Guid {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         from_text(deserializer)

@@ -13,6 +13,8 @@ pub fn carnet(arguments: &[&str]) -> Command {
         .env_remove("CARNET_ADDRESS")
         .env_remove("CARNET_SUBJECT_TOKEN")
         .env_remove("CARNET_SUBJECT_TOKEN_FILE")
+        .env_remove("CARNET_OPERATOR_TOKEN")
+        .env_remove("CARNET_OPERATOR_TOKEN_FILE")
         .env_remove("CARNET_SUBJECT_SOURCE")
         .env_remove("CARNET_AUDIENCE")
         .env_remove("AZURE_FEDERATED_TOKEN_FILE")

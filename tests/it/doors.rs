@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 use carnet::proto::{ExchangeRequest, OpenLeaseRequest, TargetRequest};
 use carnet::sandbox::{EntraToken, Fault};
 use tonic::Code;
+use tonic_types::StatusExt as _;
 
 use crate::holder::try_open;
 use crate::support::{Broker, PERSON, RUNNER, Setup, TENANT, reason, with_broker, with_setup};
@@ -227,22 +228,89 @@ async fn i14_there_are_no_other_doors() {
     );
 }
 
+/// One target for each reason that a policy can have.
+const REASONS: &str = "  unlisted: { google: { audience: '//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool/providers/carnet' } }
+rules:
+  - name: others-role
+    targets: [vertex]
+    subject: { roles: [Other] }
+    lease: { max_duration: 1h, heartbeat: 5m }
+  - name: condition-is-false
+    targets: [direct]
+    when: job.id == 'another'
+  - name: condition-fails
+    targets: [handed-out]
+    when: job.labels.owner == 'me'
+  - name: everybody
+    targets: [grouped, azure-ml]
+    when: 'true'
+    lease: { max_duration: 1h, heartbeat: 5m }
+  - name: no-runners
+    targets: [grouped]
+    subject: { roles: [Training.Submit] }
+    deny: true
+  - name: nobody-knows
+    targets: [azure-ml]
+    when: job.labels.owner == 'me'
+    deny: true
+";
+
+const REASONS_OF: [&str; 8] =
+    ["no-such-target", "../vertex", "unlisted", "vertex", "direct", "handed-out", "grouped", "azure-ml"];
+
 #[tokio::test(flavor = "multi_thread")]
-async fn i13_refusals_of_different_policies_have_the_same_bytes() {
-    with_broker(async |broker| {
-        let mut bodies = Vec::new();
-        for (target, token) in [
-            ("no-such-target", broker.runner()),
-            ("direct", broker.runner()),
-            ("vertex", broker.entra.app_token(TENANT, RUNNER)),
-        ] {
-            let token = broker.signed(&token);
-            let (_status, mut body) = broker.token(&[("audience", target), ("subject_token", &token)]).await;
-            body["exchange_id"] = serde_json::Value::Null;
-            bodies.push(body.to_string());
+async fn i13_whatever_reason_a_policy_has_each_door_answers_the_same_bytes() {
+    with_setup(Setup { rules: Some(REASONS), ..Setup::default() }, async |broker| {
+        let [mut exchanged, mut opened, mut posted] = [const { Vec::new() }; 3];
+        for target in REASONS_OF {
+            let refused = broker.exchange(broker.request(&[target])).await.err().expect("denied");
+            exchanged.push(bytes(&refused));
+            let refused = try_open(broker, crate::holder::opening(broker, &[target])).await.err().expect("denied");
+            opened.push(bytes(&refused));
+            posted.push(posted_bytes(broker, target).await);
         }
-        bodies.dedup();
-        assert_eq!(bodies.len(), 1, "{bodies:?}");
+        for answers in [exchanged, opened, posted] {
+            assert!(answers[0].contains("DENIED"), "{}", answers[0]);
+            assert!(answers.iter().all(|answer| *answer == answers[0]), "{answers:#?}");
+        }
+        // Why, is on record, where it takes a permission to read it.
+        let denials: std::collections::BTreeSet<String> =
+            broker.audit_records().iter().map(|record| record.attributes["denial"].clone()).collect();
+        assert_eq!(denials.len(), 4, "{denials:?}");
     })
     .await;
+}
+
+/// Everything that a gRPC client sees of a refusal, but for its id.
+fn bytes(status: &tonic::Status) -> String {
+    let details = status.get_error_details();
+    let id = details.error_info().map(|info| info.metadata["exchange_id"].clone()).unwrap_or_default();
+    let mut metadata: Vec<String> = status.metadata().keys().map(|key| format!("{key:?}")).collect();
+    metadata.sort();
+    let details = String::from_utf8_lossy(status.details()).replace(&id, "ID");
+    format!("{:?} {} {details} {metadata:?}", status.code(), status.message())
+}
+
+async fn posted_bytes(broker: &Broker, target: &str) -> String {
+    let token = broker.signed(&broker.runner());
+    let form = [
+        ("grant_type", "urn:ietf:params:oauth:grant-type:token-exchange"),
+        ("subject_token_type", "urn:ietf:params:oauth:token-type:jwt"),
+        ("subject_token", token.as_str()),
+        ("audience", target),
+    ];
+    let call = reqwest::Client::new().post(format!("{}/v1/token", broker.http)).form(&form);
+    let answer = call.send().await.expect("an answer");
+    let status = answer.status();
+    let mut headers: Vec<String> = answer
+        .headers()
+        .iter()
+        .filter(|(name, _value)| *name != reqwest::header::DATE)
+        .map(|(name, value)| format!("{name}: {value:?}"))
+        .collect();
+    headers.sort();
+    let body = answer.text().await.expect("a body");
+    let json: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    let id = json["exchange_id"].as_str().expect("an id").to_owned();
+    format!("{status} {headers:?} {}", body.replace(&id, "ID"))
 }

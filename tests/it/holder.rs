@@ -32,6 +32,8 @@ operators:
     subject: { roles: [Carnet.Operator] }
   - permissions: [leases.read]
     subject: { roles: [Carnet.Reader] }
+  - permissions: [audit.read]
+    subject: { roles: [Carnet.Auditor] }
 ";
 
 pub const OPERATOR: &str = "88888888-8888-8888-8888-888888888888";

@@ -7,6 +7,7 @@ mod process;
 mod support;
 
 mod agent;
+mod audit;
 mod clients;
 mod clouds;
 mod command_line;
@@ -15,6 +16,7 @@ mod deployment;
 mod doors;
 mod exchange;
 mod exec;
+mod explain;
 mod grpc;
 mod health;
 mod issuer_keys;

@@ -1,6 +1,7 @@
 //! What a store promises, held against both of them; and what only PostgreSQL can do to a broker.
 
 mod leases;
+mod reading;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -22,6 +23,11 @@ use self::leases::{
     every_store_does_with_leases_what_the_contract_means,
     leases_outlive_the_process_and_who_opened_them_is_sealed_and_goes_with_their_end,
     what_runs_have_taken_is_known_by_subject_and_name,
+};
+use self::reading::{
+    a_reader_goes_on_where_it_left_off_and_leaves_no_gap_behind_that_may_close,
+    a_store_is_read_where_no_broker_runs_and_nothing_of_it_changes, records_are_written_while_others_are_read,
+    the_newest_records_come_first_page_by_page_to_the_last,
 };
 use crate::postgres::with_database;
 use crate::support::{captured_logs, eventually, free_port};
@@ -53,6 +59,10 @@ contract! {
     groups_that_are_written_at_once_are_all_kept
     a_group_that_arrives_twice_is_kept_once
     the_heads_of_the_chains_that_were_written_last_are_known
+    the_newest_records_come_first_page_by_page_to_the_last
+    a_reader_goes_on_where_it_left_off_and_leaves_no_gap_behind_that_may_close
+    a_store_is_read_where_no_broker_runs_and_nothing_of_it_changes
+    records_are_written_while_others_are_read
     keys_come_back_whole_but_only_with_the_store_key
     a_key_is_kept_only_as_the_successor_of_the_last_one
     a_new_store_key_in_front_seals_anew_what_the_older_one_had_sealed

@@ -18,6 +18,7 @@ use carnet::http::{self, Client};
 use carnet::reason::Reason;
 use carnet::sandbox::{Entra, EntraToken};
 use carnet::secret::Secret;
+use carnet::step::Step;
 use carnet::subject::{EntraVerifier, Settings, SubjectError, SubjectToken, VerifiedIdentity, Verifier as _};
 use uuid::Uuid;
 
@@ -91,11 +92,44 @@ async fn verify(verifier: &EntraVerifier, text: &str) -> Result<Arc<VerifiedIden
     let token = SubjectToken::new(Secret::new(text))?;
     assert_silent(&format!("{token:?}"), text);
     let verdict = verifier.verify(&token).await;
+    explains(verifier, &token, text, &verdict).await;
     match &verdict {
         Ok(identity) => assert_silent(&format!("{identity:?} {verifier:?}"), text),
         Err(error) => assert_silent(&everything_said(error), text),
     }
     verdict
+}
+
+/// An explanation comes to the same end: the first check that failed is the one that refused.
+async fn explains(
+    verifier: &EntraVerifier,
+    token: &SubjectToken,
+    text: &str,
+    verdict: &Result<Arc<VerifiedIdentity>, SubjectError>,
+) {
+    if matches!(verdict, Err(SubjectError::KeysUnavailable { .. })) {
+        // It would wait for another fetch, and tests count them.
+        return;
+    }
+    let explained = verifier.explain(token).await;
+    assert_silent(&format!("{explained:?}"), text);
+    let reason =
+        |verdict: &Result<Arc<VerifiedIdentity>, SubjectError>| verdict.as_ref().err().map(SubjectError::reason);
+    assert_eq!(reason(&explained.result), reason(verdict), "{explained:?}");
+    let names: Vec<&str> = explained.steps.iter().map(|step| step.name.as_str()).collect();
+    assert_eq!(names, ["subject_token", "tenant", "signature", "issuer", "time", "audience", "kind"]);
+    let failed: Vec<&Step> = explained.steps.iter().filter(|step| step.has_failed()).collect();
+    assert_eq!(failed.is_empty(), verdict.is_ok(), "{explained:?}");
+    assert!(failed.iter().all(|step| !step.remedy.is_empty()), "{explained:?}");
+    let said = verdict.as_ref().err().map(ToString::to_string);
+    let told = |said: &String| failed.first().is_some_and(|step| step.detail.starts_with(said.as_str()));
+    let own_words = ["tenant", "signature"];
+    assert!(
+        said.is_none_or(
+            |said| told(&said) || failed.first().is_some_and(|step| own_words.contains(&step.name.as_str()))
+        ),
+        "{explained:?}"
+    );
 }
 
 async fn refusal(verifier: &EntraVerifier, text: &str) -> Option<Reason> {

@@ -2,12 +2,10 @@
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use tonic::Request;
-use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 
 use super::show::{self, Output};
-use crate::cli::broker::{Broker, SubjectToken, answer, call, usage};
+use crate::cli::broker::{Bearer, Broker, SubjectToken, answer, usage};
 use crate::cli::print;
 use crate::proto;
 use crate::proto::operator_client::OperatorClient;
@@ -154,26 +152,11 @@ impl State {
     }
 }
 
-/// RFC 6750 section 2.1.
-struct Authorization(MetadataValue<tonic::metadata::Ascii>);
-
-impl Authorization {
-    fn show<T>(&self, message: T) -> Request<T> {
-        let mut request = call(message);
-        request.metadata_mut().insert("authorization", self.0.clone());
-        request
-    }
-}
-
 impl Operator {
-    async fn connect(&self) -> anyhow::Result<(OperatorClient<Channel>, Authorization)> {
-        let mut value: MetadataValue<_> = match format!("Bearer {}", self.token.token(&self.broker).await?).parse() {
-            Ok(value) => value,
-            Err(_not_ascii) => return Err(usage("the subject token is no token: it has characters that none has")),
-        };
-        value.set_sensitive(true);
+    async fn connect(&self) -> anyhow::Result<(OperatorClient<Channel>, Bearer)> {
+        let bearer = Bearer::new(&self.token.token(&self.broker).await?)?;
         let client = OperatorClient::new(self.broker.connect().await?).max_decoding_message_size(PAGE_MAX_BYTES);
-        Ok((client, Authorization(value)))
+        Ok((client, bearer))
     }
 }
 

@@ -6,7 +6,7 @@ use super::{Code, Draft, Finding, Rule, listed};
 use crate::policy::condition::Reading;
 use crate::policy::lifetime::with_headroom;
 use crate::policy::{ASSERTION_LIFETIME, GOOGLE_EXTENDED, GOOGLE_USUAL};
-use crate::target::{GoogleSubjectToken, Name, Platform, Sharing, Target};
+use crate::target::{GoogleSubjectToken, Name, Platform, Sharing, Span, Target};
 
 impl Draft<'_> {
     pub(super) fn lifetimes(&self, rule: &Rule<'_>, findings: &mut Vec<Finding>) {
@@ -86,10 +86,10 @@ fn max_lifetime(rule: &Rule<'_>) -> Option<Finding> {
             message: format!(
                 "rule {} allows {}, and its targets give {} at most",
                 rule.name(),
-                span(wanted),
-                span(*most)
+                Span(wanted),
+                Span(*most)
             ),
-            change: format!("Write {}, or raise the target's max_lifetime where its cloud gives more.", span(*most)),
+            change: format!("Write {}, or raise the target's max_lifetime where its cloud gives more.", Span(*most)),
         }),
         Some(_) => None,
     }
@@ -119,8 +119,8 @@ fn token_lifetime(rule: &Rule<'_>) -> Option<Finding> {
     (wanted > most).then(|| Finding {
         code: Code::NotGiven,
         at: format!("{}.lease.token_lifetime", rule.at),
-        message: format!("tokens under a lease of rule {} live {} at most", rule.name(), span(most)),
-        change: format!("Write {}, or raise max_lifetime.", span(most)),
+        message: format!("tokens under a lease of rule {} live {} at most", rule.name(), Span(most)),
+        change: format!("Write {}, or raise max_lifetime.", Span(most)),
     })
 }
 
@@ -130,8 +130,8 @@ fn long_lease(rule: &Rule<'_>) -> Option<Finding> {
     (length > with_headroom(job).saturating_mul(2)).then(|| Finding {
         code: Code::LongLease,
         at: format!("{}.lease.max_duration", rule.at),
-        message: format!("rule {} lets in jobs of {} at most, and leases of {}", rule.name(), span(job), span(length)),
-        change: format!("A lease of {} is enough for such a job.", span(with_headroom(job))),
+        message: format!("rule {} lets in jobs of {} at most, and leases of {}", rule.name(), Span(job), Span(length)),
+        change: format!("A lease of {} is enough for such a job.", Span(with_headroom(job))),
     })
 }
 
@@ -174,13 +174,13 @@ fn long_target(target: &Target) -> Option<Finding> {
     let (Platform::Google(google), true) = (&target.platform, target.max_lifetime > GOOGLE_USUAL) else { return None };
     let (message, change) = match (longest(target), &google.service_account) {
         (Some(most), None) => (
-            format!("without a service account, Google's tokens for {} live {} at most", target.name, span(most)),
+            format!("without a service account, Google's tokens for {} live {} at most", target.name, Span(most)),
             "Name a service account, or take max_lifetime out.".to_owned(),
         ),
         (_, Some(account)) => (
             format!(
                 "Google gives more than {} for accounts that an organization policy lists only",
-                span(GOOGLE_USUAL)
+                Span(GOOGLE_USUAL)
             ),
             format!("List {account} in constraints/iam.allowServiceAccountCredentialLifetimeExtension."),
         ),
@@ -195,12 +195,4 @@ fn carries_attributes(target: &Target) -> bool {
 
 fn no_effect(at: String, message: String, change: &str) -> Finding {
     Finding { code: Code::NoEffect, at, message, change: change.to_owned() }
-}
-
-/// As a file writes it.
-pub(super) fn span(length: Duration) -> String {
-    let seconds = length.as_secs();
-    let units = [(86_400, 'd'), (3600, 'h'), (60, 'm')];
-    let whole = units.iter().find(|(unit, _name)| seconds >= *unit && seconds.is_multiple_of(*unit));
-    whole.map_or_else(|| format!("{seconds}s"), |(unit, name)| format!("{}{name}", seconds / unit))
 }

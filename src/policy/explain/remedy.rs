@@ -25,7 +25,7 @@ pub(super) fn target<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> St
 }
 
 /// Equal but for case, or for one letter that is missing, too many or another.
-fn is_near(one: &str, other: &str) -> bool {
+pub(in crate::policy) fn is_near(one: &str, other: &str) -> bool {
     let (one, other): (Vec<char>, Vec<char>) =
         (one.to_lowercase().chars().collect(), other.to_lowercase().chars().collect());
     let same = one.iter().zip(&other).take_while(|(a, b)| a == b).count();

@@ -8,7 +8,7 @@ use tokio_postgres::types::Type;
 use uuid::Uuid;
 
 use super::{PostgresError, PostgresStore};
-use crate::audit::{AuditError, AuditLog, Group, HandOut, Head, find_hand_out};
+use crate::audit::{AuditError, AuditLog, Extent, Group, HandOut, Head, find_hand_out};
 use crate::clock::unix_milliseconds;
 use crate::store::{signed, unsigned};
 
@@ -73,17 +73,11 @@ impl AuditLog for PostgresStore {
 
     async fn heads(&self, most: u32) -> Result<Vec<Head>, AuditError> {
         let read = async {
-            let head = |row: &Row| -> Result<Option<Head>, PostgresError> {
-                let (chain, position): (&[u8], i64) = (row.try_get(0)?, row.try_get(1)?);
-                let hash: &[u8] = row.try_get(2)?;
-                let (chain, hash) = (Uuid::from_slice(chain).ok(), hash.try_into().ok());
-                let position = unsigned(position);
-                Ok(chain.zip(hash).map(|(chain, hash)| Head { chain, position, hash }))
-            };
             let rows = self.leases.query(HEADS, &[(&i64::from(most), Type::INT8)]).await?;
-            rows.iter().filter_map(|row| head(row).transpose()).collect::<Result<Vec<_>, PostgresError>>()
+            let extents: Vec<Extent> = rows.iter().map(extent).collect::<Result<_, PostgresError>>()?;
+            Ok(extents.iter().filter_map(Extent::head).collect())
         };
-        read.await.map_err(|error| AuditError::Read(Arc::new(error)))
+        read.await.map_err(|error: PostgresError| AuditError::Read(Arc::new(error)))
     }
 
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
@@ -154,18 +148,50 @@ const APPEND: &str = "
     INSERT INTO audit_token (token_sha256, sequence)
     SELECT token, sequence FROM appended, unnest($8) AS token";
 
-/// From chain to chain through the index, whatever the number of rows.
-const HEADS: &str = "
-    WITH RECURSIVE chains (chain) AS (
-        (SELECT chain FROM audit WHERE chain IS NOT NULL ORDER BY chain LIMIT 1)
-        UNION ALL
-        SELECT (SELECT chain FROM audit WHERE audit.chain > chains.chain ORDER BY chain LIMIT 1)
-        FROM chains WHERE chains.chain IS NOT NULL
-    )
-    SELECT last.chain, last.position + last.records - 1, substr(last.hashes, length(last.hashes) - 31)
-    FROM chains CROSS JOIN LATERAL (
-        SELECT * FROM audit WHERE audit.chain = chains.chain ORDER BY position DESC LIMIT 1
-    ) AS last
-    ORDER BY last.newest_ms DESC, last.sequence DESC LIMIT $1";
+/// With one row for each chain that is there: from one to the next through the index, whatever the number of groups.
+macro_rules! from_chain_to_chain {
+    ($select:literal) => {
+        concat!(
+            "WITH RECURSIVE chains (chain) AS (
+                 (SELECT chain FROM audit WHERE chain IS NOT NULL ORDER BY chain LIMIT 1)
+                 UNION ALL
+                 SELECT (SELECT chain FROM audit WHERE audit.chain > chains.chain ORDER BY chain LIMIT 1)
+                 FROM chains WHERE chains.chain IS NOT NULL
+             ), ends AS (
+                 SELECT last.chain, first.position AS first, last.position + last.records - 1 AS last,
+                        substr(last.hashes, length(last.hashes) - 31) AS hash, last.newest_ms, last.sequence
+                 FROM chains CROSS JOIN LATERAL (
+                     SELECT position FROM audit WHERE audit.chain = chains.chain ORDER BY position LIMIT 1
+                 ) AS first CROSS JOIN LATERAL (
+                     SELECT * FROM audit WHERE audit.chain = chains.chain ORDER BY position DESC LIMIT 1
+                 ) AS last
+             ) ",
+            $select
+        )
+    };
+}
+
+const HEADS: &str = from_chain_to_chain!(
+    "SELECT chain, first, last, hash, newest_ms FROM ends ORDER BY newest_ms DESC, sequence DESC LIMIT $1"
+);
+
+pub(super) const CHAINS: &str =
+    from_chain_to_chain!("SELECT chain, first, last, hash, newest_ms FROM ends ORDER BY chain");
+
+pub(super) fn extent(row: &Row) -> Result<Extent, PostgresError> {
+    let hash: Option<&[u8]> = row.try_get(3)?;
+    Ok(Extent {
+        chain: uuid(row.try_get(0)?),
+        first: unsigned(row.try_get(1)?),
+        last: unsigned(row.try_get(2)?),
+        hash: hash.and_then(|hash| hash.try_into().ok()),
+        newest_ms: row.try_get(4)?,
+    })
+}
+
+/// What is no UUID was written by nobody here: it is nobody's chain.
+pub(super) fn uuid(bytes: &[u8]) -> Uuid {
+    Uuid::from_slice(bytes).unwrap_or_default()
+}
 
 const PRUNE_PIECE: i64 = 500;

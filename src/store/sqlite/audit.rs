@@ -107,10 +107,10 @@ impl SqliteStore {
 }
 
 /// The columns of a [`Group`].
-const GROUP: &str = "chain, position, records, newest_ms, own, hashes, bytes";
+pub(super) const GROUP: &str = "chain, position, records, newest_ms, own, hashes, bytes";
 
 /// The group whose columns begin at `first`; without tokens and facts, which are in tables of their own.
-fn group(row: &Row<'_>, first: usize) -> rusqlite::Result<Group> {
+pub(super) fn group(row: &Row<'_>, first: usize) -> rusqlite::Result<Group> {
     Ok(Group {
         chain: row.get::<_, Option<[u8; 16]>>(first)?.map(Uuid::from_bytes),
         position: unsigned(row.get::<_, Option<i64>>(first + 1)?.unwrap_or_default()),
@@ -201,19 +201,35 @@ impl AuditLog for SqliteStore {
     }
 }
 
-/// From chain to chain through the index, whatever the number of rows. A row without a whole hash at its end has none.
-const HEADS: &str = "
-    WITH RECURSIVE chains (chain) AS (
-        SELECT (SELECT chain FROM audit WHERE chain IS NOT NULL ORDER BY chain LIMIT 1)
-        UNION ALL
-        SELECT (SELECT chain FROM audit WHERE audit.chain > chains.chain ORDER BY chain LIMIT 1)
-        FROM chains WHERE chains.chain IS NOT NULL
-    )
-    SELECT audit.chain, position + records - 1, substr(hashes, -32)
-    FROM chains JOIN audit ON audit.sequence = (
-        SELECT sequence FROM audit AS last WHERE last.chain = chains.chain ORDER BY position DESC LIMIT 1
-    )
-    WHERE length(hashes) >= 32 ORDER BY newest_ms DESC, audit.sequence DESC LIMIT ?1";
+/// With one row for each chain that is there: from one to the next through the index, whatever the number of groups.
+macro_rules! from_chain_to_chain {
+    ($select:literal) => {
+        concat!(
+            "WITH RECURSIVE chains (chain) AS (
+                 SELECT (SELECT chain FROM audit WHERE chain IS NOT NULL ORDER BY chain LIMIT 1)
+                 UNION ALL
+                 SELECT (SELECT chain FROM audit WHERE audit.chain > chains.chain ORDER BY chain LIMIT 1)
+                 FROM chains WHERE chains.chain IS NOT NULL
+             ), ends AS (
+                 SELECT chain, (SELECT min(position) FROM audit WHERE audit.chain = chains.chain) AS first, (
+                     SELECT sequence FROM audit WHERE audit.chain = chains.chain ORDER BY position DESC LIMIT 1
+                 ) AS sequence FROM chains WHERE chains.chain IS NOT NULL
+             ) ",
+            $select
+        )
+    };
+}
+
+const HEADS: &str = from_chain_to_chain!(
+    "SELECT ends.chain, position + records - 1, substr(hashes, -32) FROM ends JOIN audit USING (sequence)
+     WHERE length(hashes) >= 32 ORDER BY newest_ms DESC, sequence DESC LIMIT ?1"
+);
+
+pub(super) const CHAINS: &str = from_chain_to_chain!(
+    "SELECT ends.chain, first, position + records - 1,
+            CASE WHEN length(hashes) >= 32 THEN substr(hashes, -32) END, newest_ms
+     FROM ends JOIN audit USING (sequence) ORDER BY ends.chain"
+);
 
 /// Facts that go with a group of the spool.
 const FACTS: u32 = 1000;

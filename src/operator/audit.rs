@@ -1,0 +1,162 @@
+//! What operators see of the audit log: a search, newest first, and a tail that follows what is recorded.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::sleep;
+
+use super::{FILTER_CHARACTERS, Operator};
+use crate::audit::{AuditError, Cursors, Filter, Search};
+use crate::exchange::{Caller, ExchangeError, one_line};
+use crate::lease::Failed;
+use crate::policy::{Denial, Permission, Refusal};
+use crate::proto;
+use crate::secret::Secret;
+use crate::subject::VerifiedIdentity;
+
+/// What to show of the log.
+#[derive(Debug)]
+pub struct AuditQuery {
+    pub filter: Filter,
+    /// Of the records that are there.
+    pub most: usize,
+    pub follow: Follow,
+}
+
+/// Whether what is recorded later is shown, too.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Follow {
+    No,
+    /// Then what is there comes oldest first.
+    Yes,
+}
+
+/// Records on their way to an operator: read as they are taken, a page at a time.
+pub struct AuditRecords {
+    operator: Arc<Operator>,
+    identity: Arc<VerifiedIdentity>,
+    filter: Filter,
+    stage: Stage,
+    ready: VecDeque<proto::AuditRecord>,
+    _place: OwnedSemaphorePermit,
+}
+
+enum Stage {
+    /// So many more, newest first.
+    Newest(Box<Search>, usize),
+    /// The newest of what was there when it began, to be turned round.
+    Before(Box<Search>, usize, Cursors),
+    Following(Cursors),
+    Over,
+}
+
+impl Operator {
+    /// # Errors
+    /// As [`list_leases`](Self::list_leases); those that come later come from [`AuditRecords::next`].
+    pub async fn search_audit(
+        self: &Arc<Self>,
+        token: Secret,
+        query: AuditQuery,
+        caller: &Caller,
+    ) -> Result<AuditRecords, Failed> {
+        let AuditQuery { filter, most, follow } = query;
+        let mut details =
+            vec![("filter", one_line(&filter.to_string(), FILTER_CHARACTERS)), ("limit", most.to_string())];
+        if follow == Follow::Yes {
+            details.push(("follow", "true".to_owned()));
+        }
+        let identity = self.authorized(token, Permission::AuditRead, caller, details).await?;
+        let place = self.searches.clone().try_acquire_owned();
+        let place = place.map_err(|_none_is_free| Failed::new(ExchangeError::Overloaded))?;
+        let search = Box::new(self.records.search(filter.clone()));
+        let stage = match follow {
+            Follow::No => Stage::Newest(search, most),
+            Follow::Yes => Stage::Before(search, most, self.records.end().await.map_err(unread)?),
+        };
+        let (operator, ready) = (self.clone(), VecDeque::new());
+        Ok(AuditRecords { operator, identity, filter, stage, ready, _place: place })
+    }
+}
+
+impl AuditRecords {
+    /// `None` at the end of a search; whoever follows waits.
+    ///
+    /// # Errors
+    /// The last that is heard: the log cannot be read, or the operator's permission is gone.
+    pub async fn next(&mut self) -> Option<Result<proto::AuditRecord, Failed>> {
+        loop {
+            if let Some(record) = self.ready.pop_front() {
+                return Some(Ok(record));
+            }
+            if matches!(self.stage, Stage::Over) {
+                return None;
+            }
+            if let Err(failed) = self.read().await {
+                self.stage = Stage::Over;
+                return Some(Err(failed));
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<(), Failed> {
+        self.still_permitted()?;
+        match std::mem::replace(&mut self.stage, Stage::Over) {
+            Stage::Newest(mut search, most) => {
+                if let Some(page) = search.page().await.map_err(unread)? {
+                    self.ready.extend(page.into_iter().take(most));
+                    let left = most - self.ready.len();
+                    self.stage = if left > 0 { Stage::Newest(search, left) } else { Stage::Over };
+                }
+            }
+            Stage::Before(mut search, most, cursors) => {
+                let mut newest = Vec::new();
+                while newest.len() < most
+                    && let Some(page) = search.page().await.map_err(unread)?
+                {
+                    newest.extend(page.into_iter().filter(|record| cursors.passed(record)).take(most - newest.len()));
+                }
+                self.ready.extend(newest.into_iter().rev());
+                self.stage = Stage::Following(cursors);
+            }
+            Stage::Following(mut cursors) => {
+                let now = self.operator.clock.now();
+                let new = self.operator.records.read_on(&mut cursors, now).await.map_err(unread)?;
+                if new.is_empty() {
+                    sleep(LOOK_EVERY).await;
+                }
+                self.ready.extend(new.into_iter().filter(|record| self.filter.takes(record)));
+                self.stage = Stage::Following(cursors);
+            }
+            Stage::Over => {}
+        }
+        Ok(())
+    }
+
+    /// The configuration may have changed since.
+    fn still_permitted(&self) -> Result<(), Failed> {
+        let accepted = self.operator.verifier.still_accepts(&self.identity);
+        accepted.map_err(|refused| Failed::new(ExchangeError::Subject(refused)))?;
+        match self.operator.operators.load().permit(&self.identity, Permission::AuditRead) {
+            true => Ok(()),
+            false => Err(Failed::new(ExchangeError::Policy(Refusal::Denied(Denial::NoRule)))),
+        }
+    }
+}
+
+fn unread(error: AuditError) -> Failed {
+    Failed::new(ExchangeError::Audit(error))
+}
+
+impl fmt::Debug for AuditRecords {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "AuditRecords({})", self.filter)
+    }
+}
+
+/// Searches, and those who follow, at one moment: each holds some megabytes at most.
+pub const SEARCHES: usize = 32;
+
+const LOOK_EVERY: Duration = Duration::from_millis(500);

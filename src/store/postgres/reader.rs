@@ -1,0 +1,138 @@
+//! The audit log in PostgreSQL for those who look at it: connections of their own, which no exchange waits for.
+
+use std::sync::Arc;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+use uuid::Uuid;
+
+use super::audit::{CHAINS, extent, uuid};
+use super::pool::{Pool, StatementError};
+use super::schema::SCHEMA_VERSION;
+use super::{PostgresError, PostgresSettings};
+use crate::audit::{AuditError, AuditReader, Extent, Group, Place, Window};
+use crate::store::{OpenError, signed, unsigned};
+
+/// Changes nothing, not even the schema.
+#[derive(Debug)]
+pub(in crate::store) struct PostgresReader {
+    pool: Pool,
+}
+
+impl PostgresReader {
+    /// # Errors
+    /// The database does not answer, or is of another version of this program.
+    pub async fn open(settings: &PostgresSettings) -> Result<Self, OpenError> {
+        let store = settings.to_string();
+        let failed = |source: PostgresError| OpenError::Open { store: store.clone(), source: Box::new(source) };
+        let pool = Pool::new(settings, CONNECTIONS).map_err(|error| failed(error.into()))?;
+        let version = version(&pool).await.map_err(|error| failed(error.into()))?;
+        OpenError::unless_equal(&store, version, SCHEMA_VERSION)?;
+        Ok(Self { pool })
+    }
+
+    /// To the database of `pool`, which is known to be of this version.
+    pub(super) fn beside(pool: &Pool) -> Self {
+        Self { pool: pool.beside(CONNECTIONS) }
+    }
+}
+
+/// 0 for a database that is no store.
+async fn version(pool: &Pool) -> Result<i64, StatementError> {
+    let there = pool.query("SELECT 1 WHERE to_regclass('carnet_schema') IS NOT NULL", &[]).await?;
+    if there.is_empty() {
+        return Ok(0);
+    }
+    let rows = pool.query("SELECT coalesce(max(version), 0) FROM carnet_schema", &[]).await?;
+    Ok(rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or_default())
+}
+
+#[async_trait::async_trait]
+impl AuditReader for PostgresReader {
+    async fn newest_first(
+        &self,
+        window: Window,
+        behind: Option<Place>,
+        most: u64,
+    ) -> Result<Vec<(Place, Group)>, AuditError> {
+        let behind = behind.unwrap_or(Place { newest_ms: window.before_ms, sequence: i64::MIN });
+        let values = [
+            (&window.from_ms as _, Type::INT8),
+            (&behind.newest_ms as _, Type::INT8),
+            (&behind.sequence as _, Type::INT8),
+            (&signed(most) as _, Type::INT8),
+        ];
+        let read = async {
+            let place = |row: &Row| {
+                let group = group(row)?;
+                Ok((Place { newest_ms: group.newest_ms, sequence: row.try_get(0)? }, group))
+            };
+            self.pool.query(NEWEST_FIRST, &values).await?.iter().map(place).collect::<Result<Vec<_>, PostgresError>>()
+        };
+        read.await.map_err(failed)
+    }
+
+    async fn onwards(&self, chain: Uuid, position: u64, most: u64) -> Result<Vec<Group>, AuditError> {
+        let chain = chain.as_bytes().as_slice();
+        let (position, most) = (signed(position.saturating_add(1)), signed(most));
+        let values = [(&chain as _, Type::BYTEA), (&position as _, Type::INT8), (&most as _, Type::INT8)];
+        let groups = self.pool.query(ONWARDS, &values).await.map_err(|error| failed(error.into()))?;
+        groups.iter().map(group).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn chains(&self) -> Result<Vec<Extent>, AuditError> {
+        let chains = self.pool.query(CHAINS, &[]).await.map_err(|error| failed(error.into()))?;
+        chains.iter().map(extent).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn facts(&self, digest: &[u8; 32]) -> Result<Option<String>, AuditError> {
+        let read = async {
+            let sql = "SELECT facts FROM audit_identity WHERE digest = $1";
+            let rows = self.pool.query(sql, &[(&digest.as_slice(), Type::BYTEA)]).await?;
+            Ok(rows.first().map(|row| row.try_get(0)).transpose()?)
+        };
+        read.await.map_err(failed)
+    }
+}
+
+/// Of a row that begins with its sequence; without tokens and facts, which are in tables of their own.
+fn group(row: &Row) -> Result<Group, PostgresError> {
+    Ok(Group {
+        chain: row.try_get::<_, Option<&[u8]>>(1)?.map(uuid),
+        position: unsigned(row.try_get::<_, Option<i64>>(2)?.unwrap_or_default()),
+        records: unsigned(row.try_get(3)?),
+        newest_ms: row.try_get(4)?,
+        own: row.try_get(5)?,
+        hashes: row.try_get::<_, Option<Vec<u8>>>(6)?.unwrap_or_default(),
+        bytes: row.try_get(7)?,
+        ..Group::default()
+    })
+}
+
+fn failed(error: PostgresError) -> AuditError {
+    AuditError::Read(Arc::new(error))
+}
+
+/// Counts records before it fetches any.
+const NEWEST_FIRST: &str = "
+    SELECT sequence, chain, position, records, newest_ms, own, hashes, bytes FROM audit JOIN (
+        SELECT sequence, sum(greatest(records, 1)) OVER (ORDER BY newest_ms DESC, sequence DESC) - records AS before FROM (
+            SELECT sequence, newest_ms, records FROM audit
+            WHERE newest_ms >= $1 AND newest_ms <= $2 AND (newest_ms, sequence) < ($2, $3)
+            ORDER BY newest_ms DESC, sequence DESC LIMIT $4
+        ) AS newest
+    ) AS page USING (sequence) WHERE page.before < $4 ORDER BY newest_ms DESC, sequence DESC";
+
+/// The group in which the first wanted record is begins at or before it.
+const ONWARDS: &str = "
+    SELECT sequence, chain, position, records, newest_ms, own, hashes, bytes FROM audit JOIN (
+        SELECT sequence, sum(greatest(records, 1)) OVER (ORDER BY position) - records AS before FROM (
+            SELECT sequence, position, records FROM audit
+            WHERE chain = $1 AND position >= coalesce((
+                SELECT position FROM audit WHERE chain = $1 AND position <= $2 ORDER BY position DESC LIMIT 1
+            ), 0) AND position + records > $2 ORDER BY position LIMIT $3
+        ) AS next
+    ) AS page USING (sequence) WHERE page.before < $3 ORDER BY position";
+
+/// For searches, and those who follow.
+const CONNECTIONS: usize = 3;
