@@ -35,7 +35,8 @@ fn commit() -> String {
             println!("cargo:rerun-if-changed={path}");
         }
     }
-    let described = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]).output();
+    let described =
+        Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]).output();
     match described {
         Ok(output) if output.status.success() => String::from_utf8_lossy(&output.stdout).trim().to_owned(),
         // No git, or no checkout: a source archive.

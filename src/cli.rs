@@ -35,13 +35,8 @@ pub struct Cli {
 }
 
 /// `carnet 0.1.0, commit 0123456789ab, features none`
-const VERSION: &str = concat!(
-    env!("CARGO_PKG_VERSION"),
-    ", commit ",
-    env!("CARNET_COMMIT"),
-    ", features ",
-    env!("CARNET_FEATURES")
-);
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), ", commit ", env!("CARNET_COMMIT"), ", features ", env!("CARNET_FEATURES"));
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage, 3 denied, 4 the subject token was refused, 5 broker or cloud unavailable.
@@ -112,7 +107,9 @@ struct Told;
 pub fn run(cli: Cli) -> ExitCode {
     let runtime = match cli.command {
         // Beside somebody else's program: small, and there at once.
-        Command::Exec(_) | Command::Agent(_) | Command::Health(_) => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        Command::Exec(_) | Command::Agent(_) | Command::Health(_) => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()
+        }
         // Deeper than the default, for expressions at their depth limit in unoptimized builds.
         _ => tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(4 * 1024 * 1024).build(),
     };

@@ -4,8 +4,9 @@ use std::path::Path;
 
 use carnet::sandbox::Fault;
 
-use crate::command_line::{carnet, run, text};
-use crate::support::{Setup, eventually, free_port, with_broker, with_setup};
+use crate::command_line::{carnet, run, signal, text};
+use crate::process::make_place;
+use crate::support::{Broker, Setup, eventually, free_port, with_broker, with_setup};
 use crate::tls::{Authority, setup};
 
 /// Exit code and what was said.
@@ -30,6 +31,32 @@ async fn a_broker_that_is_ready_is_told_from_one_that_is_alive_and_from_none() {
         let (code, said) = health(&[&["--address", &nobody], more].concat()).await;
         assert_eq!(code, Some(5), "{said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_supervisor_is_told_when_the_broker_serves_and_when_it_ends() {
+    let mut broker = Broker::start_for(Setup::default()).await;
+    make_place(&mut broker).await;
+    let socket = broker.folder.path().join("notify");
+    let supervisor = tokio::net::UnixDatagram::bind(&socket).expect("a socket");
+    let config = broker.config_path();
+    let mut command = carnet(&["serve", "--config", config.to_str().expect("a path")]);
+    command.env("NOTIFY_SOCKET", &socket).stderr(std::process::Stdio::null());
+    let mut process = command.spawn().expect("a process");
+    let mut heard = [0; 64];
+    let length = supervisor.recv(&mut heard).await.expect("a notice");
+    assert_eq!(&heard[..length], b"READY=1");
+    signal("TERM", process.id());
+    let length = supervisor.recv(&mut heard).await.expect("a notice");
+    assert_eq!(&heard[..length], b"STOPPING=1");
+    assert!(process.wait().expect("an end").success());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_version_says_of_which_commit_and_with_which_features_it_is() {
+    let version = text(&run(carnet(&["--version"])).await.stdout);
+    let expected = format!("carnet {}, commit ", env!("CARGO_PKG_VERSION"));
+    assert!(version.starts_with(&expected) && version.contains(", features "), "{version}");
 }
 
 fn path(folder: &Path, name: &str) -> String {
