@@ -51,8 +51,8 @@ pub(super) struct Claimed {
 }
 
 #[derive(Clone)]
-struct Verdict {
-    identity: Arc<VerifiedIdentity>,
+pub(super) struct Verdict {
+    pub identity: Arc<VerifiedIdentity>,
     signed_by: Arc<SigningKey>,
     token_bytes: usize,
 }
@@ -86,7 +86,7 @@ impl EntraVerifier {
         (live && trusted).then_some(identity)
     }
 
-    async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
+    pub(super) async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
         let unverified = UnverifiedToken::parse(token.text.expose())?;
         let claimed = self.rules.claimed(&unverified)?;
         let (key, set_issuer) = self.keys.key(claimed.tenant, claimed.version, &unverified.kid).await?;
