@@ -11,6 +11,7 @@ use super::jwks::{KeyError, VerificationKey, Version};
 use super::token::{Claims, UnverifiedToken};
 use super::{Groups, Identity, SubjectError, SubjectToken, VerifiedIdentity};
 use crate::clock::from_unix_seconds;
+use crate::reason::Reason;
 use crate::step::Step;
 use crate::target;
 
@@ -156,6 +157,62 @@ impl EntraVerifier {
         ]
     }
 
+    /// What the settings that hold now make of it: where they would take the token, the step says so.
+    pub(super) fn refusal_step(&self, reason: Reason, error: &str, said: &dyn Fn(&str) -> Option<String>) -> Step {
+        let shown = |names: &[&str]| {
+            let shown = names.iter().filter_map(|name| Some(format!("{name} {}", said(name)?)));
+            shown.collect::<Vec<_>>().join(", ")
+        };
+        let detail = |names: &[&str]| match shown(names) {
+            said if said.is_empty() => error.to_owned(),
+            said => format!("{error}; the token said {said}"),
+        };
+        match reason {
+            Reason::SubjectTokenTenant => self.tenant_step(&said("tid").unwrap_or_else(|| "unknown".to_owned())),
+            Reason::SubjectTokenAudience | Reason::SubjectTokenNotForUs => {
+                let claims = said("aud").map(|audience| ("aud".to_owned(), Value::from(audience)));
+                let claims = Claims(claims.into_iter().collect());
+                let version = said("ver").and_then(|ver| Version::named(&ver)).unwrap_or(Version::V2);
+                let detail = format!("{}; accepted are {}", detail(&["aud"]), listed(&self.rules.settings.audiences));
+                match self.rules.check_audience(&claims) {
+                    Ok(()) => Step::passed("audience", format!("{detail}: it would be taken now")),
+                    Err(_refused) => Step::failed("audience", detail, self.audience_remedy(&claims, version)),
+                }
+            }
+            Reason::SubjectTokenSignature | Reason::KeysUnavailable => {
+                let tenant = said("tid").and_then(|tenant| target::guid(&tenant).ok());
+                let version = said("iss").map_or(Version::V2, |issuer| Version::of_issuer(&issuer));
+                let state = tenant.map(|tenant| format!("; {}", self.key_state(tenant, version))).unwrap_or_default();
+                let seen = format!("{}{state}", detail(&["kid"]));
+                let unavailable = || KeyError::Unavailable { retry_after: Duration::ZERO, source: None };
+                let error = if reason == Reason::KeysUnavailable { unavailable() } else { KeyError::Unknown };
+                Step::failed("signature", seen, self.key_remedy(&error))
+            }
+            Reason::SubjectTokenIssuer => Step::failed("issuer", detail(&["iss", "ver", "tid"]), ISSUER),
+            Reason::SubjectTokenExpired => Step::failed("time", detail(&["iat", "exp"]), time_remedy(None)),
+            Reason::SubjectTokenNotYetValid => {
+                let early = SubjectError::NotYetValid(Duration::ZERO);
+                Step::failed("time", detail(&["iat", "exp"]), time_remedy(Some(&early)))
+            }
+            // A token of a wrong form, and what is no fault of a token at all.
+            Reason::SubjectTokenMalformed
+            | Reason::InvalidRequest
+            | Reason::GroupsOverage
+            | Reason::InsufficientClaims
+            | Reason::Denied
+            | Reason::LeaseNotFound
+            | Reason::LeaseEnded
+            | Reason::RateLimited
+            | Reason::CloudRefused
+            | Reason::CloudUnavailable
+            | Reason::StoreUnavailable
+            | Reason::ShuttingDown
+            | Reason::Internal => {
+                Step::failed("subject_token", detail(&["ver", "aud"]), format!("{AS_ISSUED} {}", self.request_ours()))
+            }
+        }
+    }
+
     fn tenant_step(&self, tenant: &dyn Display) -> Step {
         let tenants = &self.rules.settings.tenants;
         let accepted = tenants.iter().any(|accepted| accepted.to_string() == tenant.to_string());
@@ -185,23 +242,22 @@ impl EntraVerifier {
 
     fn key_step(&self, error: &KeyError, tenant: uuid::Uuid, version: Version, kid: &str) -> Step {
         let state = self.key_state(tenant, version);
+        let detail = match error {
+            KeyError::Unknown => format!("the tenant publishes no key {kid}; {state}"),
+            KeyError::Unavailable { .. } => format!("there are no keys to check with; {state}"),
+        };
+        Step::failed("signature", detail, self.key_remedy(error))
+    }
+
+    fn key_remedy(&self, error: &KeyError) -> String {
+        let authority = &self.rules.settings.authority;
         match error {
-            KeyError::Unknown => Step::failed(
-                "signature",
-                format!("the tenant publishes no key {kid}; {state}"),
-                format!(
-                    "Get a fresh token. If it names the same key: is {} the cloud that issued it, and has the broker's application no \
-                 signing keys of its own (custom claims mapping), which Entra publishes elsewhere?",
-                    self.rules.settings.authority
-                ),
+            KeyError::Unknown => format!(
+                "Get a fresh token. If it names the same key: is {authority} the cloud that issued it, and has the broker's \
+                 application no signing keys of its own (custom claims mapping), which Entra publishes elsewhere?"
             ),
-            KeyError::Unavailable { .. } => Step::failed(
-                "signature",
-                format!("there are no keys to check with; {state}"),
-                format!(
-                    "Let the broker reach {} over HTTPS (proxy, firewall, outbound.ca_file); `carnet doctor` tries it.",
-                    self.rules.settings.authority
-                ),
+            KeyError::Unavailable { .. } => format!(
+                "Let the broker reach {authority} over HTTPS (proxy, firewall, outbound.ca_file); `carnet doctor` tries it."
             ),
         }
     }
@@ -217,7 +273,7 @@ impl EntraVerifier {
             | SubjectError::Audience
             | SubjectError::Tenant
             | SubjectError::KeysUnavailable { .. } => {
-                format!("Show an Entra access token as it was issued, nothing else. {}", self.request_ours())
+                format!("{AS_ISSUED} {}", self.request_ours())
             }
         }
     }
@@ -288,6 +344,8 @@ fn time_remedy(error: Option<&SubjectError>) -> String {
         }
     }
 }
+
+const AS_ISSUED: &str = "Show an Entra access token as it was issued, nothing else.";
 
 const CHANGED: &str = "Show the token as Entra issued it: a part of it was changed or cut off on the way.";
 
