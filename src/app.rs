@@ -30,6 +30,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, TlsSettings};
 use crate::credential::{Clouds, Credentials, keep_swept};
 use crate::exchange::{Exchange, History, PLACES};
+use crate::export::{Log, OtlpError, Outlets};
 use crate::grpc::{self, Doors, Health};
 use crate::http;
 use crate::issuer::{Issuer, KeyStore, Rotation};
@@ -59,6 +60,7 @@ pub struct App {
     background: JoinSet<()>,
     audit_writer: JoinHandle<()>,
     spool: Option<Arc<SpooledLog>>,
+    outlets: Outlets,
     prober: Arc<Prober>,
 }
 
@@ -71,6 +73,8 @@ pub enum StartError {
     Store(#[from] OpenError),
     #[error(transparent)]
     Leases(#[from] LeaseStoreError),
+    #[error("audit.sinks")]
+    Outlets(#[from] OtlpError),
     #[error("store_key")]
     StoreKey(#[from] SealError),
     #[error("the issuer's keys")]
@@ -111,6 +115,7 @@ impl App {
         if let Some(spool) = stores.spool.clone() {
             background.spawn(spool.keep_empty());
         }
+        let records = Records::new(stores.records);
         let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
         let policy = Arc::new(ArcSwap::from_pointee(config.policy));
         let operators = Arc::new(ArcSwap::from_pointee(config.operators));
@@ -134,7 +139,7 @@ impl App {
             entra: config.entra.clone(),
             issuer: issuer.clone(),
             audit: audit.clone(),
-            records: Records::new(stores.records),
+            records: records.clone(),
             searches: Arc::new(Semaphore::new(SEARCHES)),
             clock: clock.clone(),
         };
@@ -144,6 +149,7 @@ impl App {
             operator: Arc::new(operator),
             clock: clock.clone(),
         };
+        let log = Log { records, shipments: stores.shipments, clock: clock.clone() };
         let services = grpc::services(doors).await?;
         let http_router = oauth::router(Http {
             exchange,
@@ -182,6 +188,7 @@ impl App {
         }
         let (becoming, serving) = (ready.clone(), services.health.clone());
         background.spawn(async move { become_ready(keys, audit, becoming, serving).await });
+        let outlets = Outlets::start(&config.outlets, &log)?;
         Ok(Self {
             grpc_address,
             http_address,
@@ -194,6 +201,7 @@ impl App {
             background,
             audit_writer,
             spool: stores.spool,
+            outlets,
             prober,
         })
     }
@@ -255,6 +263,7 @@ impl App {
         if let Some(spool) = &self.spool {
             spool.leave_empty().await;
         }
+        self.outlets.stop().await;
     }
 }
 

@@ -7,6 +7,7 @@ mod reader;
 mod schema;
 mod settings;
 mod shared;
+mod shipments;
 mod tls;
 
 pub(super) use reader::PostgresReader;
