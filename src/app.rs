@@ -32,6 +32,7 @@ use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, TlsSettings};
 use crate::credential::{Clouds, Credentials, keep_swept};
 use crate::exchange::{Exchange, History, PLACES};
+use crate::export::{Log, OtlpError, Outlets};
 use crate::grpc::{self, Doors, Health};
 use crate::http;
 use crate::issuer::{Issuer, KeyStore, Rotation};
@@ -61,6 +62,7 @@ pub struct App {
     background: JoinSet<()>,
     audit_writer: JoinHandle<()>,
     spool: Option<Arc<SpooledLog>>,
+    outlets: Outlets,
     prober: Arc<Prober>,
 }
 
@@ -73,6 +75,8 @@ pub enum StartError {
     Store(#[from] OpenError),
     #[error(transparent)]
     Leases(#[from] LeaseStoreError),
+    #[error("audit.sinks")]
+    Outlets(#[from] OtlpError),
     #[error("store_key")]
     StoreKey(#[from] SealError),
     #[error("the issuer's keys")]
@@ -113,6 +117,7 @@ impl App {
         if let Some(spool) = stores.spool.clone() {
             background.spawn(spool.keep_empty());
         }
+        let records = Records::new(stores.records);
         let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
         let shadow = ShadowRules::default();
         let policy = Arc::new(ArcSwap::from_pointee(shadow.beside(config.policy, config.shadow)));
@@ -137,7 +142,7 @@ impl App {
             entra: config.entra.clone(),
             issuer: issuer.clone(),
             audit: audit.clone(),
-            records: Records::new(stores.records),
+            records: records.clone(),
             searches: Arc::new(Semaphore::new(SEARCHES)),
             clock: clock.clone(),
         };
@@ -147,6 +152,7 @@ impl App {
             operator: Arc::new(operator),
             clock: clock.clone(),
         };
+        let log = Log { records, shipments: stores.shipments, clock: clock.clone() };
         let services = grpc::services(doors).await?;
         let http_router = oauth::router(Http {
             exchange,
@@ -192,6 +198,7 @@ impl App {
         }
         let (becoming, serving) = (ready.clone(), services.health.clone());
         background.spawn(async move { become_ready(keys, audit, becoming, serving).await });
+        let outlets = Outlets::start(&config.outlets, &log)?;
         Ok(Self {
             grpc_address,
             http_address,
@@ -204,6 +211,7 @@ impl App {
             background,
             audit_writer,
             spool: stores.spool,
+            outlets,
             prober,
         })
     }
@@ -265,6 +273,7 @@ impl App {
         if let Some(spool) = &self.spool {
             spool.leave_empty().await;
         }
+        self.outlets.stop().await;
     }
 }
 

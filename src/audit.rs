@@ -7,6 +7,7 @@ mod log;
 mod reader;
 mod remembered;
 mod search;
+mod shipments;
 mod writer;
 
 pub use chain::{Chain, Hash, Head, InvalidHead};
@@ -17,6 +18,9 @@ pub use log::FakeAuditLog;
 pub use log::{AuditLog, HandOut};
 pub use reader::{AuditReader, Cursors, Extent, Place, READ_AT_ONCE, Records, Window, chain_of};
 pub use search::{Filter, Search};
+#[cfg(any(test, feature = "testing"))]
+pub use shipments::FakeShipments;
+pub use shipments::Shipments;
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

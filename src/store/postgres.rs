@@ -8,6 +8,7 @@ mod reader;
 mod schema;
 mod settings;
 mod shared;
+mod shipments;
 mod tls;
 
 pub(super) use look::look;

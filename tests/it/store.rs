@@ -2,6 +2,7 @@
 
 mod leases;
 mod reading;
+mod shipments;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -29,6 +30,7 @@ use self::reading::{
     a_store_is_read_where_no_broker_runs_and_nothing_of_it_changes, records_are_written_while_others_are_read,
     the_newest_records_come_first_page_by_page_to_the_last,
 };
+use self::shipments::how_far_a_way_out_has_come_outlives_the_process_and_never_goes_back;
 use crate::postgres::with_database;
 use crate::support::{captured_logs, eventually, free_port};
 
@@ -63,6 +65,7 @@ contract! {
     a_reader_goes_on_where_it_left_off_and_leaves_no_gap_behind_that_may_close
     a_store_is_read_where_no_broker_runs_and_nothing_of_it_changes
     records_are_written_while_others_are_read
+    how_far_a_way_out_has_come_outlives_the_process_and_never_goes_back
     keys_come_back_whole_but_only_with_the_store_key
     a_key_is_kept_only_as_the_successor_of_the_last_one
     a_new_store_key_in_front_seals_anew_what_the_older_one_had_sealed
