@@ -55,7 +55,7 @@ pub(super) struct Explain {
     #[arg(long = "target", value_name = "TARGET")]
     targets: Vec<String>,
     /// A JSON object with the claims of a token, instead of a token; `-` is standard input
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["subject_token_file", "subject_source"])]
+    #[arg(long, value_name = "FILE")]
     claims: Option<PathBuf>,
     /// Ask the rules of this configuration file instead of a broker
     #[arg(long, value_name = "FILE")]
