@@ -1,5 +1,6 @@
 //! Stage 4: every decision is recorded durably before its caller is answered; what is not recorded is not released.
 
+mod asked;
 mod chain;
 mod encoding;
 mod group;
@@ -8,6 +9,7 @@ mod reader;
 mod search;
 mod writer;
 
+pub use asked::{ask, asked_duration, facts_digest, job};
 pub use chain::{Chain, Hash, Head, InvalidHead};
 pub use encoding::find_hand_out;
 pub use group::{Facts, Group};
