@@ -8,6 +8,7 @@ mod support;
 
 mod agent;
 mod audit;
+mod audit_commands;
 mod clients;
 mod clouds;
 mod command_line;
