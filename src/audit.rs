@@ -17,7 +17,9 @@ pub use group::Group;
 #[cfg(any(test, feature = "testing"))]
 pub use log::FakeAuditLog;
 pub use log::{AuditLog, HandOut};
-pub use reader::{AuditReader, Cursors, Extent, Place, READ_AT_ONCE, Records, Window, chain_of};
+pub use reader::{
+    AuditReader, Cursors, Extent, IDENTITY_FACTS, KnownFacts, Place, READ_AT_ONCE, Records, Window, chain_of,
+};
 pub use search::{Filter, Search};
 
 use std::sync::Arc;

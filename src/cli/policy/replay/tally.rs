@@ -87,6 +87,7 @@ impl Tally {
             return;
         }
         let key = Key { change, target, subject, then };
+        let room = self.rows.len() < MOST_ROWS;
         match self.rows.get_mut(&key) {
             Some(row) => {
                 row.count += 1;
@@ -95,7 +96,7 @@ impl Tally {
                     (row.last, row.example) = (time, exchange_id);
                 }
             }
-            None if self.rows.len() < MOST_ROWS => {
+            None if room => {
                 self.rows.insert(key, Row { count: 1, first: time, last: time, example: exchange_id });
             }
             None => self.beyond += 1,
@@ -134,7 +135,8 @@ impl Tally {
     /// In sentences.
     pub fn summary(&self) -> Vec<String> {
         let (changes, same) = (self.changes(), self.same);
-        let mut lines = vec![format!("decisions asked again: {}, as they were: {same}, changed: {changes}", same + changes)];
+        let mut lines =
+            vec![format!("decisions asked again: {}, as they were: {same}, changed: {changes}", same + changes)];
         if self.beyond > 0 {
             lines.push(format!("changes that stand in no row, because there are so many: {}", self.beyond));
         }
@@ -157,9 +159,8 @@ impl Tally {
                 "exchange_id": row.example,
             })
         };
-        let missed = Missed::ALL.map(|why| {
-            (why.as_str().to_owned(), Value::from(self.missed.get(&why).copied().unwrap_or_default()))
-        });
+        let missed = Missed::ALL
+            .map(|why| (why.as_str().to_owned(), Value::from(self.missed.get(&why).copied().unwrap_or_default())));
         json!({
             "asked_again": self.same + self.changes(),
             "same": self.same,
