@@ -7,7 +7,7 @@ mod shadow;
 mod tls;
 
 pub use keys::{KeySource, KeysError, rfc3339};
-pub use tls::TlsError;
+pub use tls::{TlsError, check_tls};
 
 use std::io;
 use std::net::SocketAddr;

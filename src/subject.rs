@@ -5,6 +5,7 @@ mod explain;
 mod facts;
 mod identity;
 mod jwks;
+mod published;
 mod snapshot;
 mod token;
 mod trial;
@@ -14,6 +15,7 @@ pub use explain::Examination;
 pub use facts::{Facts, is_kept};
 pub use identity::{ClaimsError, Groups, Identity, Kind};
 pub use jwks::{FetchError, KeyCache};
+pub use published::{Published, published};
 pub use trial::Trial;
 
 use std::fmt;
