@@ -1,6 +1,7 @@
 //! The command line: one file per family of commands, and the exit codes they share.
 
 mod agent;
+mod audit;
 mod broker;
 mod config;
 mod credential;
@@ -12,7 +13,10 @@ mod explain;
 mod issuer;
 mod lease;
 mod login;
+mod operator;
 mod policy;
+mod records;
+mod report;
 mod request;
 mod sandbox;
 mod serve;
@@ -55,6 +59,10 @@ enum Command {
     Credential(credential::Credential),
     #[command(subcommand)]
     Lease(lease::Lease),
+    #[command(subcommand)]
+    Audit(audit::Audit),
+    #[command(subcommand)]
+    Report(report::Report),
     Login(Box<login::Login>),
     Logout(login::Logout),
     Explain(Box<explain::Explain>),
@@ -122,6 +130,8 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Exchange(exchange) => exchange.run().await,
                 Command::Credential(credential) => credential.run().await,
                 Command::Lease(lease) => lease.run().await,
+                Command::Audit(audit) => audit.run().await,
+                Command::Report(report) => report.run().await,
                 Command::Login(login) => login.run().await,
                 Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,

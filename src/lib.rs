@@ -48,6 +48,7 @@ pub mod operator;
 
 // Edges: carry requests in, carry state out.
 pub mod store;
+pub mod export;
 pub mod grpc;
 pub mod oauth;
 pub mod subject_source;

@@ -8,6 +8,7 @@ mod support;
 
 mod agent;
 mod audit;
+mod audit_commands;
 mod clients;
 mod clouds;
 mod command_line;
@@ -28,6 +29,7 @@ mod oauth;
 mod policy_commands;
 mod readme;
 mod replicas;
+mod shadow;
 mod store;
 mod subject;
 mod subject_source;
