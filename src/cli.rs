@@ -12,11 +12,11 @@ mod health;
 mod issuer;
 mod lease;
 mod login;
+mod notice;
 mod policy;
 mod request;
 mod sandbox;
 mod serve;
-mod supervisor;
 mod table;
 
 use std::path::Path;
