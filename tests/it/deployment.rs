@@ -134,6 +134,7 @@ fn every_value_of_the_chart_is_in_its_table() {
 }
 
 /// What deploy/check/run rendered; none where it did not run or had no Helm.
+#[expect(clippy::print_stderr, reason = "says what was left out")]
 fn rendered() -> Vec<PathBuf> {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/target/deploy/rendered");
     let files = std::fs::read_dir(folder).into_iter().flatten();

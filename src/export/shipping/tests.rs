@@ -3,9 +3,10 @@ use std::sync::{Mutex, PoisonError};
 use tokio::time::advance;
 
 use super::*;
-use crate::audit::{AuditReader, Chain, Facts, FakeShipments, Group, Place, Window};
+use crate::audit::{AuditReader, Chain, FakeShipments, Group, Place, Window};
 use crate::clock::ManualClock;
 use crate::export::sink::{Answer, FakeSink};
+use crate::subject::Facts;
 
 /// A log in memory, which can be cut off at its old end, and stop answering.
 #[derive(Debug, Default)]
