@@ -3,10 +3,11 @@
 mod inside;
 mod keys;
 mod listener;
+mod shadow;
 mod tls;
 
 pub use keys::{KeySource, KeysError, rfc3339};
-pub use tls::TlsError;
+pub use tls::{TlsError, check_tls};
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,12 +25,14 @@ use tokio_util::task::TaskTracker;
 
 use self::keys::IssuerKeys;
 use self::listener::{Listener, Serves};
+use self::shadow::ShadowRules;
 use self::tls::{Protocols, Tls};
 use crate::audit::{Audit, Records, Upkeep};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, TlsSettings};
 use crate::credential::{Clouds, Credentials, keep_swept};
 use crate::exchange::{Exchange, History, PLACES};
+use crate::export::{Log, OtlpError, Outlets};
 use crate::grpc::{self, Doors, Health};
 use crate::http;
 use crate::issuer::{Issuer, KeyStore, Rotation};
@@ -60,6 +63,7 @@ pub struct App {
     audit_writer: JoinHandle<()>,
     upkeep: Upkeep,
     spool: Option<Arc<SpooledLog>>,
+    outlets: Outlets,
     prober: Arc<Prober>,
 }
 
@@ -72,6 +76,8 @@ pub enum StartError {
     Store(#[from] OpenError),
     #[error(transparent)]
     Leases(#[from] LeaseStoreError),
+    #[error("audit.sinks")]
+    Outlets(#[from] OtlpError),
     #[error("store_key")]
     StoreKey(#[from] SealError),
     #[error("the issuer's keys")]
@@ -112,9 +118,11 @@ impl App {
         if let Some(spool) = stores.spool.clone() {
             background.spawn(spool.keep_empty());
         }
+        let records = Records::new(stores.records);
         let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
         let upkeep = audit.upkeep(issuer.clone());
-        let policy = Arc::new(ArcSwap::from_pointee(config.policy));
+        let shadow = ShadowRules::default();
+        let policy = Arc::new(ArcSwap::from_pointee(shadow.beside(config.policy, config.shadow)));
         let operators = Arc::new(ArcSwap::from_pointee(config.operators));
         let exchange = Arc::new(Exchange {
             verifier: verifier.clone(),
@@ -136,7 +144,7 @@ impl App {
             entra: config.entra.clone(),
             issuer: issuer.clone(),
             audit: audit.clone(),
-            records: Records::new(stores.records),
+            records: records.clone(),
             searches: Arc::new(Semaphore::new(SEARCHES)),
             clock: clock.clone(),
         };
@@ -146,6 +154,7 @@ impl App {
             operator: Arc::new(operator),
             clock: clock.clone(),
         };
+        let log = Log { records, shipments: stores.shipments, clock: clock.clone() };
         let services = grpc::services(doors).await?;
         let http_router = oauth::router(Http {
             exchange,
@@ -171,8 +180,15 @@ impl App {
         let (http_address, http) = servers.add("http", config.server.http.as_ref(), Serves::Http(http_router)).await?;
 
         let seen = Mutex::new(config.digest);
-        let reloading =
-            Arc::new(Reloading { path, policy, operators, fixed: config.fixed, seen, stale: AtomicBool::new(false) });
+        let reloading = Arc::new(Reloading {
+            path,
+            policy,
+            operators,
+            shadow,
+            fixed: config.fixed,
+            seen,
+            stale: AtomicBool::new(false),
+        });
         let watching = reloading.clone();
         background.spawn(async move { watching.watch().await });
         background.spawn(upkeep.clone().keep(audit.clone(), config.retention));
@@ -183,6 +199,7 @@ impl App {
         }
         let (becoming, serving) = (ready.clone(), services.health.clone());
         background.spawn(async move { become_ready(keys, audit, becoming, serving).await });
+        let outlets = Outlets::start(&config.outlets, &log)?;
         Ok(Self {
             grpc_address,
             http_address,
@@ -196,6 +213,7 @@ impl App {
             audit_writer,
             upkeep,
             spool: stores.spool,
+            outlets,
             prober,
         })
     }
@@ -260,6 +278,7 @@ impl App {
         if timeout(LAST_CHECKPOINT, self.upkeep.checkpoint()).await.is_err() {
             tracing::warn!("no checkpoint of the last audit records was made: the store does not answer");
         }
+        self.outlets.stop().await;
     }
 }
 
@@ -364,6 +383,7 @@ struct Reloading {
     path: Option<PathBuf>,
     policy: Arc<ArcSwap<Policy>>,
     operators: Arc<ArcSwap<Operators>>,
+    shadow: ShadowRules,
     fixed: [u8; 32],
     /// Digest of the file as it was last loaded, or tried to.
     seen: Mutex<[u8; 32]>,
@@ -379,7 +399,10 @@ impl Reloading {
         loop {
             // A file that is away for a moment is being replaced; one that failed may lack a file that it refers to.
             let due = tokio::select! {
-                _ = look.tick() => tokio::fs::read(path).await.is_ok_and(|now| sha256(&now) != *self.seen()),
+                _ = look.tick() => {
+                    let changed = tokio::fs::read(path).await.is_ok_and(|now| sha256(&now) != *self.seen());
+                    changed || self.shadow.changed()
+                }
                 _ = retry.tick() => self.stale.load(Ordering::Relaxed),
             };
             if due {
@@ -406,7 +429,7 @@ impl Reloading {
         if config.fixed != self.fixed {
             tracing::warn!("besides targets, rules and operators, settings changed that need a restart");
         }
-        self.policy.store(Arc::new(config.policy));
+        self.policy.store(Arc::new(self.shadow.beside(config.policy, config.shadow)));
         self.operators.store(Arc::new(config.operators));
         tracing::info!(path = %path.display(), "targets, rules and operators were loaded anew");
         Ok(())

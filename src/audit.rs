@@ -1,5 +1,6 @@
 //! Stage 4: every decision is recorded durably before its caller is answered; what is not recorded is not released.
 
+mod asked;
 mod chain;
 mod checkpoint;
 mod encoding;
@@ -9,10 +10,12 @@ mod progress;
 mod reader;
 mod remembered;
 mod search;
+mod shipments;
 mod upkeep;
 mod verify;
 mod writer;
 
+pub use asked::{ask, asked_duration, facts_digest, job};
 pub use chain::{Chain, Hash, Head, InvalidHead};
 pub use checkpoint::{Checkpoint, Said};
 pub use encoding::find_hand_out;
@@ -21,8 +24,13 @@ pub use group::Group;
 pub use log::FakeAuditLog;
 pub use log::{AuditLog, Expired, HandOut, Kept};
 pub use progress::Reach;
-pub use reader::{AuditReader, Cursors, Extent, Place, READ_AT_ONCE, Records, Window, chain_of};
+pub use reader::{
+    AuditReader, Cursors, Extent, IDENTITY_FACTS, KnownFacts, Place, READ_AT_ONCE, Records, Window, chain_of,
+};
 pub use search::{Filter, Search};
+#[cfg(any(test, feature = "testing"))]
+pub use shipments::FakeShipments;
+pub use shipments::Shipments;
 pub use upkeep::Upkeep;
 pub use verify::{ExportError, Exported, Fault, FaultKind, Report, Scope, Signatures, Verification};
 

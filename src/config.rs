@@ -3,13 +3,16 @@
 mod agent;
 mod cases;
 mod document;
+mod outlets;
 mod rules;
+mod shadow;
 mod source;
 mod targets;
 
 pub use agent::AgentConfig;
 pub use cases::Cases;
 pub use rules::PolicyFile;
+pub use shadow::ShadowFile;
 pub use source::Fault;
 
 use std::fmt;
@@ -22,6 +25,7 @@ use serde::de::DeserializeOwned;
 
 use self::document::{Document, EntraDocument, IssuerDocument, ServerDocument, TlsDocument};
 use self::source::Source;
+use crate::export::OutletSettings;
 use crate::http::{self, Endpoint};
 use crate::issuer::Schedule;
 use crate::policy::{Mistake, Operators, Policy};
@@ -40,6 +44,8 @@ pub struct Config {
     /// Targets and rules: the part that a changed file replaces while the broker runs.
     pub policy: Policy,
     pub operators: Operators,
+    /// Rules that are asked beside the policy's and decide nothing.
+    pub shadow: Option<ShadowFile>,
     pub outbound: http::Settings,
     /// How many credentials watches may have renewed in a second.
     pub renewals_per_second: NonZeroU32,
@@ -48,6 +54,8 @@ pub struct Config {
     pub store_key: Vec<Secret>,
     /// How long audit records are kept.
     pub retention: Duration,
+    /// Where audit records are shipped to.
+    pub outlets: Vec<OutletSettings>,
     /// Between two rounds of tokens that must be refused.
     pub prove_every: Duration,
     pub telemetry: telemetry::Settings,
@@ -107,7 +115,7 @@ impl Config {
 
     /// `environment` stands for the process's own.
     pub fn load_with(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        load(path, environment, |document, digest, mistakes| Self::build(document, digest, environment, mistakes))
+        load(path, environment, |document, digest, mistakes| Self::build(path, document, digest, environment, mistakes))
     }
 
     /// The JSON Schema of the file.
@@ -116,6 +124,7 @@ impl Config {
     }
 
     fn build(
+        path: &Path,
         document: Document,
         digest: [u8; 32],
         environment: &dyn Fn(&str) -> Option<String>,
@@ -125,7 +134,8 @@ impl Config {
         let n = &document.negative_proof;
         let secrets: Vec<_> =
             std::iter::once(&document.store).chain(&document.store_key.0).map(Secret::sha256).collect();
-        let fixed = sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {n:?} {t:?} {secrets:?}").as_bytes());
+        let headers: Vec<_> = outlets::secrets(&document.audit.sinks).map(Secret::sha256).collect();
+        let fixed = sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {n:?} {t:?} {secrets:?} {headers:?}").as_bytes());
         let server = server(&document.server, mistakes);
         let entra = entra(&document.entra, mistakes);
         let issuer = issuer(document.issuer.as_ref(), mistakes);
@@ -155,6 +165,7 @@ impl Config {
                 "is at least 2d: introspection and every question about yesterday need the records".to_owned();
             mistakes.push(Mistake { at: "audit.retention".to_owned(), message });
         }
+        let outlets = outlets::compile(&document.audit.sinks, outbound.ca_file.as_ref(), mistakes);
         if !PROVE_EVERY.contains(&document.negative_proof.every.0) {
             let message = "is 1m to 1d: whether bad tokens are refused is proved at least once a day".to_owned();
             mistakes.push(Mistake { at: "negative_proof.every".to_owned(), message });
@@ -174,11 +185,13 @@ impl Config {
             issuer,
             policy: policy?,
             operators,
+            shadow: document.shadow.map(|shadow| ShadowFile::named(&shadow.file, path)),
             outbound,
             renewals_per_second: document.outbound.renewals_per_second,
             store: store.ok()?,
             store_key: document.store_key.0,
             retention: document.audit.retention.0,
+            outlets,
             prove_every: document.negative_proof.every.0,
             telemetry: telemetry::Settings { otlp: document.telemetry.otlp, log: document.telemetry.log },
             fixed,

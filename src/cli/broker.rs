@@ -50,6 +50,10 @@ impl Broker {
         Ok(words([("--address", Some(self.address.clone())), ("--ca", ca)]))
     }
 
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Authorities to trust besides the system's.
     pub fn ca(&self) -> Option<&PathBuf> {
         self.ca.as_ref()
@@ -118,8 +122,17 @@ impl Bearer {
         Ok(Self(value))
     }
 
+    /// With a call that is answered at once.
     pub fn show<T>(&self, message: T) -> Request<T> {
-        let mut request = call(message);
+        self.put(call(message))
+    }
+
+    /// With a call without a deadline: its answers come for as long as they are read.
+    pub fn show_for_long<T>(&self, message: T) -> Request<T> {
+        self.put(Request::new(message))
+    }
+
+    fn put<T>(&self, mut request: Request<T>) -> Request<T> {
         request.metadata_mut().insert("authorization", self.0.clone());
         request
     }
@@ -200,7 +213,7 @@ pub(super) fn usage(message: impl Into<String>) -> anyhow::Error {
     Ended { exit: Exit::Usage, message: message.into() }.into()
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Answer, Caller, Door, ExchangeError, ExchangeRequest, IssuedCredential, Proof};
 use crate::audit::{AuditRecord, Issued, Outcome};
 use crate::credential::{CloudIdentity, GOOGLE_PRINCIPAL, STS_EXCHANGE_ID, UPSTREAM_EXCHANGE_ID};
-use crate::policy::{Grant, Tenure};
+use crate::policy::{Change, Grant, Tenure};
 use crate::subject::{SubjectToken, VerifiedIdentity};
 use crate::target::{Job, TokenType};
 
@@ -29,6 +29,8 @@ pub(super) struct Record {
     refused_token: Option<SubjectToken>,
     identity: Option<Arc<VerifiedIdentity>>,
     grants: Vec<Arc<Grant>>,
+    /// What the shadow would have decided, by target; none where there is no shadow.
+    shadow: Vec<Change>,
 }
 
 impl Record {
@@ -57,6 +59,7 @@ impl Record {
             refused_token: None,
             identity,
             grants: Vec::new(),
+            shadow: Vec::new(),
         }
     }
 
@@ -74,9 +77,24 @@ impl Record {
         self.grants = grants.to_vec();
     }
 
+    pub fn shadowed(&mut self, shadow: Vec<Change>) {
+        self.shadow = shadow;
+    }
+
+    /// The first difference of the shadow, for what has one record in all.
+    pub fn shadow_difference(&self) -> Option<String> {
+        self.shadow.iter().find(|shadow| **shadow != Change::Same).map(ToString::to_string)
+    }
+
+    pub fn count_shadow(&self) {
+        for shadow in &self.shadow {
+            metrics::counter!("carnet_shadow_decisions_total", "difference" => shadow.kind()).increment(1);
+        }
+    }
+
     /// One record per target; a stranger's request has one in all, whatever it names.
     pub fn of(&self, result: &Answer) -> Vec<AuditRecord> {
-        match result {
+        let mut records: Vec<AuditRecord> = match result {
             Ok(credentials) => {
                 let issued = credentials.iter().enumerate();
                 issued.map(|(position, credential)| self.of_issued(position, credential)).collect()
@@ -88,7 +106,13 @@ impl Record {
                 let targets = self.targets.iter().enumerate();
                 targets.map(|(position, target)| self.of_refusal(Some(position), target, error)).collect()
             }
+        };
+        for (record, shadow) in records.iter_mut().zip(&self.shadow) {
+            if *shadow != Change::Same {
+                record.attributes.push(("shadow", shadow.to_string()));
+            }
         }
+        records
     }
 
     fn of_issued(&self, position: usize, issued: &IssuedCredential) -> AuditRecord {
@@ -191,6 +215,7 @@ impl Record {
             Err(error) => (error.outcome(), error.reason().as_str()),
         };
         self.count(outcome, reason, took);
+        self.count_shadow();
         let detail = result.as_ref().err().map(ExchangeError::detail).unwrap_or_default();
         let subject = self.identity.as_ref().map(|identity| identity.subject()).unwrap_or_default();
         let targets = Listed(|| self.targets.iter().map(String::as_str));

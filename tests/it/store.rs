@@ -3,6 +3,7 @@
 mod leases;
 mod reading;
 mod retention;
+mod shipments;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -36,6 +37,7 @@ use self::retention::{
     records_past_their_retention_are_dropped_up_to_a_checkpoint_and_no_others,
     what_is_left_of_a_killed_writer_goes_with_its_time_and_so_do_its_anchor_and_facts,
 };
+use self::shipments::how_far_a_way_out_has_come_outlives_the_process_and_never_goes_back;
 use crate::postgres::with_database;
 use crate::support::{captured_logs, eventually, free_port};
 
@@ -73,6 +75,7 @@ contract! {
     a_reader_goes_on_where_it_left_off_and_leaves_no_gap_behind_that_may_close
     a_store_is_read_where_no_broker_runs_and_nothing_of_it_changes
     records_are_written_while_others_are_read
+    how_far_a_way_out_has_come_outlives_the_process_and_never_goes_back
     keys_come_back_whole_but_only_with_the_store_key
     a_key_is_kept_only_as_the_successor_of_the_last_one
     a_new_store_key_in_front_seals_anew_what_the_older_one_had_sealed
