@@ -9,8 +9,10 @@ use uuid::Uuid;
 use super::audit::{CHAINS, checkpoint, extent, uuid};
 use super::pool::{Pool, StatementError};
 use super::schema::SCHEMA_VERSION;
-use super::{PostgresError, PostgresSettings};
+use super::{PostgresError, PostgresSettings, keys};
 use crate::audit::{AuditError, AuditReader, Checkpoint, Extent, Group, Place, Window};
+use crate::issuer::{KeyStoreError, StoredKey};
+use crate::secret::SealingKeys;
 use crate::store::{OpenError, signed, unsigned};
 
 /// Changes nothing, not even the schema.
@@ -29,6 +31,11 @@ impl PostgresReader {
         let version = version(&pool).await.map_err(|error| failed(error.into()))?;
         OpenError::unless_equal(&store, version, SCHEMA_VERSION)?;
         Ok(Self { pool })
+    }
+
+    /// The issuer's keys, as its brokers would read them.
+    pub async fn issuer_keys(&self, sealing: &SealingKeys) -> Result<Vec<StoredKey>, KeyStoreError> {
+        keys(&self.pool, sealing).await
     }
 
     /// To the database of `pool`, which is known to be of this version.
@@ -104,13 +111,17 @@ impl AuditReader for PostgresReader {
                    WHERE chain = $1 AND position <= $2 ORDER BY position DESC LIMIT 1";
         let read = async {
             let rows = self.pool.query(sql, &[(&chain, Type::BYTEA), (&position, Type::INT8)]).await?;
-            Ok(rows.first().map(|row| Ok::<_, PostgresError>((unsigned(row.try_get(0)?), row.try_get(1)?))).transpose()?)
+            Ok(rows
+                .first()
+                .map(|row| Ok::<_, PostgresError>((unsigned(row.try_get(0)?), row.try_get(1)?)))
+                .transpose()?)
         };
         read.await.map_err(failed)
     }
 
     async fn unchained(&self) -> Result<(u64, i64), AuditError> {
-        let sql = "SELECT coalesce(sum(records), 0)::bigint, coalesce(max(newest_ms), 0) FROM audit WHERE chain IS NULL";
+        let sql =
+            "SELECT coalesce(sum(records), 0)::bigint, coalesce(max(newest_ms), 0) FROM audit WHERE chain IS NULL";
         let read = async {
             let rows = self.pool.query(sql, &[]).await?;
             let counted = rows.first().map(|row| Ok::<_, PostgresError>((unsigned(row.try_get(0)?), row.try_get(1)?)));

@@ -10,8 +10,10 @@ use uuid::Uuid;
 use super::audit::{CHAINS, GROUP, group};
 use super::retention::checkpoint;
 use super::worker::Worker;
-use super::{BUSY_TIMEOUT, JobError, SCHEMA_VERSION};
+use super::{BUSY_TIMEOUT, JobError, SCHEMA_VERSION, key_rows};
 use crate::audit::{AuditError, AuditReader, Checkpoint, Extent, Group, Place, Window};
+use crate::issuer::{KeyStoreError, StoredKey};
+use crate::secret::SealingKeys;
 use crate::store::{OpenError, signed, unsigned};
 
 /// Changes nothing, not even the schema.
@@ -38,6 +40,13 @@ impl SqliteReader {
         OpenError::unless_equal(&store, version, SCHEMA_VERSION)?;
         let worker = Worker::start("store-reader", connection, |_connection| {}, |_connection| {});
         Ok(Self { worker: worker.map_err(|error| failed(error.into()))? })
+    }
+
+    /// The issuer's keys, as its broker would read them.
+    pub async fn issuer_keys(&self, sealing: &SealingKeys) -> Result<Vec<StoredKey>, KeyStoreError> {
+        let failed = |error: JobError| KeyStoreError { action: "read", source: Box::new(error) };
+        let rows = self.worker.run(|connection| key_rows(connection)).await.map_err(failed)?;
+        rows.into_iter().map(|row| row.unseal(sealing).map_err(|error| failed(error.into()))).collect()
     }
 
     async fn read<T: Send + 'static>(
@@ -151,9 +160,8 @@ impl AuditReader for SqliteReader {
             let sql = "SELECT position, coalesce(hashes, x'') FROM audit
                        WHERE chain = ?1 AND position <= ?2 ORDER BY position DESC LIMIT 1";
             let mut select = connection.prepare_cached(sql)?;
-            let row = select.query_row(params![chain.as_bytes(), signed(position)], |row| {
-                Ok((unsigned(row.get(0)?), row.get(1)?))
-            });
+            let row = select
+                .query_row(params![chain.as_bytes(), signed(position)], |row| Ok((unsigned(row.get(0)?), row.get(1)?)));
             Ok(row.optional()?)
         })
         .await
