@@ -1,5 +1,6 @@
 //! Stage 4: every decision is recorded durably before its caller is answered; what is not recorded is not released.
 
+mod asked;
 mod chain;
 mod encoding;
 mod group;
@@ -9,13 +10,16 @@ mod remembered;
 mod search;
 mod writer;
 
+pub use asked::{ask, asked_duration, facts_digest, job};
 pub use chain::{Chain, Hash, Head, InvalidHead};
 pub use encoding::find_hand_out;
 pub use group::Group;
 #[cfg(any(test, feature = "testing"))]
 pub use log::FakeAuditLog;
 pub use log::{AuditLog, HandOut};
-pub use reader::{AuditReader, Cursors, Extent, Place, READ_AT_ONCE, Records, Window, chain_of};
+pub use reader::{
+    AuditReader, Cursors, Extent, IDENTITY_FACTS, KnownFacts, Place, READ_AT_ONCE, Records, Window, chain_of,
+};
 pub use search::{Filter, Search};
 
 use std::sync::Arc;
