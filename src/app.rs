@@ -3,10 +3,11 @@
 mod inside;
 mod keys;
 mod listener;
+mod shadow;
 mod tls;
 
 pub use keys::{KeySource, KeysError, rfc3339};
-pub use tls::TlsError;
+pub use tls::{TlsError, check_tls};
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,8 +25,9 @@ use tokio_util::task::TaskTracker;
 
 use self::keys::IssuerKeys;
 use self::listener::{Listener, Serves};
+use self::shadow::ShadowRules;
 use self::tls::{Protocols, Tls};
-use crate::audit::{Audit, Records};
+use crate::audit::{Audit, Records, Upkeep};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, TlsSettings};
 use crate::credential::{Clouds, Credentials, keep_swept};
@@ -59,6 +61,7 @@ pub struct App {
     /// What runs beside the exchanges; ends when the app does.
     background: JoinSet<()>,
     audit_writer: JoinHandle<()>,
+    upkeep: Upkeep,
     spool: Option<Arc<SpooledLog>>,
     outlets: Outlets,
     prober: Arc<Prober>,
@@ -117,7 +120,9 @@ impl App {
         }
         let records = Records::new(stores.records);
         let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
-        let policy = Arc::new(ArcSwap::from_pointee(config.policy));
+        let upkeep = audit.upkeep(issuer.clone());
+        let shadow = ShadowRules::default();
+        let policy = Arc::new(ArcSwap::from_pointee(shadow.beside(config.policy, config.shadow)));
         let operators = Arc::new(ArcSwap::from_pointee(config.operators));
         let exchange = Arc::new(Exchange {
             verifier: verifier.clone(),
@@ -175,12 +180,18 @@ impl App {
         let (http_address, http) = servers.add("http", config.server.http.as_ref(), Serves::Http(http_router)).await?;
 
         let seen = Mutex::new(config.digest);
-        let reloading =
-            Arc::new(Reloading { path, policy, operators, fixed: config.fixed, seen, stale: AtomicBool::new(false) });
+        let reloading = Arc::new(Reloading {
+            path,
+            policy,
+            operators,
+            shadow,
+            fixed: config.fixed,
+            seen,
+            stale: AtomicBool::new(false),
+        });
         let watching = reloading.clone();
         background.spawn(async move { watching.watch().await });
-        let (keeping, kept_for) = (audit.clone(), config.retention);
-        background.spawn(async move { keeping.keep_for(kept_for, clock).await });
+        background.spawn(upkeep.clone().keep(audit.clone(), config.retention));
         background.spawn(leases.keep(config.retention));
         background.spawn(telemetry::upkeep());
         if let Some(keys) = issuer_keys.clone() {
@@ -200,6 +211,7 @@ impl App {
             http,
             background,
             audit_writer,
+            upkeep,
             spool: stores.spool,
             outlets,
             prober,
@@ -262,6 +274,9 @@ impl App {
         }
         if let Some(spool) = &self.spool {
             spool.leave_empty().await;
+        }
+        if timeout(LAST_CHECKPOINT, self.upkeep.checkpoint()).await.is_err() {
+            tracing::warn!("no checkpoint of the last audit records was made: the store does not answer");
         }
         self.outlets.stop().await;
     }
@@ -368,6 +383,7 @@ struct Reloading {
     path: Option<PathBuf>,
     policy: Arc<ArcSwap<Policy>>,
     operators: Arc<ArcSwap<Operators>>,
+    shadow: ShadowRules,
     fixed: [u8; 32],
     /// Digest of the file as it was last loaded, or tried to.
     seen: Mutex<[u8; 32]>,
@@ -383,7 +399,10 @@ impl Reloading {
         loop {
             // A file that is away for a moment is being replaced; one that failed may lack a file that it refers to.
             let due = tokio::select! {
-                _ = look.tick() => tokio::fs::read(path).await.is_ok_and(|now| sha256(&now) != *self.seen()),
+                _ = look.tick() => {
+                    let changed = tokio::fs::read(path).await.is_ok_and(|now| sha256(&now) != *self.seen());
+                    changed || self.shadow.changed()
+                }
                 _ = retry.tick() => self.stale.load(Ordering::Relaxed),
             };
             if due {
@@ -410,7 +429,7 @@ impl Reloading {
         if config.fixed != self.fixed {
             tracing::warn!("besides targets, rules and operators, settings changed that need a restart");
         }
-        self.policy.store(Arc::new(config.policy));
+        self.policy.store(Arc::new(self.shadow.beside(config.policy, config.shadow)));
         self.operators.store(Arc::new(config.operators));
         tracing::info!(path = %path.display(), "targets, rules and operators were loaded anew");
         Ok(())
@@ -443,6 +462,7 @@ async fn become_ready(keys: Arc<KeyCache>, audit: Audit, ready: Ready, health: H
 const GRPC_DRAIN: Duration = Duration::from_secs(12);
 const HTTP_DRAIN: Duration = Duration::from_secs(3);
 const WRITER_DEADLINE: Duration = Duration::from_secs(3);
+const LAST_CHECKPOINT: Duration = Duration::from_millis(500);
 const READY_POLL: Duration = Duration::from_millis(5);
 const PREFETCH_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(2);

@@ -6,12 +6,15 @@ mod broker;
 mod config;
 mod credential;
 mod credentials;
+mod doctor;
 mod exchange;
 mod exec;
 mod explain;
+mod health;
 mod issuer;
 mod lease;
 mod login;
+mod notice;
 mod operator;
 mod policy;
 mod records;
@@ -20,6 +23,7 @@ mod request;
 mod sandbox;
 mod serve;
 mod table;
+mod trust;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -30,11 +34,15 @@ use crate::private_file;
 
 /// A Microsoft Entra ID token in, short-lived Google Cloud and Azure credentials out.
 #[derive(Debug, Parser)]
-#[command(name = "carnet", version, about, max_term_width = 100, after_help = EXIT_CODES)]
+#[command(name = "carnet", version = VERSION, about, max_term_width = 100, after_help = EXIT_CODES)]
 pub struct Cli {
     #[command(subcommand)]
     command: Command,
 }
+
+/// `carnet 0.1.0, commit 0123456789ab, features none`
+const VERSION: &str =
+    concat!(env!("CARGO_PKG_VERSION"), ", commit ", env!("CARNET_COMMIT"), ", features ", env!("CARNET_FEATURES"));
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 done, 1 failed, 2 usage, 3 denied, 4 the subject token was refused, 5 broker or cloud unavailable.
@@ -66,9 +74,13 @@ enum Command {
     Explain(Box<explain::Explain>),
     Exec(Box<exec::Exec>),
     Agent(agent::Agent),
+    Health(Box<health::Health>),
     /// The broker as an OIDC issuer
     #[command(subcommand)]
     Issuer(issuer::Issuer),
+    #[command(subcommand)]
+    Trust(trust::Trust),
+    Doctor(doctor::Doctor),
 }
 
 impl Cli {
@@ -108,7 +120,9 @@ struct Told;
 pub fn run(cli: Cli) -> ExitCode {
     let runtime = match cli.command {
         // Beside somebody else's program: small, and there at once.
-        Command::Exec(_) | Command::Agent(_) => tokio::runtime::Builder::new_current_thread().enable_all().build(),
+        Command::Exec(_) | Command::Agent(_) | Command::Health(_) => {
+            tokio::runtime::Builder::new_current_thread().enable_all().build()
+        }
         // Deeper than the default, for expressions at their depth limit in unoptimized builds.
         _ => tokio::runtime::Builder::new_multi_thread().enable_all().thread_stack_size(4 * 1024 * 1024).build(),
     };
@@ -121,7 +135,7 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Serve(serve) => serve.run().await,
                 Command::Sandbox(sandbox) => sandbox.run().await,
                 Command::Config(config) => config.run(),
-                Command::Policy(policy) => policy.run(),
+                Command::Policy(policy) => policy.run().await,
                 Command::Exchange(exchange) => exchange.run().await,
                 Command::Credential(credential) => credential.run().await,
                 Command::Lease(lease) => lease.run().await,
@@ -130,6 +144,9 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Login(login) => login.run().await,
                 Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
+                Command::Trust(trust) => trust.run().await,
+                Command::Doctor(doctor) => doctor.run().await,
+                Command::Health(health) => health.run().await,
             };
             done.map(|()| ExitCode::SUCCESS)
         });

@@ -59,4 +59,5 @@ pub mod prober;
 // Assembly.
 pub mod config;
 pub mod app;
+pub mod doctor;
 pub mod cli;

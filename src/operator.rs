@@ -4,7 +4,7 @@
 mod audit;
 mod explain;
 
-pub use audit::{AuditQuery, AuditRecords, Follow, SEARCHES};
+pub use audit::{AuditQuery, AuditRecords, Follow, SEARCHES, ShowFacts};
 pub use explain::{ExplainRequest, ExplainSubject, Explained, Explainer, Running};
 
 use std::sync::Arc;
@@ -149,6 +149,7 @@ impl Operator {
             lifetime: None,
             cached: false,
             issued: None,
+            identity: None,
             attributes: vec![("peer", caller.address.to_string()), ("user_agent", caller.user_agent.to_string())],
         }
     }

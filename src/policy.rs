@@ -2,23 +2,28 @@
 
 mod admission;
 mod case;
+mod change;
 mod check;
 mod condition;
 mod document;
 mod explain;
 mod lifetime;
 mod operators;
+mod replay;
 mod rule;
+mod shadow;
 mod shown;
 mod tenure;
 
 pub use admission::Admission;
 pub use case::{Case, Decision, Difference, Expected, ExpectedLease, Tried};
+pub use change::Change;
 pub use check::{Code, Draft, Finding, Severity};
 pub use document::{KindDocument, LeaseDocument, OperatorDocument, PermissionDocument, RuleDocument, SubjectDocument};
 pub use explain::Explanation;
 pub use lifetime::{Bound, CloudLimit, FLOOR, Given, Plan, TooShort, Wanted, refresh_in, with_headroom};
 pub use operators::{Operators, Permission};
+pub use replay::{Then, ThenAllowed, ThenLifetime, claims_read, hangs_on_age};
 pub use tenure::{LeaseTerms, Tenure};
 
 use std::collections::{HashMap, HashSet};
@@ -39,6 +44,8 @@ use crate::target::{
 /// All targets and rules of one configuration, compiled. Replaced as a whole.
 pub struct Policy {
     targets: HashMap<Name, (Arc<Target>, Vec<Arc<Rule>>)>,
+    /// Asked beside these, to compare.
+    shadow: Option<Box<Self>>,
 }
 
 /// What is wrong with a configuration, and where: `rules[0].when`.
@@ -272,6 +279,8 @@ pub enum Denial {
     LeaseOver(Name, Duration),
 }
 
+const SINCE_LAST_TOKEN: &str = " since the last subject token";
+
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -279,7 +288,7 @@ impl fmt::Display for Denial {
             Self::NoRule => f.write_str("no rule allows it"),
             Self::Rule(name) => write!(f, "rule {name} denies it"),
             Self::LeaseOver(name, most) => {
-                write!(f, "rule {name} allows leases of {}s since the last subject token", most.as_secs())
+                write!(f, "rule {name} allows leases of {}s{SINCE_LAST_TOKEN}", most.as_secs())
             }
         }
     }
@@ -292,6 +301,7 @@ impl Policy {
         let mut mistakes = Vec::new();
         let mut policy = Self {
             targets: targets.into_iter().map(|target| (target.name.clone(), (Arc::new(target), Vec::new()))).collect(),
+            shadow: None,
         };
         let mut names = HashSet::new();
         for (position, document) in rules.iter().enumerate() {

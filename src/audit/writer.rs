@@ -6,6 +6,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::progress::Progress;
+use super::remembered::Remembered;
 use super::{AuditError, AuditLog, AuditRecord, Chain, DEADLINE, Head, RESUME, START};
 use crate::clock::Clock;
 use crate::telemetry::Causes;
@@ -24,6 +26,7 @@ pub(super) struct Writer {
     clock: Arc<dyn Clock>,
     /// Whether the last write succeeded.
     well: watch::Sender<bool>,
+    progress: Arc<Progress>,
     chain: Chain,
     /// The first record of this life is in the log.
     started: bool,
@@ -33,12 +36,28 @@ pub(super) struct Writer {
     known: Vec<Head>,
     /// Why the log's chains are not known.
     unread: Option<AuditError>,
+    remembered: Remembered,
 }
 
 impl Writer {
-    pub fn new(log: Arc<dyn AuditLog>, clock: Arc<dyn Clock>, well: watch::Sender<bool>) -> Self {
-        let chain = Chain::new(Uuid::now_v7());
-        Self { log, clock, well, chain, started: false, durable: None, known: Vec::new(), unread: None }
+    pub fn new(
+        log: Arc<dyn AuditLog>,
+        clock: Arc<dyn Clock>,
+        well: watch::Sender<bool>,
+        progress: Arc<Progress>,
+    ) -> Self {
+        Self {
+            log,
+            clock,
+            well,
+            progress,
+            chain: Chain::new(Uuid::now_v7()),
+            started: false,
+            durable: None,
+            known: Vec::new(),
+            unread: None,
+            remembered: Remembered::default(),
+        }
     }
 
     /// While one group is being written, the next gathers by itself: no timer, no delay for a lone record.
@@ -79,7 +98,10 @@ impl Writer {
     /// Puts the broker's start on record before anybody asks for anything. Where that fails, it goes with the first group.
     async fn begin(&mut self) {
         match timeout_at(Instant::now() + DEADLINE, self.log.heads(MOST_HEADS)).await {
-            Ok(Ok(heads)) => self.known = heads,
+            Ok(Ok(heads)) => {
+                self.progress.named(&heads);
+                self.known = heads;
+            }
             Ok(Err(error)) => self.unread = Some(error),
             Err(_elapsed) => self.unread = Some(AuditError::Slow),
         }
@@ -94,8 +116,11 @@ impl Writer {
         if self.chain.head().is_none() {
             records.insert(0, self.beginning());
         }
-        let (size, started) = (records.len(), Instant::now());
-        let group = self.chain.seal(records, Vec::new());
+        let (size, started, now) = (records.len(), Instant::now(), self.clock.now());
+        let facts = self.remembered.missing(&records, now);
+        let new: Vec<[u8; 32]> = facts.iter().map(|facts| facts.digest).collect();
+        let group = self.chain.seal(records, facts);
+        let newest_ms = group.newest_ms;
         let result = timeout_at(deadline, self.log.append(group)).await.unwrap_or(Err(AuditError::Slow));
         metrics::histogram!("carnet_audit_group_records").record(size as f64);
         metrics::histogram!("carnet_audit_write_seconds").record(started.elapsed());
@@ -104,6 +129,10 @@ impl Writer {
             Ok(()) => {
                 self.started = true;
                 self.durable = self.chain.head();
+                if let Some(head) = self.durable {
+                    self.progress.written(head, newest_ms);
+                }
+                self.remembered.stored(new, now);
             }
             Err(error) => {
                 metrics::counter!("carnet_audit_write_failures_total").increment(1);
@@ -143,5 +172,5 @@ const GROUP: usize = 512;
 /// At most so many turns of the other tasks are waited for.
 const TURNS: usize = 8;
 
-/// Each is named by every start until so many others were written after it: 24 KB for a record at a start.
-const MOST_HEADS: u32 = 256;
+/// Each chain is named by every start until so many others were written after it: 24 KB for a record at a start.
+pub(super) const MOST_HEADS: u32 = 256;

@@ -8,6 +8,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
+use super::notice::Notice;
 use crate::agent::{self, Exchanges, Listener};
 use crate::clock::SystemClock;
 use crate::config::AgentConfig;
@@ -43,6 +44,7 @@ impl Agent {
         let listener = listener.with_context(|| format!("cannot listen on {}", config.listen))?;
         let address = listener.address().map_or_else(|| config.listen.to_string(), |bound| bound.to_string());
         tracing::info!(agent.address = address, "started");
+        Notice::Serving.tell();
         let draining = CancellationToken::new();
         let serving = tokio::spawn(listener.serve(agent.clone(), draining.clone()));
         let background =
@@ -52,6 +54,7 @@ impl Agent {
             _ = interrupt.recv() => {}
         }
         tracing::info!("draining");
+        Notice::Ending.tell();
         draining.cancel();
         background.abort();
         let _ = serving.await;

@@ -50,6 +50,10 @@ impl Broker {
         Ok(words([("--address", Some(self.address.clone())), ("--ca", ca)]))
     }
 
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
     /// Authorities to trust besides the system's.
     pub fn ca(&self) -> Option<&PathBuf> {
         self.ca.as_ref()
@@ -209,7 +213,7 @@ pub(super) fn usage(message: impl Into<String>) -> anyhow::Error {
     Ended { exit: Exit::Usage, message: message.into() }.into()
 }
 
-fn chain(error: &dyn std::error::Error) -> String {
+pub(super) fn chain(error: &dyn std::error::Error) -> String {
     let causes = std::iter::successors(error.source(), |cause| cause.source());
     causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }

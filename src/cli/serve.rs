@@ -7,6 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::notice::Notice;
 use crate::app::App;
 use crate::clock::SystemClock;
 use crate::config::Config;
@@ -30,6 +31,8 @@ impl Serve {
             (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
         let app = App::start(config, Some(self.config), Arc::new(SystemClock)).await?;
         tracing::info!(server.grpc = ?app.grpc_address(), server.http = ?app.http_address(), "started");
+        // Not only once it is ready: an outage of a cloud at that moment is no reason to start it again.
+        Notice::Serving.tell();
         loop {
             tokio::select! {
                 _ = hangup.recv() => {
@@ -43,6 +46,7 @@ impl Serve {
             }
         }
         tracing::info!("draining");
+        Notice::Ending.tell();
         app.drain().await;
         tracing::info!("ended");
         drop(telemetry);

@@ -2,14 +2,17 @@
 
 mod audit;
 mod leases;
+mod look;
 mod pool;
 mod reader;
+mod retention;
 mod schema;
 mod settings;
 mod shared;
 mod shipments;
 mod tls;
 
+pub(super) use look::look;
 pub(super) use reader::PostgresReader;
 pub use settings::{InvalidUrl, PostgresSettings};
 

@@ -2,10 +2,13 @@
 
 mod audit;
 mod leases;
+mod look;
 mod reader;
+mod retention;
 mod shipments;
 mod worker;
 
+pub(super) use look::look;
 pub(super) use reader::SqliteReader;
 
 use std::error::Error;

@@ -13,6 +13,7 @@ use super::token::{Claims, UnverifiedToken};
 use super::{Examination, Identity, KeyCache, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::http::{Client, Endpoint};
+use crate::reason::Reason;
 use crate::step::Step;
 use crate::target;
 
@@ -50,8 +51,8 @@ pub(super) struct Claimed {
 }
 
 #[derive(Clone)]
-struct Verdict {
-    identity: Arc<VerifiedIdentity>,
+pub(super) struct Verdict {
+    pub identity: Arc<VerifiedIdentity>,
     signed_by: Arc<SigningKey>,
     token_bytes: usize,
 }
@@ -85,7 +86,7 @@ impl EntraVerifier {
         (live && trusted).then_some(identity)
     }
 
-    async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
+    pub(super) async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
         let unverified = UnverifiedToken::parse(token.text.expose())?;
         let claimed = self.rules.claimed(&unverified)?;
         let (key, set_issuer) = self.keys.key(claimed.tenant, claimed.version, &unverified.kid).await?;
@@ -124,7 +125,7 @@ impl Rules {
         let expires_at = self.check_times(&claims)?;
         self.check_audience(&claims)?;
         let identity = Identity::read(claims, tenant, version, expires_at)?;
-        Ok(VerifiedIdentity { identity, token_sha256 })
+        Ok(VerifiedIdentity::new(identity, token_sha256))
     }
 
     pub(super) fn check_times(&self, claims: &Claims) -> Result<SystemTime, SubjectError> {
@@ -177,6 +178,10 @@ impl Verifier for EntraVerifier {
 
     async fn explain(&self, token: &SubjectToken) -> Examination {
         self.examination(token).await
+    }
+
+    fn explain_refusal(&self, reason: Reason, error: &str, said: &dyn Fn(&str) -> Option<String>) -> Step {
+        self.refusal_step(reason, error, said)
     }
 
     fn explain_claims(&self, identity: &Identity) -> Vec<Step> {
@@ -248,9 +253,9 @@ pub(super) fn same_audience(ours: &str, theirs: &str) -> bool {
 }
 
 impl Verdict {
-    /// Claims as parsed JSON take some five times their text.
+    /// Claims as parsed JSON take some five times their text, and the facts that records keep are text again.
     fn approximate_bytes(&self) -> u32 {
-        u32::try_from(1024 + self.token_bytes * 5).unwrap_or(u32::MAX)
+        u32::try_from(1024 + self.token_bytes * 6).unwrap_or(u32::MAX)
     }
 }
 

@@ -32,6 +32,11 @@ impl<'a> Google<'a> {
         Some(Self { trust, google, served: served.collect() })
     }
 
+    /// Names of the targets that are reached through the provider.
+    pub fn targets(&self) -> impl Iterator<Item = &str> {
+        self.served.iter().map(|(target, _rules)| target.name.as_str())
+    }
+
     /// `iss` of what is presented.
     pub fn issuer(&self) -> String {
         match self.google.subject_token {
@@ -167,22 +172,17 @@ impl<'a> Google<'a> {
         members.into_iter().collect()
     }
 
-    /// `gcloud iam workload-identity-pools providers ACTION PROVIDER` with what says where that is.
+    /// `gcloud iam workload-identity-pools providers ACTION PROVIDER`, by its full name: gcloud's `--project` takes no
+    /// numbers here.
     pub fn provider(&self, action: &str) -> Command {
-        let provider = &self.google.provider;
-        Command::new(&format!("gcloud iam workload-identity-pools providers {action}"))
-            .word(provider.provider())
-            .flag("workload-identity-pool", provider.pool())
-            .flag("location", "global")
-            .flag("project", provider.project())
+        let name = self.google.provider.as_str().trim_start_matches("//iam.googleapis.com/");
+        Command::new(&format!("gcloud iam workload-identity-pools providers {action}")).word(name)
     }
 
     pub fn pool(&self, action: &str) -> Command {
-        let provider = &self.google.provider;
-        Command::new(&format!("gcloud iam workload-identity-pools {action}"))
-            .word(provider.pool())
-            .flag("location", "global")
-            .flag("project", provider.project())
+        let name = self.google.provider.as_str().trim_start_matches("//iam.googleapis.com/");
+        let name = name.split("/providers/").next().unwrap_or(name);
+        Command::new(&format!("gcloud iam workload-identity-pools {action}")).word(name)
     }
 
     pub fn mapping_flag(&self, command: Command) -> Command {
@@ -206,7 +206,9 @@ impl<'a> Google<'a> {
         let members = self.members_of(rule).into_iter();
         let binding = |member: String| {
             let command = self.service_account("add-iam-policy-binding")?;
-            Some(command.flag("role", "roles/iam.workloadIdentityUser").flag("member", &member))
+            let command = command.flag("role", "roles/iam.workloadIdentityUser").flag("member", &member);
+            // Without it gcloud asks where the policy has conditions already.
+            Some(command.flag("condition", "None"))
         };
         members.filter_map(binding).collect()
     }

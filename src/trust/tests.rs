@@ -76,8 +76,8 @@ fn every_refusal_of_google_has_its_command() {
     use SetUpFault as Fault;
     let sts = |code, fault, who, pieces: &[&str]| row(Hop::GoogleSts, code, Some(fault), who, pieces);
     let iam = |code, fault, who, pieces: &[&str]| row(Hop::GoogleIam, code, Some(fault), who, pieces);
-    let update = "gcloud iam workload-identity-pools providers update-oidc carnet --workload-identity-pool=pool \
-                  --location=global --project=1 ";
+    let update = "gcloud iam workload-identity-pools providers update-oidc \
+                  projects/1/locations/global/workloadIdentityPools/pool/providers/carnet ";
     let with = |flags: &str| format!("{update}{flags}");
     let audience = with(&format!("--allowed-audiences={POOL}/providers/carnet"));
     let issuer = with("--issuer-uri=https://carnet.example.com");
@@ -107,10 +107,20 @@ fn every_refusal_of_google_has_its_command() {
         sts("invalid_grant", Fault::GoogleSubjectLength, Who::Google, &[&mapping]),
         sts("invalid_grant", Fault::GoogleMapping, Who::Google, &[&mapping]),
         sts("invalid_grant", Fault::GoogleKey, Who::Google, &upload),
-        sts("invalid_grant", Fault::GoogleToken, Who::Google, &["providers describe carnet"]),
+        sts(
+            "invalid_grant",
+            Fault::GoogleToken,
+            Who::Google,
+            &["providers describe projects/1/locations/global/workloadIdentityPools/pool/providers/carnet"],
+        ),
         sts("invalid_target", Fault::GoogleProvider, Who::Google, &[&enable, "carnet trust google --target google"]),
         sts("invalid_request", Fault::GoogleProviderName, Who::Broker, &["gcloud projects list"]),
-        sts("access_denied", Fault::GoogleSubject, Who::Google, &["providers describe carnet"]),
+        sts(
+            "access_denied",
+            Fault::GoogleSubject,
+            Who::Google,
+            &["providers describe projects/1/locations/global/workloadIdentityPools/pool/providers/carnet"],
+        ),
         sts("unauthorized_client", Fault::GoogleCondition, Who::Google, &[&condition, "rule vision"]),
         sts("invalid_scope", Fault::GoogleScope, Who::Broker, &["targets.google.google.scopes"]),
         sts("PERMISSION_DENIED", Fault::GoogleApi, Who::Google, &["gcloud services enable iam.googleapis.com sts."]),
@@ -161,13 +171,11 @@ fn where_entras_tokens_are_presented_the_values_are_entras() {
 
 #[test]
 fn every_refusal_of_entra_has_its_command() {
-    let credential = format!(
-        "az identity federated-credential create --name carnet-ml --identity-name \"$IDENTITY\" --resource-group \
+    let credential = "az identity federated-credential create --name carnet-ml --identity-name \"$IDENTITY\" --resource-group \
          \"$RESOURCE_GROUP\" --issuer https://carnet.example.com --subject carnet:ml --audiences \
-         api://AzureADTokenExchange"
-    );
+         api://AzureADTokenExchange";
     let identity = format!("IDENTITY=$(az identity list --query '[?clientId=='\\''{CLIENT}'\\''].name' -o tsv)");
-    let made: &[&str] = &[&credential, &identity, "# az ad app federated-credential create"];
+    let made: &[&str] = &[credential, &identity, "# az ad app federated-credential create"];
     let consent = format!("az ad app permission admin-consent --id {CLIENT}");
     let tenant = format!("az login --tenant {TENANT}");
     let metadata = format!("curl -sS https://login.microsoftonline.com/{TENANT}/v2.0/.well-known/openid-configuration");

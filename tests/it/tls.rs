@@ -31,7 +31,7 @@ impl Authority {
         self.0.pem()
     }
 
-    fn write(&self, folder: &Path) {
+    pub fn write(&self, folder: &Path) {
         let (certificate, key) = self.issue("localhost");
         std::fs::write(folder.join("tls.key"), key).expect("written");
         std::fs::write(folder.join("tls.crt"), certificate).expect("written");
@@ -39,7 +39,7 @@ impl Authority {
     }
 }
 
-fn setup(folder: &Path, grpc: u16, client_ca: &str) -> Setup {
+pub fn setup(folder: &Path, grpc: u16, client_ca: &str) -> Setup {
     let folder = folder.display();
     let http = free_port();
     let server = format!(

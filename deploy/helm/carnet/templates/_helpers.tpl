@@ -104,7 +104,7 @@ labels:
 {{- if .Values.tls.clientCa.secretName -}}
 {{- $_ := set $tls "client_ca" (printf "/etc/carnet/client-ca/%s" .Values.tls.clientCa.key) -}}
 {{- end -}}
-{{- $_ := set $sections "server" (dict "grpc" "0.0.0.0:7443" "http" "0.0.0.0:7080" "tls" $tls) -}}
+{{- $_ := set $sections "server" (dict "grpc" (printf "%s:7443" .Values.bindAddress) "http" (printf "%s:7080" .Values.bindAddress) "tls" $tls) -}}
 {{- $keys := list -}}
 {{- range .Values.storeKey.keys }}{{ $keys = append $keys (printf "${file:/etc/carnet/store-key/%s}" .) }}{{ end -}}
 {{- $_ := set $sections "store_key" $keys -}}
