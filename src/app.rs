@@ -3,10 +3,11 @@
 mod inside;
 mod keys;
 mod listener;
+mod shadow;
 mod tls;
 
 pub use keys::{KeySource, KeysError, rfc3339};
-pub use tls::TlsError;
+pub use tls::{TlsError, check_tls};
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,6 +25,7 @@ use tokio_util::task::TaskTracker;
 
 use self::keys::IssuerKeys;
 use self::listener::{Listener, Serves};
+use self::shadow::ShadowRules;
 use self::tls::{Protocols, Tls};
 use crate::audit::{Audit, Records};
 use crate::clock::Clock;
@@ -112,7 +114,8 @@ impl App {
             background.spawn(spool.keep_empty());
         }
         let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
-        let policy = Arc::new(ArcSwap::from_pointee(config.policy));
+        let shadow = ShadowRules::default();
+        let policy = Arc::new(ArcSwap::from_pointee(shadow.beside(config.policy, config.shadow)));
         let operators = Arc::new(ArcSwap::from_pointee(config.operators));
         let exchange = Arc::new(Exchange {
             verifier: verifier.clone(),
@@ -169,8 +172,15 @@ impl App {
         let (http_address, http) = servers.add("http", config.server.http.as_ref(), Serves::Http(http_router)).await?;
 
         let seen = Mutex::new(config.digest);
-        let reloading =
-            Arc::new(Reloading { path, policy, operators, fixed: config.fixed, seen, stale: AtomicBool::new(false) });
+        let reloading = Arc::new(Reloading {
+            path,
+            policy,
+            operators,
+            shadow,
+            fixed: config.fixed,
+            seen,
+            stale: AtomicBool::new(false),
+        });
         let watching = reloading.clone();
         background.spawn(async move { watching.watch().await });
         let (keeping, kept_for) = (audit.clone(), config.retention);
@@ -359,6 +369,7 @@ struct Reloading {
     path: Option<PathBuf>,
     policy: Arc<ArcSwap<Policy>>,
     operators: Arc<ArcSwap<Operators>>,
+    shadow: ShadowRules,
     fixed: [u8; 32],
     /// Digest of the file as it was last loaded, or tried to.
     seen: Mutex<[u8; 32]>,
@@ -374,7 +385,10 @@ impl Reloading {
         loop {
             // A file that is away for a moment is being replaced; one that failed may lack a file that it refers to.
             let due = tokio::select! {
-                _ = look.tick() => tokio::fs::read(path).await.is_ok_and(|now| sha256(&now) != *self.seen()),
+                _ = look.tick() => {
+                    let changed = tokio::fs::read(path).await.is_ok_and(|now| sha256(&now) != *self.seen());
+                    changed || self.shadow.changed()
+                }
                 _ = retry.tick() => self.stale.load(Ordering::Relaxed),
             };
             if due {
@@ -401,7 +415,7 @@ impl Reloading {
         if config.fixed != self.fixed {
             tracing::warn!("besides targets, rules and operators, settings changed that need a restart");
         }
-        self.policy.store(Arc::new(config.policy));
+        self.policy.store(Arc::new(self.shadow.beside(config.policy, config.shadow)));
         self.operators.store(Arc::new(config.operators));
         tracing::info!(path = %path.display(), "targets, rules and operators were loaded anew");
         Ok(())

@@ -5,12 +5,13 @@ mod encoding;
 mod group;
 mod log;
 mod reader;
+mod remembered;
 mod search;
 mod writer;
 
 pub use chain::{Chain, Hash, Head, InvalidHead};
 pub use encoding::find_hand_out;
-pub use group::{Facts, Group};
+pub use group::Group;
 #[cfg(any(test, feature = "testing"))]
 pub use log::FakeAuditLog;
 pub use log::{AuditLog, HandOut};
@@ -29,6 +30,7 @@ use uuid::Uuid;
 use self::writer::{Entry, Writer};
 use crate::clock::Clock;
 use crate::reason::Reason;
+use crate::subject::Facts;
 use crate::target::Job;
 use crate::telemetry::Causes;
 
@@ -53,6 +55,8 @@ pub struct AuditRecord {
     pub lifetime: Option<Duration>,
     pub cached: bool,
     pub issued: Option<Issued>,
+    /// What was decided about, to ask the rules again.
+    pub identity: Option<Arc<Facts>>,
     /// Peer, upstream correlation ids, what a denial was made of: never a token.
     pub attributes: Vec<(&'static str, String)>,
 }
@@ -99,6 +103,7 @@ impl AuditRecord {
             lifetime: None,
             cached: false,
             issued: None,
+            identity: None,
             attributes,
         }
     }

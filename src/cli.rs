@@ -1,10 +1,12 @@
 //! The command line: one file per family of commands, and the exit codes they share.
 
 mod agent;
+mod audit;
 mod broker;
 mod config;
 mod credential;
 mod credentials;
+mod doctor;
 mod exchange;
 mod exec;
 mod explain;
@@ -13,11 +15,15 @@ mod issuer;
 mod lease;
 mod login;
 mod notice;
+mod operator;
 mod policy;
+mod records;
+mod report;
 mod request;
 mod sandbox;
 mod serve;
 mod table;
+mod trust;
 
 use std::path::Path;
 use std::process::ExitCode;
@@ -59,6 +65,10 @@ enum Command {
     Credential(credential::Credential),
     #[command(subcommand)]
     Lease(lease::Lease),
+    #[command(subcommand)]
+    Audit(audit::Audit),
+    #[command(subcommand)]
+    Report(report::Report),
     Login(Box<login::Login>),
     Logout(login::Logout),
     Explain(Box<explain::Explain>),
@@ -68,6 +78,9 @@ enum Command {
     /// The broker as an OIDC issuer
     #[command(subcommand)]
     Issuer(issuer::Issuer),
+    #[command(subcommand)]
+    Trust(trust::Trust),
+    Doctor(doctor::Doctor),
 }
 
 impl Cli {
@@ -126,9 +139,13 @@ pub fn run(cli: Cli) -> ExitCode {
                 Command::Exchange(exchange) => exchange.run().await,
                 Command::Credential(credential) => credential.run().await,
                 Command::Lease(lease) => lease.run().await,
+                Command::Audit(audit) => audit.run().await,
+                Command::Report(report) => report.run().await,
                 Command::Login(login) => login.run().await,
                 Command::Logout(logout) => logout.run().await,
                 Command::Issuer(issuer) => issuer.run().await,
+                Command::Trust(trust) => trust.run().await,
+                Command::Doctor(doctor) => doctor.run().await,
                 Command::Health(health) => health.run().await,
             };
             done.map(|()| ExitCode::SUCCESS)

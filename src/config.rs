@@ -4,12 +4,14 @@ mod agent;
 mod cases;
 mod document;
 mod rules;
+mod shadow;
 mod source;
 mod targets;
 
 pub use agent::AgentConfig;
 pub use cases::Cases;
 pub use rules::PolicyFile;
+pub use shadow::ShadowFile;
 pub use source::Fault;
 
 use std::fmt;
@@ -40,6 +42,8 @@ pub struct Config {
     /// Targets and rules: the part that a changed file replaces while the broker runs.
     pub policy: Policy,
     pub operators: Operators,
+    /// Rules that are asked beside the policy's and decide nothing.
+    pub shadow: Option<ShadowFile>,
     pub outbound: http::Settings,
     /// How many credentials watches may have renewed in a second.
     pub renewals_per_second: NonZeroU32,
@@ -107,7 +111,7 @@ impl Config {
 
     /// `environment` stands for the process's own.
     pub fn load_with(path: &Path, environment: &dyn Fn(&str) -> Option<String>) -> Result<Self, ConfigError> {
-        load(path, environment, |document, digest, mistakes| Self::build(document, digest, environment, mistakes))
+        load(path, environment, |document, digest, mistakes| Self::build(path, document, digest, environment, mistakes))
     }
 
     /// The JSON Schema of the file.
@@ -116,6 +120,7 @@ impl Config {
     }
 
     fn build(
+        path: &Path,
         document: Document,
         digest: [u8; 32],
         environment: &dyn Fn(&str) -> Option<String>,
@@ -174,6 +179,7 @@ impl Config {
             issuer,
             policy: policy?,
             operators,
+            shadow: document.shadow.map(|shadow| ShadowFile::named(&shadow.file, path)),
             outbound,
             renewals_per_second: document.outbound.renewals_per_second,
             store: store.ok()?,

@@ -5,6 +5,7 @@ mod cache;
 mod correlation;
 mod fault;
 mod google;
+mod probe;
 mod shared;
 mod upstream;
 
@@ -14,6 +15,7 @@ pub use correlation::{
     STS_EXCHANGE_ID, UPSTREAM_EXCHANGE_ID,
 };
 pub use fault::SetUpFault;
+pub use probe::{Probe, Probed, Reach};
 #[cfg(any(test, feature = "testing"))]
 pub use shared::FakeSharedCredentials;
 pub use shared::{SharedCredentials, SharedError, keep_swept};

@@ -84,7 +84,7 @@ impl Exchange {
         let asked = request.check()?;
         let (identity, subject_token) = self.identify(&request.proof, record).await?;
         record.verified(&identity, &asked.job);
-        let grants = self.decide(&identity, &asked, request.tenure).await?;
+        let grants = self.decide(&identity, &asked, request.tenure, record).await?;
         record.granted(&grants);
         Ok((grants, subject_token))
     }
@@ -95,14 +95,17 @@ impl Exchange {
         identity: &Arc<VerifiedIdentity>,
         asked: &Asks,
         tenure: Tenure,
+        record: &mut Record,
     ) -> Result<Vec<Arc<Grant>>, ExchangeError> {
         let policy = self.policy.load_full();
-        let inquiry = Inquiry { tenure, ..Inquiry::once(identity, &asked.job, self.clock.now()) };
-        let grants = policy.decide_all(inquiry, &asked.asks)?;
-        match self.history.learned(identity, &asked.job).await {
-            None => Ok(grants),
-            learned => Ok(policy.decide_all(Inquiry { learned, ..inquiry }, &asked.asks)?),
+        let mut inquiry = Inquiry { tenure, ..Inquiry::once(identity, &asked.job, self.clock.now()) };
+        let mut decided = policy.decide_all(inquiry, &asked.asks);
+        if decided.is_ok() {
+            inquiry.learned = self.history.learned(identity, &asked.job).await;
+            decided = if inquiry.learned.is_some() { policy.decide_all(inquiry, &asked.asks) } else { decided };
         }
+        record.shadowed(policy.shadow(inquiry, &asked.asks, &decided));
+        Ok(decided?)
     }
 
     /// Whoever holds a lease was verified when it was opened.

@@ -189,6 +189,8 @@ pub struct Response {
     pub status: http::StatusCode,
     pub headers: HeaderMap,
     pub body: Bytes,
+    /// In DER, from a client that keeps them.
+    pub peer_certificate: Option<Bytes>,
 }
 
 impl Response {
@@ -244,14 +246,30 @@ pub struct Client {
     direct: reqwest::Client,
 }
 
+#[derive(Clone, Copy)]
+enum PeerCertificates {
+    Dropped,
+    Kept,
+}
+
 impl Client {
     pub fn new(settings: &Settings) -> Result<Self, ClientError> {
+        Self::with(settings, PeerCertificates::Dropped)
+    }
+
+    /// For those who look at certificates: answers come with their server's.
+    pub fn keeping_certificates(settings: &Settings) -> Result<Self, ClientError> {
+        Self::with(settings, PeerCertificates::Kept)
+    }
+
+    fn with(settings: &Settings, certificates: PeerCertificates) -> Result<Self, ClientError> {
         let tls = rustls::ClientConfig::builder().with_root_certificates(roots(settings)?).with_no_client_auth();
         let builder = || {
             reqwest::Client::builder()
                 .tls_backend_preconfigured(tls.clone())
                 .redirect(redirect::Policy::none())
                 .connect_timeout(CONNECT_TIMEOUT)
+                .tls_info(matches!(certificates, PeerCertificates::Kept))
                 .pool_idle_timeout(POOL_IDLE)
                 .user_agent(USER_AGENT)
         };
@@ -273,6 +291,8 @@ impl Client {
         }
         let mut answer = builder.send().await.map_err(failure)?;
         let (status, headers) = (answer.status(), std::mem::take(answer.headers_mut()));
+        let peer = answer.extensions().get::<reqwest::tls::TlsInfo>().and_then(|info| info.peer_certificate());
+        let peer_certificate = peer.map(Bytes::copy_from_slice);
         // Grows with what arrives: a large Content-Length alone costs nothing.
         let mut body = BytesMut::new();
         while let Some(chunk) = answer.chunk().await.map_err(failure)? {
@@ -281,7 +301,7 @@ impl Client {
             }
             body.extend_from_slice(&chunk);
         }
-        Ok(Response { status, headers, body: body.freeze() })
+        Ok(Response { status, headers, body: body.freeze(), peer_certificate })
     }
 }
 
@@ -444,7 +464,8 @@ mod tests {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(784_111_777);
         let wait = |text: &'static str| {
             let headers = HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_static(text))]);
-            Response { status: http::StatusCode::OK, headers, body: Bytes::new() }.retry_after(now)
+            let status = http::StatusCode::OK;
+            Response { status, headers, body: Bytes::new(), peer_certificate: None }.retry_after(now)
         };
         assert_eq!(wait("7"), Some(Duration::from_secs(7)));
         assert_eq!(wait("Sun, 06 Nov 1994 08:49:47 GMT"), Some(Duration::from_secs(10)));

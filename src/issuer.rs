@@ -29,7 +29,7 @@ use uuid::Uuid;
 use crate::clock::{Clock, unix_seconds};
 use crate::policy::{ASSERTION_LIFETIME, Grant};
 use crate::secret::{FieldDigest, Secret};
-use crate::target::{AzureSource, GoogleSubjectToken, Platform, Sharing};
+use crate::target::{AzureSource, GoogleSubjectToken, Platform, Sharing, Target};
 
 /// Signs as `iss`. Its keys are replaced while it works.
 pub struct Issuer {
@@ -161,19 +161,29 @@ impl<'a> Assertion<'a> {
     /// What the broker asserts for `grant`; `None` where the target takes no assertion of the broker's.
     pub fn for_grant(grant: &'a Grant) -> Option<Self> {
         let target = grant.target();
-        let (algorithm, audience, subject) = match &target.platform {
-            Platform::Google(google) => match google.subject_token {
-                GoogleSubjectToken::Issuer => (Algorithm::Es256, google.provider.as_str(), google_subject(grant)),
-                GoogleSubjectToken::Entra => return None,
-            },
-            Platform::Azure(azure) => match &azure.source {
-                AzureSource::Issuer { subject, audience } | AzureSource::OnBehalfOf { subject, audience } => {
-                    (Algorithm::Rs256, audience.as_str(), Cow::Borrowed(subject.as_str()))
-                }
-                AzureSource::TokenFile(_) | AzureSource::ManagedIdentity(_) => return None,
-            },
-        };
+        let (algorithm, audience, subject) = terms(target, || google_subject(grant))?;
         Some(Self { algorithm, target: target.name.as_str(), audience, subject, claims: claims(grant) })
+    }
+
+    /// What the broker would assert of somebody whom `probe.rule` admits, for asking a cloud whether its trust is set up.
+    /// It is as good as any assertion, so it is made here only for [`crate::credential`]'s probe, which keeps nothing of
+    /// what a cloud gives for it (`tests/architecture.rs` sees to both); the claim `probe` tells it apart in a cloud's
+    /// logs and lets a pool refuse it. `None` where the target takes no assertion of the broker's.
+    pub fn for_probe(target: &'a Target, probe: &'a ProbeSubject) -> Option<Self> {
+        let ProbeSubject { tenant, object, client, rule, attributes } = probe;
+        let of_person = match target.sharing {
+            Sharing::Subject => Cow::Owned(format!("entra:{tenant}:{object}")),
+            Sharing::Target => Cow::Owned(format!("carnet:{}", target.name)),
+        };
+        let (algorithm, audience, subject) = terms(target, || of_person)?;
+        let mut claims = vec![("rule", Claim::Text(rule)), ("probe", Claim::Any(&Value::Bool(true)))];
+        if matches!(target.platform, Platform::Google(_)) {
+            claims.extend(attributes.iter().map(|(name, value)| (name.as_str(), Claim::Text(value))));
+        }
+        if target.sharing == Sharing::Subject {
+            claims.extend([("tid", Claim::Id(*tenant)), ("oid", Claim::Id(*object)), ("azp", Claim::Id(*client))]);
+        }
+        Some(Self { algorithm, target: target.name.as_str(), audience, subject, claims })
     }
 
     pub fn subject(&self) -> &str {
@@ -194,6 +204,36 @@ impl<'a> Assertion<'a> {
                 Claim::Any(value) => digest.field(b"json").field(value.to_string().as_bytes()),
             };
         }
+    }
+}
+
+/// Whom a probe stands for.
+#[derive(Debug, Clone)]
+pub struct ProbeSubject {
+    pub tenant: Uuid,
+    pub object: Uuid,
+    pub client: Uuid,
+    pub rule: String,
+    /// By claim, for bindings that are made by them.
+    pub attributes: Vec<(String, String)>,
+}
+
+/// Algorithm, audience and subject of what `target` is shown; `None` where that is no assertion of the broker's.
+fn terms<'a>(
+    target: &'a Target,
+    google_subject: impl FnOnce() -> Cow<'a, str>,
+) -> Option<(Algorithm, &'a str, Cow<'a, str>)> {
+    match &target.platform {
+        Platform::Google(google) => match google.subject_token {
+            GoogleSubjectToken::Issuer => Some((Algorithm::Es256, google.provider.as_str(), google_subject())),
+            GoogleSubjectToken::Entra => None,
+        },
+        Platform::Azure(azure) => match &azure.source {
+            AzureSource::Issuer { subject, audience } | AzureSource::OnBehalfOf { subject, audience } => {
+                Some((Algorithm::Rs256, audience.as_str(), Cow::Borrowed(subject.as_str())))
+            }
+            AzureSource::TokenFile(_) | AzureSource::ManagedIdentity(_) => None,
+        },
     }
 }
 

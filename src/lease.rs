@@ -344,6 +344,7 @@ fn record(lease: &Lease, exchange_id: Uuid, time: SystemTime, action: &'static s
         lifetime: None,
         cached: false,
         issued: None,
+        identity: None,
         attributes: Vec::new(),
     }
 }

@@ -48,6 +48,7 @@ pub mod operator;
 
 // Edges: carry requests in, carry state out.
 pub mod store;
+pub mod export;
 pub mod grpc;
 pub mod oauth;
 pub mod subject_source;
@@ -58,4 +59,5 @@ pub mod prober;
 // Assembly.
 pub mod config;
 pub mod app;
+pub mod doctor;
 pub mod cli;

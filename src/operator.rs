@@ -149,6 +149,7 @@ impl Operator {
             lifetime: None,
             cached: false,
             issued: None,
+            identity: None,
             attributes: vec![("peer", caller.address.to_string()), ("user_agent", caller.user_agent.to_string())],
         }
     }

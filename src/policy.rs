@@ -9,6 +9,7 @@ mod explain;
 mod lifetime;
 mod operators;
 mod rule;
+mod shadow;
 mod shown;
 mod tenure;
 
@@ -19,6 +20,7 @@ pub use document::{KindDocument, LeaseDocument, OperatorDocument, PermissionDocu
 pub use explain::Explanation;
 pub use lifetime::{Bound, CloudLimit, FLOOR, Given, Plan, TooShort, Wanted, refresh_in, with_headroom};
 pub use operators::{Operators, Permission};
+pub use shadow::ShadowDecision;
 pub use tenure::{LeaseTerms, Tenure};
 
 use std::collections::{HashMap, HashSet};
@@ -39,6 +41,8 @@ use crate::target::{
 /// All targets and rules of one configuration, compiled. Replaced as a whole.
 pub struct Policy {
     targets: HashMap<Name, (Arc<Target>, Vec<Arc<Rule>>)>,
+    /// Asked beside these, to compare.
+    shadow: Option<Box<Self>>,
 }
 
 /// What is wrong with a configuration, and where: `rules[0].when`.
@@ -292,6 +296,7 @@ impl Policy {
         let mut mistakes = Vec::new();
         let mut policy = Self {
             targets: targets.into_iter().map(|target| (target.name.clone(), (Arc::new(target), Vec::new()))).collect(),
+            shadow: None,
         };
         let mut names = HashSet::new();
         for (position, document) in rules.iter().enumerate() {

@@ -3,10 +3,12 @@
 
 mod issuer_key;
 mod lease;
+mod look;
 mod postgres;
 mod spool;
 mod sqlite;
 
+pub use look::{Look, LookError, look};
 pub use postgres::{InvalidUrl, PostgresSettings, PostgresStore};
 pub use spool::SpooledLog;
 pub use sqlite::SqliteStore;

@@ -2,21 +2,25 @@
 
 mod entra;
 mod explain;
+mod facts;
 mod identity;
 mod jwks;
+mod published;
 mod snapshot;
 mod token;
 mod trial;
 
 pub use entra::{EntraVerifier, Settings, is_microsoft_audience};
 pub use explain::Examination;
+pub use facts::{Facts, is_kept};
 pub use identity::{ClaimsError, Groups, Identity, Kind};
 pub use jwks::{FetchError, KeyCache};
+pub use published::{Published, published};
 pub use trial::Trial;
 
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use crate::reason::Reason;
@@ -80,9 +84,14 @@ const MAX_TOKEN_BYTES: usize = 64 * 1024;
 pub struct VerifiedIdentity {
     identity: Identity,
     token_sha256: [u8; 32],
+    facts: OnceLock<Arc<Facts>>,
 }
 
 impl VerifiedIdentity {
+    fn new(identity: Identity, token_sha256: [u8; 32]) -> Self {
+        Self { identity, token_sha256, facts: OnceLock::new() }
+    }
+
     /// SHA-256 of the token that was verified: proves that a token handed along belongs to this identity.
     pub fn token_sha256(&self) -> [u8; 32] {
         self.token_sha256
@@ -198,30 +207,30 @@ impl Verifier for FakeVerifier {
 impl VerifiedIdentity {
     /// A service principal of tenant 1 with object 2 and client 3, for tests of the stages behind this one.
     pub fn for_test(expires_at: std::time::SystemTime) -> Self {
-        Self { identity: Identity::for_test(expires_at), token_sha256: [0; 32] }
+        Self::new(Identity::for_test(expires_at), [0; 32])
     }
 
     pub fn with_object(self, object: u128) -> Self {
-        Self { identity: self.identity.with_object(object), ..self }
+        Self::new(self.identity.with_object(object), self.token_sha256)
     }
 
     pub fn with_tenant(self, tenant: u128) -> Self {
-        Self { identity: self.identity.with_tenant(tenant), ..self }
+        Self::new(self.identity.with_tenant(tenant), self.token_sha256)
     }
 
     pub fn with_kind(self, kind: Kind) -> Self {
-        Self { identity: self.identity.with_kind(kind), ..self }
+        Self::new(self.identity.with_kind(kind), self.token_sha256)
     }
 
     pub fn with_groups(self, groups: Groups) -> Self {
-        Self { identity: self.identity.with_groups(groups), ..self }
+        Self::new(self.identity.with_groups(groups), self.token_sha256)
     }
 
     pub fn with_roles(self, roles: &[&str]) -> Self {
-        Self { identity: self.identity.with_roles(roles), ..self }
+        Self::new(self.identity.with_roles(roles), self.token_sha256)
     }
 
     pub fn with_claim(self, name: &str, value: serde_json::Value) -> Self {
-        Self { identity: self.identity.with_claim(name, value), ..self }
+        Self::new(self.identity.with_claim(name, value), self.token_sha256)
     }
 }

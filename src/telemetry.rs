@@ -149,7 +149,7 @@ fn describe() {
 }
 
 /// Every counter, with its meaning. Labels are closed lists; no subject, tenant or target is one.
-pub const COUNTERS: [(&str, &str); 15] = [
+pub const COUNTERS: [(&str, &str); 16] = [
     ("carnet_agent_requests_total", "Requests to the agent by outcome: answered, refused, away"),
     ("carnet_exchanges_shed_total", "Exchanges that were turned away because too many were under way"),
     ("carnet_exchanges_total", "Exchanges by door, outcome and reason"),
@@ -165,6 +165,10 @@ pub const COUNTERS: [(&str, &str); 15] = [
         "Tokens that had to be refused, by door, fault and outcome: refused, taken, unproven",
     ),
     ("carnet_policy_reloads_total", "Reloads of the configuration file by outcome"),
+    (
+        "carnet_shadow_decisions_total",
+        "Decisions that the shadow rules were asked about, by difference: same, would_allow, would_deny, other_rule, other_lifetime, failed",
+    ),
     ("carnet_tls_reloads_total", "Reloads of the server certificate by outcome"),
     (
         "carnet_lease_calls_total",
@@ -173,12 +177,13 @@ pub const COUNTERS: [(&str, &str); 15] = [
     ("carnet_connections_refused_total", "Connections that were not served, by reason"),
 ];
 
-pub const GAUGES: [(&str, &str); 10] = [
+pub const GAUGES: [(&str, &str); 11] = [
     (
         "carnet_audit_spooled_groups",
         "Groups of audit records in the spool, not yet in PostgreSQL; at most 10000 are counted",
     ),
     ("carnet_negative_proof_failed", "1 where a token of the last round was taken that had to be refused"),
+    ("carnet_shadow_stale", "1 while the file of shadow rules cannot be used and nothing is compared"),
     ("carnet_policy_stale", "1 while the configuration file cannot be loaded and old rules are in force"),
     (
         "carnet_issuer_key_age_seconds",

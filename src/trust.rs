@@ -4,9 +4,12 @@
 mod azure;
 mod google;
 mod remedy;
+mod set_up;
 mod shell;
+mod terraform;
 
 pub use azure::Holder;
+pub use set_up::Format;
 
 use std::fmt;
 
@@ -15,7 +18,7 @@ use uuid::Uuid;
 use crate::credential::{Hop, IssueError, SetUpFault};
 use crate::policy::Policy;
 use crate::subject;
-use crate::target::Target;
+use crate::target::{Name, Target};
 
 /// One target among the settings that its trust depends on.
 #[derive(Debug, Clone, Copy)]
@@ -115,6 +118,14 @@ impl Trust<'_> {
         remedy::remedy(self, error, asked)
     }
 
+    /// Everything that has to be set up for the target, with the values of this configuration.
+    ///
+    /// # Errors
+    /// What the configuration lacks for it.
+    pub fn set_up(&self, format: Format, wishes: &Wishes<'_>) -> Result<String, CannotSetUp> {
+        set_up::set_up(self, format, wishes)
+    }
+
     fn accepts(&self, tenant: Uuid) -> bool {
         self.entra.tenants.contains(&tenant)
     }
@@ -123,6 +134,46 @@ impl Trust<'_> {
     fn entra_issuer(&self, tenant: Uuid) -> String {
         format!("{}/{tenant}/v2.0", self.entra.authority)
     }
+}
+
+/// What the configuration does not say.
+#[derive(Debug, Clone, Copy)]
+pub struct Wishes<'a> {
+    /// Path of the configuration file, for commands of carnet's own.
+    pub config: &'a str,
+    pub keys: Keys,
+    /// What has the client id of an Azure target; `None`: what is usual for its source.
+    pub holder: Option<Holder>,
+    /// What the token file of an Azure target says of itself, where it could be read.
+    pub presented: Option<&'a Presented>,
+}
+
+/// How Google comes to know the issuer's keys.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Keys {
+    Fetched,
+    /// For issuers that Google cannot reach.
+    Uploaded,
+}
+
+/// Why there is nothing to print.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CannotSetUp {
+    #[error("the configuration has no `issuer`, which this target needs")]
+    NoIssuer,
+    #[error("no rule allows target {0}: its provider would have to refuse everybody. Write the rule first")]
+    NoRule(Name),
+    #[error(
+        "the attribute condition would have {0} characters and Google takes 4096: give some of the targets a provider of \
+         their own"
+    )]
+    LongCondition(usize),
+    #[error("Entra's keys are fetched: --jwks goes with `subject_token: issuer`")]
+    EntrasKeys,
+    #[error("the machine's own identity is assigned to the machine: use --format az")]
+    MachineIdentity,
+    #[error("the target is of another cloud")]
+    Cloud,
 }
 
 /// The claims by which Entra finds a federated identity credential, as a token of a cluster has them.

@@ -60,6 +60,28 @@ fn every_kind_of_breach_is_found() {
     assert_eq!(breaches(&headless), ["src/low.rs:1: the first line is a `//!` that says what the file is for"]);
 }
 
+/// An assertion for nobody in particular is as good as one for somebody: it is made for a cloud's ears alone.
+#[test]
+fn assertions_without_a_grant_are_made_for_probes_only() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut sources = Sources::new();
+    read(root, &root.join("src"), &mut sources);
+    let users = |word: &str| -> Vec<&str> {
+        let named = sources.iter().filter(|(_path, text)| without_comments_and_texts(text).contains(word));
+        named.map(|(path, _text)| path.as_str()).collect()
+    };
+    assert_eq!(
+        users("for_probe"),
+        ["src/credential/google/probe.rs", "src/credential/probe.rs", "src/issuer.rs"],
+        "only the probe makes them"
+    );
+    assert_eq!(
+        users("probe_assertion"),
+        ["src/credential/azure/probe.rs", "src/credential/google/probe.rs", "src/credential/probe.rs"],
+        "only the probe signs them"
+    );
+}
+
 #[test]
 fn what_is_allowed_is_no_breach() {
     let mut sources = house();

@@ -84,6 +84,14 @@ impl Tls {
     }
 }
 
+/// Whether a listener could use them.
+///
+/// # Errors
+/// What is wrong with certificate, key or authorities.
+pub fn check_tls(settings: &TlsSettings) -> Result<(), TlsError> {
+    server_config(settings, &[]).map(drop)
+}
+
 fn server_config(settings: &TlsSettings, protocols: Protocols) -> Result<ServerConfig, TlsError> {
     let TlsSettings { certificate, private_key, client_ca } = settings;
     let chain = certificates(certificate)?;

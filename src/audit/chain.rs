@@ -3,16 +3,17 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use uuid::Uuid;
 
 use super::encoding;
-use super::group::{Facts, Group};
-use super::{AuditRecord, is_own};
+use super::{AuditRecord, Group, is_own};
 use crate::clock::unix_milliseconds;
 use crate::secret::sha256;
+use crate::subject::Facts;
 
 /// The last record of a chain, as somebody saw it: everything before it is fixed by its hash.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -101,9 +102,10 @@ impl Chain {
         (self.head.position > 0).then_some(self.head)
     }
 
-    /// Links `records` to the chain. What does not become durable has no place to be tried again in: the next record
+    /// Links `records` to the chain; `identities`: the facts that they refer to and the store may not have, in the order of
+    /// their digests. What does not become durable has no place to be tried again in: the next record
     /// goes into another chain.
-    pub fn seal(&mut self, records: Vec<AuditRecord>, identities: Vec<Facts>) -> Group {
+    pub fn seal(&mut self, records: Vec<AuditRecord>, identities: Vec<Arc<Facts>>) -> Group {
         let mut group = Group {
             chain: Some(self.head.chain),
             position: self.head.position + 1,

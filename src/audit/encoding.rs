@@ -49,6 +49,9 @@ impl Writer<'_> {
             for (name, value) in &record.attributes {
                 message.entry(16, name, value);
             }
+            if let Some(facts) = &record.identity {
+                message.entry(16, IDENTITY, &facts.name);
+            }
             if let Some(issued) = &record.issued {
                 message.text(15, &BASE64_URL_SAFE_NO_PAD.encode(issued.token_sha256));
                 message.entry(16, SCOPES, &issued.scopes);
@@ -191,6 +194,7 @@ fn time(text: &str) -> Option<SystemTime> {
     from_unix_seconds(text.parse().ok()?)
 }
 
+const IDENTITY: &str = "identity";
 const SCOPES: &str = "scopes";
 const ACTS_AS: &str = "acts_as";
 const ISSUED_AT: &str = "issued_at";
@@ -198,8 +202,11 @@ const EXPIRES_AT: &str = "expires_at";
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::audit::Outcome;
+    use crate::subject::Facts;
 
     #[test]
     fn a_record_reads_back_as_the_contracts_message() {
@@ -228,10 +235,11 @@ mod tests {
             entra_token_id: "uti".to_owned(),
             client_id: "client".to_owned(),
             rule: "rule".to_owned(),
-            job: std::sync::Arc::new(job.clone()),
+            job: Arc::new(job.clone()),
             lifetime: Some(Duration::from_secs(600)),
             cached: true,
             issued: Some(issued),
+            identity: Some(Arc::new(Facts::stored([8; 32], "{}".to_owned()))),
             attributes: vec![("door", "grpc".to_owned()), ("peer", String::new())],
             ..AuditRecord::for_test(9)
         };
@@ -245,6 +253,7 @@ mod tests {
             ("acts_as", "sa"),
             ("door", "grpc"),
             ("expires_at", "2"),
+            ("identity", "CAgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAg"),
             ("issued_at", "1"),
             ("peer", ""),
             ("scopes", "a b"),

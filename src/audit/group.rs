@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use uuid::Uuid;
 
+use crate::subject::Facts;
+
 /// One row of a store.
 #[derive(Debug, Clone, Default)]
 pub struct Group {
@@ -23,16 +25,8 @@ pub struct Group {
     /// Tokens that leave for the first time, each once.
     pub tokens: Vec<[u8; 32]>,
     /// Facts that records of this group refer to and the store may not have, in the order of their digests.
-    pub identities: Vec<Facts>,
+    pub identities: Vec<Arc<Facts>>,
     /// The records as they came, for a log that keeps them.
     #[cfg(any(test, feature = "testing"))]
     pub sealed: Vec<super::AuditRecord>,
-}
-
-/// What a decision was made of, kept once for all records that refer to it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    /// SHA-256 of `json`.
-    pub digest: [u8; 32],
-    pub json: Arc<str>,
 }

@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::remembered::Remembered;
 use super::{AuditError, AuditLog, AuditRecord, Chain, DEADLINE, Head, RESUME, START};
 use crate::clock::Clock;
 use crate::telemetry::Causes;
@@ -33,12 +34,22 @@ pub(super) struct Writer {
     known: Vec<Head>,
     /// Why the log's chains are not known.
     unread: Option<AuditError>,
+    remembered: Remembered,
 }
 
 impl Writer {
     pub fn new(log: Arc<dyn AuditLog>, clock: Arc<dyn Clock>, well: watch::Sender<bool>) -> Self {
-        let chain = Chain::new(Uuid::now_v7());
-        Self { log, clock, well, chain, started: false, durable: None, known: Vec::new(), unread: None }
+        Self {
+            log,
+            clock,
+            well,
+            chain: Chain::new(Uuid::now_v7()),
+            started: false,
+            durable: None,
+            known: Vec::new(),
+            unread: None,
+            remembered: Remembered::default(),
+        }
     }
 
     /// While one group is being written, the next gathers by itself: no timer, no delay for a lone record.
@@ -94,8 +105,10 @@ impl Writer {
         if self.chain.head().is_none() {
             records.insert(0, self.beginning());
         }
-        let (size, started) = (records.len(), Instant::now());
-        let group = self.chain.seal(records, Vec::new());
+        let (size, started, now) = (records.len(), Instant::now(), self.clock.now());
+        let facts = self.remembered.missing(&records, now);
+        let new: Vec<[u8; 32]> = facts.iter().map(|facts| facts.digest).collect();
+        let group = self.chain.seal(records, facts);
         let result = timeout_at(deadline, self.log.append(group)).await.unwrap_or(Err(AuditError::Slow));
         metrics::histogram!("carnet_audit_group_records").record(size as f64);
         metrics::histogram!("carnet_audit_write_seconds").record(started.elapsed());
@@ -104,6 +117,7 @@ impl Writer {
             Ok(()) => {
                 self.started = true;
                 self.durable = self.chain.head();
+                self.remembered.stored(new, now);
             }
             Err(error) => {
                 metrics::counter!("carnet_audit_write_failures_total").increment(1);

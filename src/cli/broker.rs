@@ -122,8 +122,17 @@ impl Bearer {
         Ok(Self(value))
     }
 
+    /// With a call that is answered at once.
     pub fn show<T>(&self, message: T) -> Request<T> {
-        let mut request = call(message);
+        self.put(call(message))
+    }
+
+    /// With a call without a deadline: its answers come for as long as they are read.
+    pub fn show_for_long<T>(&self, message: T) -> Request<T> {
+        self.put(Request::new(message))
+    }
+
+    fn put<T>(&self, mut request: Request<T>) -> Request<T> {
         request.metadata_mut().insert("authorization", self.0.clone());
         request
     }

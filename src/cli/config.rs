@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Subcommand;
 
 use super::print;
-use crate::config::{self, AgentConfig};
+use crate::config::{self, AgentConfig, ShadowFile};
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Config {
@@ -31,6 +31,7 @@ impl Config {
             }
             Self::Check { file } => {
                 let config = config::Config::load(&file)?;
+                config.shadow.as_ref().map(ShadowFile::load).transpose()?;
                 print(format!("{}: good ({} targets)", file.display(), config.policy.targets().count()));
             }
             Self::Schema { agent } => {

@@ -310,6 +310,11 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
   # change the rules while it runs
   $EDITOR {config}
 
+  # is everything set up, at the clouds too? And what would have to be run there
+  carnet doctor --config {config}
+  carnet trust google --config {config} --target vertex-training
+  carnet trust azure --config {config} --target azure-ml
+
   # what the broker counts, and what the clouds are told to trust
   curl -s {issuer}/metrics; curl -s {issuer}/.well-known/openid-configuration
 ",

@@ -30,6 +30,8 @@ pub(super) struct Document {
     pub rules: Vec<RuleDocument>,
     #[serde(default)]
     pub operators: Vec<OperatorDocument>,
+    /// Rules that are asked beside `rules` on live traffic, to compare: they decide nothing.
+    pub shadow: Option<ShadowDocument>,
     #[serde(default)]
     pub outbound: OutboundDocument,
     /// `sqlite:PATH`, or `postgres://USER@HOST/DATABASE` for several replicas
@@ -215,6 +217,13 @@ pub(super) enum SourceDocument {
     TokenFile,
     ManagedIdentity,
     OnBehalfOf,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ShadowDocument {
+    /// A file with `rules` and, where they differ, `targets`; relative to this one. It is watched, too.
+    pub file: PathBuf,
 }
 
 #[derive(Debug, Deserialize, JsonSchema)]

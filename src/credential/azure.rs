@@ -1,6 +1,7 @@
 //! Azure: Entra's token endpoint with a federated assertion, or the managed identity of the broker's own machine.
 
 mod managed_identity;
+mod probe;
 mod token_endpoint;
 
 use std::io;

@@ -69,6 +69,13 @@ impl Mark {
         Self { exchange_id, user_agent: format!("{USER_AGENT} (exchange={exchange_id})"), reason }
     }
 
+    /// Of a question that is no exchange.
+    pub fn of_probe(exchange_id: Uuid) -> Self {
+        let (user_agent, reason) =
+            (format!("{USER_AGENT} (probe={exchange_id})"), format!("carnet probe={exchange_id}"));
+        Self { exchange_id, user_agent, reason }
+    }
+
     /// Google documents no limit of a reason's length; with a job's longest id it has less than 300 bytes.
     pub fn on(&self, request: Request) -> Result<Request, IssueError> {
         request
@@ -214,6 +221,7 @@ mod tests {
             status: StatusCode::from_u16(status).expect("a status"),
             headers: headers.collect::<HeaderMap>(),
             body: bytes::Bytes::copy_from_slice(body.as_bytes()),
+            peer_certificate: None,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Google: the Security Token Service, and a service account's tokens after it.
 
 mod impersonation;
+mod probe;
 mod sts;
 
 use std::collections::HashMap;

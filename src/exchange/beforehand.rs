@@ -24,13 +24,26 @@ impl Exchange {
         Ok(self.identify(&request.proof, &mut record).await?.0)
     }
 
-    /// Until when the rules would let a lease of `identity` last that begins now; issues nothing.
+    /// Until when the rules would let a lease of `identity` last that begins now; issues nothing. With it, how
+    /// the shadow differs.
     pub async fn lease_end(
         &self,
         identity: &Arc<VerifiedIdentity>,
         request: &ExchangeRequest,
+    ) -> (Result<SystemTime, ExchangeError>, Option<String>) {
+        let mut record = Record::about(request, Uuid::nil(), self.clock.now());
+        let end = self.end_of_lease(identity, request, &mut record).await;
+        record.count_shadow();
+        (end, record.shadow_difference())
+    }
+
+    async fn end_of_lease(
+        &self,
+        identity: &Arc<VerifiedIdentity>,
+        request: &ExchangeRequest,
+        record: &mut Record,
     ) -> Result<SystemTime, ExchangeError> {
-        let grants = self.decide(identity, &request.check()?, request.tenure).await?;
+        let grants = self.decide(identity, &request.check()?, request.tenure, record).await?;
         let ends_at = grants.iter().filter_map(|grant| grant.lease()).map(|terms| terms.ends_at).min();
         ends_at.ok_or(ExchangeError::Internal)
     }

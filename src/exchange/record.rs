@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Answer, Caller, Door, ExchangeError, ExchangeRequest, IssuedCredential, Proof};
 use crate::audit::{AuditRecord, Issued, Outcome};
 use crate::credential::{CloudIdentity, GOOGLE_PRINCIPAL, STS_EXCHANGE_ID, UPSTREAM_EXCHANGE_ID};
-use crate::policy::{Grant, Tenure};
+use crate::policy::{Grant, ShadowDecision, Tenure};
 use crate::subject::{SubjectToken, VerifiedIdentity};
 use crate::target::{Job, TokenType};
 
@@ -22,11 +22,15 @@ pub(super) struct Record {
     action: &'static str,
     lease_id: Option<Uuid>,
     targets: Vec<String>,
+    /// What the request says of each target besides its name; empty where it says nothing of any.
+    wishes: Vec<Vec<(&'static str, String)>>,
     job: Arc<Job>,
     /// A token that was refused: the record keeps what it says of itself.
     refused_token: Option<SubjectToken>,
     identity: Option<Arc<VerifiedIdentity>>,
     grants: Vec<Arc<Grant>>,
+    /// What the shadow would have decided, by target; none where there is no shadow.
+    shadow: Vec<ShadowDecision>,
 }
 
 impl Record {
@@ -43,8 +47,20 @@ impl Record {
             Proof::SubjectToken { .. } => (None, Arc::default()),
             Proof::Lease(identity) => (Some(identity.clone()), request.job.clone()),
         };
-        let (lease_id, grants) = (request.lease_id, Vec::new());
-        Self { exchange_id, began, caller, action, lease_id, targets, job, refused_token: None, identity, grants }
+        Self {
+            exchange_id,
+            began,
+            caller,
+            action,
+            lease_id: request.lease_id,
+            targets,
+            wishes: wishes(request),
+            job,
+            refused_token: None,
+            identity,
+            grants: Vec::new(),
+            shadow: Vec::new(),
+        }
     }
 
     pub fn refused_token(&mut self, token: &SubjectToken) {
@@ -61,23 +77,45 @@ impl Record {
         self.grants = grants.to_vec();
     }
 
-    /// One record per target; a stranger's request has one in all, whatever it names.
-    pub fn of(&self, result: &Answer) -> Vec<AuditRecord> {
-        match result {
-            Ok(credentials) => credentials.iter().map(|credential| self.of_issued(credential)).collect(),
-            Err(error) if self.targets.is_empty() || self.identity.is_none() => {
-                vec![self.of_refusal(&self.targets.join(","), None, error)]
-            }
-            Err(error) => {
-                let refused = |(position, target): (usize, &String)| {
-                    self.of_refusal(target, self.grants.get(position).map(Arc::as_ref), error)
-                };
-                self.targets.iter().enumerate().map(refused).collect()
-            }
+    pub fn shadowed(&mut self, shadow: Vec<ShadowDecision>) {
+        self.shadow = shadow;
+    }
+
+    /// The first difference of the shadow, for what has one record in all.
+    pub fn shadow_difference(&self) -> Option<String> {
+        self.shadow.iter().find(|shadow| **shadow != ShadowDecision::Same).map(ToString::to_string)
+    }
+
+    pub fn count_shadow(&self) {
+        for shadow in &self.shadow {
+            metrics::counter!("carnet_shadow_decisions_total", "difference" => shadow.kind()).increment(1);
         }
     }
 
-    fn of_issued(&self, issued: &IssuedCredential) -> AuditRecord {
+    /// One record per target; a stranger's request has one in all, whatever it names.
+    pub fn of(&self, result: &Answer) -> Vec<AuditRecord> {
+        let mut records: Vec<AuditRecord> = match result {
+            Ok(credentials) => {
+                let issued = credentials.iter().enumerate();
+                issued.map(|(position, credential)| self.of_issued(position, credential)).collect()
+            }
+            Err(error) if self.targets.is_empty() || self.identity.is_none() => {
+                vec![self.of_refusal(None, &self.targets.join(","), error)]
+            }
+            Err(error) => {
+                let targets = self.targets.iter().enumerate();
+                targets.map(|(position, target)| self.of_refusal(Some(position), target, error)).collect()
+            }
+        };
+        for (record, shadow) in records.iter_mut().zip(&self.shadow) {
+            if *shadow != ShadowDecision::Same {
+                record.attributes.push(("shadow", shadow.to_string()));
+            }
+        }
+        records
+    }
+
+    fn of_issued(&self, position: usize, issued: &IssuedCredential) -> AuditRecord {
         let credential = &issued.credential;
         let acts_as = match &credential.identity {
             CloudIdentity::Google { principal, service_account } => {
@@ -85,7 +123,7 @@ impl Record {
             }
             CloudIdentity::Azure { client_id, .. } => client_id.to_string(),
         };
-        let mut record = self.base(issued.target(), Some(&issued.grant), Outcome::Issued);
+        let mut record = self.base(Some(position), issued.target(), Some(&issued.grant), Outcome::Issued);
         record.lifetime = Some(issued.granted);
         record.cached = issued.cached;
         record.attributes.push(("lifetime_bound", issued.bound.as_str().to_owned()));
@@ -110,8 +148,9 @@ impl Record {
         record
     }
 
-    fn of_refusal(&self, target: &str, grant: Option<&Grant>, error: &ExchangeError) -> AuditRecord {
-        let mut record = self.base(target, grant, error.outcome());
+    fn of_refusal(&self, position: Option<usize>, target: &str, error: &ExchangeError) -> AuditRecord {
+        let grant = position.and_then(|position| self.grants.get(position)).map(Arc::as_ref);
+        let mut record = self.base(position, target, grant, error.outcome());
         record.reason = Some(error.reason());
         let own = self.exchange_id.to_string();
         let foreign =
@@ -121,9 +160,10 @@ impl Record {
         record
     }
 
-    fn base(&self, target: &str, grant: Option<&Grant>, outcome: Outcome) -> AuditRecord {
+    /// `position`: of the target in the request.
+    fn base(&self, position: Option<usize>, target: &str, grant: Option<&Grant>, outcome: Outcome) -> AuditRecord {
         let identity = self.identity.as_ref();
-        AuditRecord {
+        let mut record = AuditRecord {
             exchange_id: self.exchange_id,
             time: self.began,
             action: self.action,
@@ -139,12 +179,17 @@ impl Record {
             lifetime: None,
             cached: false,
             issued: None,
+            identity: identity.map(|identity| identity.facts().clone()),
             attributes: vec![
                 ("door", self.caller.door.as_str().to_owned()),
                 ("peer", self.caller.address.to_string()),
                 ("user_agent", self.caller.user_agent.to_string()),
             ],
-        }
+        };
+        record
+            .attributes
+            .extend(position.and_then(|position| self.wishes.get(position)).into_iter().flatten().cloned());
+        record
     }
 
     fn count(&self, outcome: Outcome, reason: &'static str, took: Duration) {
@@ -170,6 +215,7 @@ impl Record {
             Err(error) => (error.outcome(), error.reason().as_str()),
         };
         self.count(outcome, reason, took);
+        self.count_shadow();
         let detail = result.as_ref().err().map(ExchangeError::detail).unwrap_or_default();
         let subject = self.identity.as_ref().map(|identity| identity.subject()).unwrap_or_default();
         let targets = Listed(|| self.targets.iter().map(String::as_str));
@@ -182,6 +228,28 @@ impl Record {
             "{} {} for `{subject}`", outcome.as_str(), targets
         );
     }
+}
+
+/// What a request says of each of its targets, so that the rules can be asked the same question again.
+fn wishes(request: &ExchangeRequest) -> Vec<Vec<(&'static str, String)>> {
+    let duration = match request.tenure {
+        Tenure::Opening(duration) => duration,
+        Tenure::Once | Tenure::Lease { .. } => None,
+    };
+    let wishes = request.targets.iter().take(16).map(|target| {
+        let seconds = |duration: Option<Duration>| duration.map(|duration| duration.as_secs().to_string());
+        let text = |text: &str, most| (!text.is_empty()).then(|| one_line(text, most));
+        let named = [
+            ("requested_scopes", text(&target.scopes.join(" "), 2000)),
+            ("requested_lifetime", seconds(target.lifetime)),
+            ("requested_token_type", text(&target.requested_token_type, 100)),
+            ("requested_audience", text(&target.audience, 1000)),
+            ("requested_duration", seconds(duration)),
+        ];
+        named.into_iter().filter_map(|(name, wish)| Some((name, wish?))).collect::<Vec<_>>()
+    });
+    let wishes: Vec<_> = wishes.collect();
+    if wishes.iter().all(Vec::is_empty) { Vec::new() } else { wishes }
 }
 
 /// By door.

@@ -49,15 +49,21 @@ impl Leases {
             caller,
         };
         let shown = self.exchange.shown(&request).await;
+        let mut shadow = None;
         let permitted = match &shown {
             // Somebody else's token must not tell that there is such a lease, whatever the rules allow them.
             Ok(identity) if identity.subject() != lease.subject => Err(ExchangeError::LeaseNotFound),
-            Ok(identity) => self.exchange.lease_end(identity, &request).await,
+            Ok(identity) => {
+                let end;
+                (end, shadow) = self.exchange.lease_end(identity, &request).await;
+                end
+            }
             Err(_refused) => Err(ExchangeError::Internal),
         };
         let now = self.clock.now();
         let mut entry = record(&lease, exchange_id, now, "lease.extend", Outcome::Done);
         entry.attributes = vec![("peer", request.caller.address.to_string()), ("lease_subject", lease.subject.clone())];
+        entry.attributes.extend(shadow.map(|shadow| ("shadow", shadow)));
         // The record names whoever asked, who need not be the lease's holder.
         entry.subject = shown.as_ref().map(|identity| identity.subject().to_owned()).unwrap_or_default();
         if let Ok(identity) = &shown {

@@ -1,5 +1,6 @@
 //! Google: workload identity pools, the Security Token Service, IAM Credentials and Cloud Storage on one listener.
 
+mod cel;
 mod iam_credentials;
 mod project;
 mod provider;

@@ -2,6 +2,7 @@
 
 mod audit;
 mod leases;
+mod look;
 mod pool;
 mod reader;
 mod schema;
@@ -9,6 +10,7 @@ mod settings;
 mod shared;
 mod tls;
 
+pub(super) use look::look;
 pub(super) use reader::PostgresReader;
 pub use settings::{InvalidUrl, PostgresSettings};
 

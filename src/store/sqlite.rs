@@ -2,9 +2,11 @@
 
 mod audit;
 mod leases;
+mod look;
 mod reader;
 mod worker;
 
+pub(super) use look::look;
 pub(super) use reader::SqliteReader;
 
 use std::error::Error;

@@ -50,8 +50,8 @@ pub(super) struct Claimed {
 }
 
 #[derive(Clone)]
-struct Verdict {
-    identity: Arc<VerifiedIdentity>,
+pub(super) struct Verdict {
+    pub identity: Arc<VerifiedIdentity>,
     signed_by: Arc<SigningKey>,
     token_bytes: usize,
 }
@@ -85,7 +85,7 @@ impl EntraVerifier {
         (live && trusted).then_some(identity)
     }
 
-    async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
+    pub(super) async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
         let unverified = UnverifiedToken::parse(token.text.expose())?;
         let claimed = self.rules.claimed(&unverified)?;
         let (key, set_issuer) = self.keys.key(claimed.tenant, claimed.version, &unverified.kid).await?;
@@ -124,7 +124,7 @@ impl Rules {
         let expires_at = self.check_times(&claims)?;
         self.check_audience(&claims)?;
         let identity = Identity::read(claims, tenant, version, expires_at)?;
-        Ok(VerifiedIdentity { identity, token_sha256 })
+        Ok(VerifiedIdentity::new(identity, token_sha256))
     }
 
     pub(super) fn check_times(&self, claims: &Claims) -> Result<SystemTime, SubjectError> {
@@ -248,9 +248,9 @@ pub(super) fn same_audience(ours: &str, theirs: &str) -> bool {
 }
 
 impl Verdict {
-    /// Claims as parsed JSON take some five times their text.
+    /// Claims as parsed JSON take some five times their text, and the facts that records keep are text again.
     fn approximate_bytes(&self) -> u32 {
-        u32::try_from(1024 + self.token_bytes * 5).unwrap_or(u32::MAX)
+        u32::try_from(1024 + self.token_bytes * 6).unwrap_or(u32::MAX)
     }
 }
 

@@ -34,7 +34,7 @@ impl VerifiedIdentity {
         let tenant = target::guid(text("tid")?).ok()?;
         let version = Version::named(text("ver")?)?;
         let identity = Identity::read(Claims(claims), tenant, version, from_unix_seconds(expires_at)?).ok()?;
-        Some(Self { identity, token_sha256 })
+        Some(Self::new(identity, token_sha256))
     }
 }
 

@@ -139,6 +139,7 @@ mod fake {
                 status: http::StatusCode::from_u16(status).expect("a status"),
                 headers: http::HeaderMap::new(),
                 body: body.into(),
+                peer_certificate: None,
             })
         }
     }

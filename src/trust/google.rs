@@ -32,6 +32,11 @@ impl<'a> Google<'a> {
         Some(Self { trust, google, served: served.collect() })
     }
 
+    /// Names of the targets that are reached through the provider.
+    pub fn targets(&self) -> impl Iterator<Item = &str> {
+        self.served.iter().map(|(target, _rules)| target.name.as_str())
+    }
+
     /// `iss` of what is presented.
     pub fn issuer(&self) -> String {
         match self.google.subject_token {
@@ -206,7 +211,9 @@ impl<'a> Google<'a> {
         let members = self.members_of(rule).into_iter();
         let binding = |member: String| {
             let command = self.service_account("add-iam-policy-binding")?;
-            Some(command.flag("role", "roles/iam.workloadIdentityUser").flag("member", &member))
+            let command = command.flag("role", "roles/iam.workloadIdentityUser").flag("member", &member);
+            // Without it gcloud asks where the policy has conditions already.
+            Some(command.flag("condition", "None"))
         };
         members.filter_map(binding).collect()
     }

@@ -18,10 +18,10 @@ pub(super) fn remedy(trust: &Trust<'_>, error: CloudError<'_>, asked: Asked<'_>)
 }
 
 /// A row's remedy.
-struct Row {
-    who: Who,
-    advice: String,
-    commands: Vec<String>,
+pub(super) struct Row {
+    pub who: Who,
+    pub advice: String,
+    pub commands: Vec<String>,
 }
 
 fn row(who: Who, advice: impl Into<String>, commands: Vec<Command>) -> Row {
@@ -73,7 +73,7 @@ fn of_google(google: &Google<'_>, fault: SetUpFault, asked: Asked<'_>) -> Option
         SetUpFault::GoogleKey if by_broker => {
             let upload = update().flag("jwk-json-path", "jwks.json");
             let advice = "where the keys are fetched instead of uploaded, Google has old ones: wait, or upload them";
-            row(Who::Google, advice, vec![jwks(), upload])
+            row(Who::Google, advice, vec![jwks(CONFIG), upload])
         }
         SetUpFault::GoogleKey => {
             let advice = "Entra's keys are fetched: the provider must hold no uploaded ones; make it anew without";
@@ -138,7 +138,7 @@ fn of_google(google: &Google<'_>, fault: SetUpFault, asked: Asked<'_>) -> Option
             let look = discovery(&google.issuer());
             let advice = "the URL must answer from the internet as it stands, over https; or upload the keys, after \
                           which Google never asks";
-            row(Who::Broker, advice, vec![look, jwks(), upload])
+            row(Who::Broker, advice, vec![look, jwks(CONFIG), upload])
         }
         SetUpFault::IssuerUnreachable => row(Who::Google, "", vec![discovery(&google.issuer())]),
         SetUpFault::ManagedIdentity
@@ -161,7 +161,7 @@ fn impersonation(google: &Google<'_>, asked: Asked<'_>) -> Row {
     row(Who::Google, advice, commands)
 }
 
-fn lifetime(google: &Google<'_>) -> Row {
+pub(super) fn lifetime(google: &Google<'_>) -> Row {
     let constraint = "constraints/iam.allowServiceAccountCredentialLifetimeExtension";
     let advice = format!(
         "list the account in the organization policy {constraint}, or set targets.{}.google.max_lifetime to 1h",
@@ -184,9 +184,7 @@ fn of_others(trust: &Trust<'_>, fault: SetUpFault) -> Option<Row> {
         (SetUpFault::NoIssuer, _) => {
             row(Who::Broker, "add `issuer: { url: https://... }` to the configuration", vec![])
         }
-        (SetUpFault::NoSignature, _) => {
-            row(Who::Broker, "look at the keys", vec![Command::new("carnet issuer keys --config carnet.yaml")])
-        }
+        (SetUpFault::NoSignature, _) => row(Who::Broker, "look at the keys", vec![issuer_keys()]),
         (SetUpFault::TokenFile, Some(azure)) => {
             let AzureSource::TokenFile(path) = &azure.azure.source else { return None };
             let look = Command::new("ls -l").word(&path.display().to_string());
@@ -219,7 +217,7 @@ fn of_others(trust: &Trust<'_>, fault: SetUpFault) -> Option<Row> {
     })
 }
 
-fn managed_identity(azure: &Azure<'_>) -> Row {
+pub(super) fn managed_identity(azure: &Azure<'_>) -> Row {
     let of_id = Command::new("az identity list");
     let of_id = of_id.option("query", &format!("[?clientId=='{}'].id", azure.azure.client_id)).raw("-o tsv");
     let assign = |what: &str| {
@@ -232,8 +230,15 @@ fn managed_identity(azure: &Azure<'_>) -> Row {
         }
         _ => ([assign("vm"), assign("vmss")], "machine"),
     };
-    let mut commands = vec![format!("ID=$({of_id})"), comment(&format!("NAME and GROUP are those of the {kind}"))];
-    commands.extend(assign);
+    let [usual, other] = assign;
+    let commands = vec![
+        format!("ID=$({of_id})"),
+        comment(&format!("Put the {kind} and its resource group here.")),
+        "NAME=carnet".to_owned(),
+        "GROUP=carnet".to_owned(),
+        usual,
+        comment(&format!("or: {other}")),
+    ];
     let resource = azure.resource().map(|resource| format!(" The resource is {resource}.")).unwrap_or_default();
     let advice = format!("assign the identity to where the broker runs.{resource}");
     Row { who: Who::Entra, advice, commands }
@@ -263,7 +268,7 @@ fn entra_row(azure: &Azure<'_>, number: u64) -> Row {
         700_024 => clock(),
         700_027 | 7_000_272 => {
             let look = azure.trust.issuer.map(|issuer| Command::new("curl -sS").word(&format!("{issuer}/keys")));
-            let keys = Command::new("carnet issuer keys --config carnet.yaml");
+            let keys = issuer_keys();
             let advice = "both must name the same keys; Entra keeps what it fetched for some time, so a key is published \
                           before it signs (issuer.publish_ahead)";
             row(Who::Broker, advice, look.into_iter().chain([keys]).collect())
@@ -401,10 +406,18 @@ fn clock() -> Row {
     )
 }
 
-fn jwks() -> Command {
-    Command::new("carnet issuer jwks --config carnet.yaml").raw("> jwks.json")
+/// `config`: the path of the configuration file.
+pub(super) fn jwks(config: &str) -> Command {
+    Command::new("carnet issuer jwks").option("config", config).raw("> jwks.json")
 }
 
 fn discovery(issuer: &str) -> Command {
     Command::new("curl -sS").word(&format!("{issuer}/.well-known/openid-configuration"))
 }
+
+fn issuer_keys() -> Command {
+    Command::new("carnet issuer keys").option("config", CONFIG)
+}
+
+/// What examples call the configuration file.
+const CONFIG: &str = "carnet.yaml";

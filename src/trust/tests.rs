@@ -161,13 +161,11 @@ fn where_entras_tokens_are_presented_the_values_are_entras() {
 
 #[test]
 fn every_refusal_of_entra_has_its_command() {
-    let credential = format!(
-        "az identity federated-credential create --name carnet-ml --identity-name \"$IDENTITY\" --resource-group \
+    let credential = "az identity federated-credential create --name carnet-ml --identity-name \"$IDENTITY\" --resource-group \
          \"$RESOURCE_GROUP\" --issuer https://carnet.example.com --subject carnet:ml --audiences \
-         api://AzureADTokenExchange"
-    );
+         api://AzureADTokenExchange";
     let identity = format!("IDENTITY=$(az identity list --query '[?clientId=='\\''{CLIENT}'\\''].name' -o tsv)");
-    let made: &[&str] = &[&credential, &identity, "# az ad app federated-credential create"];
+    let made: &[&str] = &[credential, &identity, "# az ad app federated-credential create"];
     let consent = format!("az ad app permission admin-consent --id {CLIENT}");
     let tenant = format!("az login --tenant {TENANT}");
     let metadata = format!("curl -sS https://login.microsoftonline.com/{TENANT}/v2.0/.well-known/openid-configuration");

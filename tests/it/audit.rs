@@ -1,14 +1,21 @@
 //! The audit log as operators see it: searched and followed through the gRPC door.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use carnet::audit::{Head, is_own};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use carnet::audit::{Filter, Head, Records, is_own};
+use carnet::clock::{Clock as _, SystemClock};
+use carnet::http;
 use carnet::proto::{AuditRecord, SearchAuditRequest};
+use carnet::secret::Secret;
+use carnet::store::{StoreSettings, open_to_read};
+use carnet::subject::{Identity, Kind};
 use futures_util::TryStreamExt as _;
 use tokio::time::timeout;
 use tonic::{Code, Status, Streaming};
 
-use crate::holder::{LEASING, OPERATOR, bearing, by_id, bytes, close, open, operator, revoke};
+use crate::holder::{LEASING, OPERATOR, bearing, by_id, bytes, close, open, operator, revoke, seconds};
 use crate::postgres::with_database;
 use crate::support::{Broker, RUNNER, Setup, TENANT, eventually, reason, with_setup};
 
@@ -47,7 +54,7 @@ fn steps(records: &[AuditRecord]) -> Vec<(&str, &str, &str)> {
 async fn records_are_found_newest_first_by_whatever_is_asked_for() {
     with_both(async |broker| {
         let first = broker.exchange(broker.request(&["vertex", "azure-ml"])).await.expect("credentials");
-        let noon = SystemTime::now();
+        let noon = SystemClock.now();
         broker.exchange(broker.request(&["no-such-target"])).await.err().expect("denied");
         let opened = open(broker, &["vertex"]).await;
         let lease_id = opened.lease.expect("a lease").lease_id;
@@ -124,18 +131,18 @@ async fn i13_who_may_not_read_the_log_is_denied_as_anybody_is_and_loses_the_tail
     with_setup(Setup { rules: Some(LEASING), ..Setup::default() }, async |broker| {
         let denial = broker.exchange(broker.request(&["no-such-target"])).await.err().expect("denied");
         for role in ["Carnet.Operator", "Training.Submit"] {
-            let refused = begin(broker, role, asks()).await.err().expect("denied");
+            let refused = begin(broker, role, asks()).await.expect_err("denied");
             assert_eq!(bytes(&refused), bytes(&denial));
         }
-        let missing = operator(broker).await.search_audit(asks()).await.err().expect("refused");
+        let missing = operator(broker).await.search_audit(asks()).await.expect_err("refused");
         assert_eq!(missing.code(), Code::Unauthenticated);
         for request in [
             SearchAuditRequest { limit: -1, ..asks() },
             SearchAuditRequest { limit: 1_000_001, ..asks() },
             SearchAuditRequest { exchange_id: "x".to_owned(), ..asks() },
-            SearchAuditRequest { follow: true, before: Some(SystemTime::now().into()), ..asks() },
+            SearchAuditRequest { follow: true, before: Some(SystemClock.now().into()), ..asks() },
         ] {
-            let refused = begin(broker, AUDITOR, request).await.err().expect("refused");
+            let refused = begin(broker, AUDITOR, request).await.expect_err("refused");
             assert_eq!(reason(&refused), "INVALID_REQUEST");
         }
 
@@ -149,6 +156,47 @@ async fn i13_who_may_not_read_the_log_is_denied_as_anybody_is_and_loses_the_tail
         let end = timeout(Duration::from_secs(10), records.message()).await.expect("in time").err().expect("an end");
         assert_eq!(bytes(&end), bytes(&denial));
         assert_eq!(revoke(broker, "Carnet.Operator", by_id(&uuid::Uuid::nil().to_string())).await.expect("none"), 0);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_leads_to_what_was_decided_about_and_to_what_was_asked() {
+    with_both(async |broker| {
+        let person = broker.entra.user_token(TENANT, RUNNER).roles(["Training.Submit"]);
+        let person = person.claim("name", "Ada Lovelace").claim("preferred_username", "ada@example.com");
+        let mut request = broker.request_with(&person, &["vertex", "no-such-target"]);
+        request.targets[0].scopes = vec!["a".to_owned(), "b".to_owned()];
+        request.targets[0].lifetime = Some(seconds(900));
+        request.targets[1].requested_token_type = "urn:ietf:params:oauth:token-type:access_token".to_owned();
+        for _ in 0..2 {
+            broker.exchange(request.clone()).await.err().expect("denied");
+        }
+        broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+
+        let asked = found(broker, SearchAuditRequest { outcome: "denied".to_owned(), ..asks() }).await;
+        let [other, vertex, ..] = &asked[..] else { panic!("{} records", asked.len()) };
+        let wish = |record: &AuditRecord, name: &str| record.attributes.get(name).cloned().unwrap_or_default();
+        let wishes = ["requested_scopes", "requested_lifetime", "requested_token_type"];
+        assert_eq!(wishes.map(|name| wish(vertex, name)), ["a b", "900", ""]);
+        let token_type = "urn:ietf:params:oauth:token-type:access_token";
+        assert_eq!(wishes.map(|name| wish(other, name)), ["", "", token_type]);
+
+        let names: Vec<String> = found(broker, asks()).await.iter().map(|record| wish(record, "identity")).collect();
+        assert!(names[1..].iter().all(|name| *name == names[1]) && names[0] != names[1], "{names:?}");
+        let text = std::fs::read_to_string(broker.config_path()).expect("the file");
+        let store = text.lines().find_map(|line| line.strip_prefix("store: ")).expect("a store").trim_matches('\'');
+        let settings = StoreSettings::parse(&Secret::new(store), &http::Settings::default()).expect("settings");
+        let records = Records::new(open_to_read(&settings).await.expect("a store"));
+        for (name, kind) in [(&names[0], Kind::ServicePrincipal), (&names[1], Kind::User)] {
+            let digest = BASE64_URL_SAFE_NO_PAD.decode(name).expect("base64url").try_into().expect("32 bytes");
+            let facts = records.facts(&digest).await.expect("read").expect("facts");
+            assert!(!facts.contains("Ada") && !facts.contains("ada@"), "{facts}");
+            let identity = Identity::from_facts(&facts, SystemClock.now()).expect("an identity");
+            assert_eq!((identity.kind(), identity.roles()), (kind, &["Training.Submit".to_owned()][..]));
+            assert_eq!(identity.subject(), format!("entra:{TENANT}:{RUNNER}"));
+        }
+        assert!(records.search(Filter::default()).page().await.expect("read").is_some());
     })
     .await;
 }

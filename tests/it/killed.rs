@@ -60,7 +60,11 @@ async fn keeps_its_promises(
     let callers = join_all((0..5).map(|_| Caller::new(&broker, &told, &endpoint).call()));
     let watchers = join_all((0..3).map(|_| Caller::new(&broker, &told, &endpoint).watch()));
     let killing = async {
-        for number in 0..kills {
+        // On a machine that is busy with other things, lives are shorter than they look: then there are more of them.
+        for number in 0..5 * kills {
+            if number >= kills && told.fewest() > kills / 4 {
+                break;
+            }
             let before = told.answers();
             let mut process = Process::start(&broker.config_path(), broker.http.clone());
             // Every other life ends wherever its start has come to.
@@ -83,14 +87,17 @@ async fn keeps_its_promises(
     broker.no_secret_was_left_behind();
 
     let counts = told.counts.into_inner().expect("no panic");
-    let said = format!("{kills} kills, {} records; {counts:?}\n", records.len());
+    let said = format!("{kills} kills or more, {} records; {counts:?}\n", records.len());
     // Past the harness, which keeps what a test that succeeds prints to itself.
     std::io::stderr().write_all(said.as_bytes()).expect("said");
-    for answered in ["exchange", "open", "beat", "credentials", "close", "watch"] {
+    for answered in ANSWERS {
         let count = counts.get(answered).copied().unwrap_or_default();
         assert!(count > kills / 4, "only {count} answers to {answered}: this proves little");
     }
 }
+
+/// What is answered, one way or another.
+const ANSWERS: [&str; 6] = ["exchange", "open", "beat", "credentials", "close", "watch"];
 
 /// What callers have been told, and may rely on.
 #[derive(Default)]
@@ -123,6 +130,12 @@ enum Close {
 impl Told {
     fn count(&self, what: &str) {
         *self.counts.lock().expect("no panic").entry(what.to_owned()).or_default() += 1;
+    }
+
+    /// Of the answer that was given least.
+    fn fewest(&self) -> usize {
+        let counts = self.counts.lock().expect("no panic");
+        ANSWERS.iter().map(|answer| counts.get(*answer).copied().unwrap_or_default()).min().unwrap_or_default()
     }
 
     fn answers(&self) -> usize {

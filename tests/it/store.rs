@@ -114,6 +114,7 @@ fn record(id: u128) -> AuditRecord {
         lifetime: None,
         cached: false,
         issued: None,
+        identity: None,
         attributes: Vec::new(),
     }
 }

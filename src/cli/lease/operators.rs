@@ -2,13 +2,12 @@
 
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
-use tonic::transport::Channel;
 
 use super::show::{self, Output};
-use crate::cli::broker::{Bearer, Broker, SubjectToken, answer, usage};
+use crate::cli::broker::{answer, usage};
+use crate::cli::operator::Operator;
 use crate::cli::print;
 use crate::proto;
-use crate::proto::operator_client::OperatorClient;
 
 #[derive(Debug, Args)]
 pub(in crate::cli) struct List {
@@ -72,14 +71,6 @@ enum State {
     Expired,
     /// Ended by an operator
     Revoked,
-}
-
-#[derive(Debug, Args)]
-struct Operator {
-    #[command(flatten)]
-    broker: Broker,
-    #[command(flatten)]
-    token: SubjectToken,
 }
 
 impl List {
@@ -151,14 +142,3 @@ impl State {
         }
     }
 }
-
-impl Operator {
-    async fn connect(&self) -> anyhow::Result<(OperatorClient<Channel>, Bearer)> {
-        let bearer = Bearer::new(&self.token.token(&self.broker).await?)?;
-        let client = OperatorClient::new(self.broker.connect().await?).max_decoding_message_size(PAGE_MAX_BYTES);
-        Ok((client, bearer))
-    }
-}
-
-/// A hundred leases with their jobs, with room to spare.
-const PAGE_MAX_BYTES: usize = 32 * 1024 * 1024;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use url::Url;
 
+use super::cel::Expression;
 use crate::sandbox::issuer_keys::is_loopback_http;
 
 /// An OIDC provider of a pool. Starts with the mapping `google.subject=assertion.sub` and nothing else.
@@ -17,6 +18,7 @@ pub struct PoolProvider {
     pub(super) allowed_audiences: Vec<String>,
     pub(super) mapping: Vec<(String, String)>,
     pub(super) condition: Option<Condition>,
+    has_bad_condition: bool,
     pub(super) disabled: bool,
 }
 
@@ -41,6 +43,7 @@ impl PoolProvider {
             allowed_audiences: Vec::new(),
             mapping: vec![(SUBJECT.to_owned(), "assertion.sub".to_owned())],
             condition: None,
+            has_bad_condition: false,
             disabled: false,
         }
     }
@@ -59,7 +62,7 @@ impl PoolProvider {
         self
     }
 
-    /// Maps `google.subject`, `google.groups` or `attribute.NAME` from `assertion.CLAIM`; no other CEL is understood.
+    /// Maps `google.subject`, `google.groups` or `attribute.NAME` by a CEL expression over `assertion`.
     #[must_use]
     pub fn map(mut self, key: impl Into<String>, expression: impl Into<String>) -> Self {
         let key = key.into();
@@ -73,6 +76,18 @@ impl PoolProvider {
     pub fn condition(mut self, holds: impl Fn(&Map<String, Value>) -> bool + Send + Sync + 'static) -> Self {
         self.condition = Some(Arc::new(holds));
         self
+    }
+
+    /// The attribute condition in CEL, over `assertion`.
+    #[must_use]
+    pub fn condition_in_cel(mut self, source: &str) -> Self {
+        match Expression::compile(source) {
+            Some(expression) => self.condition(move |claims| expression.holds(claims)),
+            None => {
+                self.has_bad_condition = true;
+                self
+            }
+        }
     }
 
     /// Stops new exchanges; tokens already issued keep working.
@@ -100,6 +115,8 @@ pub enum ProviderError {
     Audiences,
     #[error("the mapping of `{0}` is not allowed")]
     Mapping(String),
+    #[error("the attribute condition is not CEL")]
+    Condition,
     #[error("the key set is not a JWKS")]
     Keys,
     #[error("a key may have no other members than the documented ones, but has `{0}`")]
@@ -136,6 +153,9 @@ impl PoolProvider {
             return Err(ProviderError::Audiences);
         }
         self.check_mapping()?;
+        if self.has_bad_condition {
+            return Err(ProviderError::Condition);
+        }
         match &self.keys {
             ProviderKeys::Fetched => Ok(None),
             ProviderKeys::Uploaded(jwks) => uploaded_keys(jwks).map(Some),
@@ -152,7 +172,7 @@ impl PoolProvider {
                 Some(name) => !name.is_empty() && name.bytes().all(is_attribute_byte),
                 None => key == SUBJECT || key == GROUPS,
             };
-            let is_expression = expression.starts_with(ASSERTION) && expression.len() <= 2048;
+            let is_expression = expression.len() <= 2048 && Expression::compile(expression).is_some();
             if !is_key || key.len() > MAX_KEY || !is_expression {
                 return Err(ProviderError::Mapping(key.clone()));
             }

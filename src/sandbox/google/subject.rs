@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value};
 
+use super::cel::Expression;
 use super::project::{Project, Registered};
 use super::provider::{ASSERTION, ATTRIBUTE, GROUPS, PoolProvider, ProviderName, SUBJECT};
 use super::status::StsError;
@@ -130,18 +131,14 @@ impl Mapped {
     fn by(provider: &PoolProvider, claims: &Map<String, Value>) -> Result<Self, StsError> {
         let mut mapped = Self::default();
         for (key, expression) in &provider.mapping {
-            let claim = expression.strip_prefix(ASSERTION).unwrap_or_default();
-            let value = claims
-                .get(claim)
-                .ok_or_else(|| StsError::grant(format!("Failed to map {key}: no such key: {claim}")))?;
             if key == GROUPS {
-                mapped.groups = strings(key, value)?;
+                mapped.groups = groups(key, expression, claims)?;
                 continue;
             }
-            let value = value.as_str().ok_or_else(|| wrong_type(key, "STRING"))?;
+            let value = text(key, expression, claims)?;
             match key.strip_prefix(ATTRIBUTE) {
-                Some(name) => mapped.attributes.push((name.to_owned(), value.to_owned())),
-                None => value.clone_into(&mut mapped.subject),
+                Some(name) => mapped.attributes.push((name.to_owned(), value)),
+                None => mapped.subject = value,
             }
         }
         if mapped.subject.is_empty() || mapped.subject.len() > MAX_SUBJECT {
@@ -175,11 +172,35 @@ impl Mapped {
     }
 }
 
-fn strings(key: &str, value: &Value) -> Result<Vec<String>, StsError> {
-    let texts = value.as_array().map(|list| list.iter().map(Value::as_str));
-    let texts: Option<Vec<&str>> = texts.and_then(Iterator::collect);
-    let texts = texts.ok_or_else(|| wrong_type(key, "LIST of STRING"))?;
-    Ok(texts.into_iter().map(ToOwned::to_owned).collect())
+/// The value of a mapping: of a claim as it is, or of an expression.
+fn text(key: &str, expression: &str, claims: &Map<String, Value>) -> Result<String, StsError> {
+    let Some(claim) = plain_claim(expression) else {
+        let text = Expression::compile(expression).and_then(|expression| expression.text(claims));
+        return text.ok_or_else(|| wrong_type(key, "STRING"));
+    };
+    let value = claims.get(claim).ok_or_else(|| missing(key, claim))?;
+    value.as_str().map(ToOwned::to_owned).ok_or_else(|| wrong_type(key, "STRING"))
+}
+
+fn groups(key: &str, expression: &str, claims: &Map<String, Value>) -> Result<Vec<String>, StsError> {
+    let Some(claim) = plain_claim(expression) else {
+        let texts = Expression::compile(expression).and_then(|expression| expression.texts(claims));
+        return texts.ok_or_else(|| wrong_type(key, "LIST of STRING"));
+    };
+    let value = claims.get(claim).ok_or_else(|| missing(key, claim))?;
+    let texts = value.as_array().map(|list| list.iter().map(|item| item.as_str().map(ToOwned::to_owned)));
+    texts.and_then(Iterator::collect).ok_or_else(|| wrong_type(key, "LIST of STRING"))
+}
+
+/// `assertion.NAME`, which needs no interpreter.
+fn plain_claim(expression: &str) -> Option<&str> {
+    let claim = expression.strip_prefix(ASSERTION)?;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'_';
+    (!claim.is_empty() && claim.bytes().all(plain)).then_some(claim)
+}
+
+fn missing(key: &str, claim: &str) -> StsError {
+    StsError::grant(format!("Failed to map {key}: no such key: {claim}"))
 }
 
 fn wrong_type(key: &str, expected: &str) -> StsError {

@@ -7,9 +7,10 @@ use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
 use super::SqliteStore;
-use crate::audit::{AuditError, AuditLog, Facts, Group, HandOut, Head, find_hand_out};
+use crate::audit::{AuditError, AuditLog, Group, HandOut, Head, find_hand_out};
 use crate::clock::unix_milliseconds;
 use crate::store::{signed, unsigned};
+use crate::subject::Facts;
 
 pub(super) const CHAIN: &str = "
     -- Of the group's first record; NULL in rows that are older than the chain.
@@ -54,10 +55,10 @@ impl SqliteStore {
                 let sql = "INSERT INTO audit_token (token_sha256, sequence) VALUES (?1, ?2)";
                 transaction.prepare_cached(sql)?.execute(params![token.as_slice(), sequence])?;
             }
-            for Facts { digest, json } in identities {
+            for facts in identities {
                 let sql = "INSERT INTO audit_identity (digest, seen_ms, facts) VALUES (?1, ?2, ?3)
                            ON CONFLICT (digest) DO UPDATE SET seen_ms = max(seen_ms, excluded.seen_ms)";
-                transaction.prepare_cached(sql)?.execute(params![digest.as_slice(), newest_ms, json])?;
+                transaction.prepare_cached(sql)?.execute(params![facts.digest.as_slice(), newest_ms, facts.json])?;
             }
             Ok(transaction.commit()?)
         };
@@ -74,7 +75,7 @@ impl SqliteStore {
             group.tokens = tokens.query_map([sequence], |row| row.get(0))?.collect::<Result<_, _>>()?;
             let mut facts =
                 connection.prepare_cached("SELECT digest, facts FROM audit_identity ORDER BY digest LIMIT ?1")?;
-            let facts = facts.query_map([FACTS], |row| Ok(Facts { digest: row.get(0)?, json: row.get(1)? }))?;
+            let facts = facts.query_map([FACTS], |row| Ok(Arc::new(Facts::stored(row.get(0)?, row.get(1)?))))?;
             group.identities = facts.collect::<Result<_, _>>()?;
             Ok(Some((sequence, group)))
         };
@@ -91,14 +92,14 @@ impl SqliteStore {
     }
 
     /// Drops a group that is elsewhere now, with the `facts` that went with it.
-    pub(in crate::store) async fn drop_group(&self, sequence: i64, facts: Vec<Facts>) -> Result<(), AuditError> {
+    pub(in crate::store) async fn drop_group(&self, sequence: i64, facts: Vec<Arc<Facts>>) -> Result<(), AuditError> {
         let drop = move |connection: &mut Connection| {
             let transaction = connection.transaction()?;
             transaction.execute("DELETE FROM audit_token WHERE sequence = ?1", [sequence])?;
             transaction.execute("DELETE FROM audit WHERE sequence = ?1", [sequence])?;
-            for Facts { digest, .. } in facts {
+            for facts in facts {
                 let sql = "DELETE FROM audit_identity WHERE digest = ?1";
-                transaction.prepare_cached(sql)?.execute([digest.as_slice()])?;
+                transaction.prepare_cached(sql)?.execute([facts.digest.as_slice()])?;
             }
             Ok(transaction.commit()?)
         };

@@ -1,0 +1,89 @@
+//! Records on standard output, for people and programs.
+
+use std::fmt::Display;
+use std::io::{self, BufWriter, Stdout, Write as _};
+
+use crate::export::rfc3339;
+use crate::proto::AuditRecord;
+
+/// Standard output, whose reader may leave when it has seen enough.
+#[derive(Debug)]
+pub(super) struct Out(BufWriter<Stdout>);
+
+impl Default for Out {
+    fn default() -> Self {
+        Self(BufWriter::new(io::stdout()))
+    }
+}
+
+impl Out {
+    pub fn line(&mut self, text: impl Display) -> anyhow::Result<()> {
+        Ok(writeln!(self.0, "{text}")?)
+    }
+
+    pub fn flush(&mut self) -> anyhow::Result<()> {
+        Ok(self.0.flush()?)
+    }
+
+    pub fn end(mut self) -> anyhow::Result<()> {
+        unless_closed(self.flush())
+    }
+}
+
+/// `... | head` is no failure.
+pub(super) fn unless_closed(result: anyhow::Result<()>) -> anyhow::Result<()> {
+    match result {
+        Err(error) if error.downcast_ref::<io::Error>().is_some_and(|io| io.kind() == io::ErrorKind::BrokenPipe) => {
+            Ok(())
+        }
+        result => result,
+    }
+}
+
+pub(super) fn head() -> [String; 9] {
+    ["TIME", "ACTION", "OUTCOME", "REASON", "SUBJECT", "TARGET", "RULE", "JOB", "EXCHANGE"].map(str::to_owned)
+}
+
+pub(super) fn row(record: &AuditRecord) -> [String; 9] {
+    let cached = if record.cached { " (cached)" } else { "" };
+    [
+        rfc3339(record.time).unwrap_or_default(),
+        record.action.clone(),
+        format!("{}{cached}", record.outcome),
+        or_dash(&record.reason),
+        or_dash(&record.subject),
+        or_dash(&record.target),
+        or_dash(&record.rule),
+        record.job.as_ref().map_or_else(|| "-".to_owned(), |job| or_dash(&job.id)),
+        record.exchange_id.clone(),
+    ]
+}
+
+/// One record in one line, with names where a table has columns.
+pub(super) fn line(record: &AuditRecord) -> String {
+    let named = |name: &str, text: &str| if text.is_empty() { String::new() } else { format!(" {name}={text}") };
+    let job = record.job.as_ref().map(|job| job.id.as_str()).unwrap_or_default();
+    let lifetime = record.lifetime.map(|lifetime| format!("{}s", lifetime.seconds)).unwrap_or_default();
+    let why = ["denial", "error"].iter().find_map(|name| record.attributes.get(*name));
+    let text = format!(
+        "{} {} {}{}{}{}{}{}{}{} exchange={}{}",
+        rfc3339(record.time).unwrap_or_default(),
+        record.action,
+        record.outcome,
+        named("reason", &record.reason),
+        named("subject", &record.subject),
+        named("target", &record.target),
+        named("rule", &record.rule),
+        named("job", job),
+        named("lifetime", &lifetime),
+        if record.cached { " cached" } else { "" },
+        record.exchange_id,
+        why.map(|why| format!(" ({why})")).unwrap_or_default(),
+    );
+    let plain = |character: char| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character };
+    text.chars().map(plain).collect()
+}
+
+fn or_dash(text: &str) -> String {
+    if text.is_empty() { "-".to_owned() } else { text.to_owned() }
+}

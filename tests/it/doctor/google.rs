@@ -1,0 +1,174 @@
+//! What can be wrong at Google.
+
+use carnet::sandbox::{Fault, PoolProvider, SigningKey};
+use http::StatusCode;
+use serde_json::json;
+
+use super::world::{POOL, World};
+use super::{check, error, warning};
+use crate::support::{PROVIDER, TRAINER};
+
+const BINDING: &str = "gcloud iam service-accounts add-iam-policy-binding trainer@ml.iam.gserviceaccount.com --project=ml \
+                       --role=roles/iam.workloadIdentityUser --member=principalSet://iam.googleapis.com/projects/123456789/\
+                       locations/global/workloadIdentityPools/ml-pool/attribute.rule/training";
+const CONDITION: &str = "--attribute-condition='assertion.tid == \"11111111-1111-1111-1111-111111111111\" && assertion.rule == \
+                         \"training\"'";
+
+fn rule_set(rule: &str) -> String {
+    format!("principalSet:{POOL}/attribute.rule/{rule}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_of_the_provider_are_named() {
+    check(&[
+        error(
+            "the issuer with a slash",
+            |world| {
+                let issuer = format!("{}/", world.broker.http);
+                world.register(PoolProvider::new(PROVIDER, issuer));
+            },
+            "google_issuer",
+            "update-oidc carnet --workload-identity-pool=ml-pool --location=global --project=123456789 --issuer-uri=http://127",
+        ),
+        error(
+            "another audience",
+            |world| world.register(world.provider().allowed_audience("//other")),
+            "google_audience",
+            "--allowed-audiences=//iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet",
+        ),
+        error(
+            "another pool",
+            |world| world.replace("workloadIdentityPools/ml-pool/", "workloadIdentityPools/other/"),
+            "google_provider",
+            "gcloud iam workload-identity-pools providers describe carnet --workload-identity-pool=other",
+        ),
+        error(
+            "another project",
+            |world| world.replace("projects/123456789/locations/global/workloadIdentityPools/ml-pool/", "projects/5/locations/global/workloadIdentityPools/ml-pool/"),
+            "google_provider",
+            "--project=5",
+        ),
+        error("a disabled provider", |world| world.register(world.provider().disabled()), "google_provider", "--no-disabled"),
+        error(
+            "i19: no condition",
+            |world| {
+                let provider = PoolProvider::new(PROVIDER, world.broker.http.clone());
+                world.register(provider.map("attribute.rule", "assertion.rule"));
+            },
+            "pool_open",
+            CONDITION,
+        ),
+        error(
+            "a condition for another rule",
+            |world| world.register(world.provider().condition_in_cel("assertion.rule == \"old\"")),
+            "google_condition",
+            CONDITION,
+        ),
+        error(
+            "a mapping of what is not there",
+            |world| world.register(world.provider().map("attribute.team", "assertion.team")),
+            "google_mapping",
+            "--attribute-mapping=google.subject=assertion.sub,attribute.rule=assertion.rule,attribute.tid=assertion.tid",
+        ),
+        error(
+            "a subject that is too long",
+            |world| world.register(world.provider().map("google.subject", "assertion.sub + assertion.sub")),
+            "google_subject_length",
+            "--attribute-mapping=google.subject=assertion.sub",
+        ),
+        error(
+            "keys that were uploaded once",
+            |world| {
+                let old = json!({"keys": [SigningKey::p256().jwk()]});
+                world.register(world.provider().keys(old.to_string()));
+            },
+            "google_key",
+            "--jwk-json-path=jwks.json",
+        ),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_of_the_service_account_are_named() {
+    check(&[
+        error(
+            "no binding",
+            |world| world.broker.google.unbind(TRAINER, &rule_set("training")),
+            "google_impersonation",
+            BINDING,
+        ),
+        error(
+            "a binding by the rule's old name",
+            |world| {
+                world.broker.google.unbind(TRAINER, &rule_set("training"));
+                world.broker.google.bind(TRAINER, &rule_set("vision-training"));
+            },
+            "google_impersonation",
+            BINDING,
+        ),
+        error(
+            "an account that was deleted",
+            |world| world.broker.google.delete_service_account(TRAINER),
+            "google_service_account",
+            "gcloud iam service-accounts create trainer --project=ml",
+        ),
+        error(
+            "an account that never was",
+            |world| world.replace("trainer@ml.", "trainer@mll."),
+            "google_impersonation",
+            "gcloud iam service-accounts describe trainer@mll.iam.gserviceaccount.com",
+        ),
+        warning(
+            "a lifetime above the organization's policy",
+            |world| world.replace("max_lifetime: 1h }", "max_lifetime: 12h }"),
+            "google_lifetime",
+            "org-policies allow constraints/iam.allowServiceAccountCredentialLifetimeExtension trainer@ml.iam.gserviceaccount.com",
+        ),
+    ])
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn faults_on_the_way_to_google_are_named() {
+    fn off(world: &World, endpoint: &str) {
+        let message = "Security Token Service API has not been used in project 123456789 before or it is disabled.";
+        let body = json!({"error": {"code": 403, "message": message, "status": "PERMISSION_DENIED",
+            "details": [{"reason": "SERVICE_DISABLED"}]}});
+        let fault = Fault::answer(StatusCode::FORBIDDEN, &[], body.to_string()).expect("an answer");
+        world.broker.google.faults().always(endpoint, fault);
+    }
+    check(&[
+        error(
+            "the token service does not answer",
+            |world| world.broker.google.faults().always("/v1/token", Fault::Drop),
+            "google_sts_unavailable",
+            "HTTPS_PROXY",
+        ),
+        error(
+            "the impersonation does not answer",
+            |world| world.broker.google.faults().always(":generateAccessToken", Fault::status(StatusCode::BAD_GATEWAY)),
+            "google_iam_credentials_unavailable",
+            "curl -sS",
+        ),
+        error(
+            "the token service is not enabled",
+            |world| off(world, "/v1/token"),
+            "google_api",
+            "gcloud services enable iam.googleapis.com sts.googleapis.com iamcredentials.googleapis.com --project=123456789",
+        ),
+        error(
+            "the impersonation is not enabled",
+            |world| off(world, ":generateAccessToken"),
+            "google_api",
+            "gcloud services enable iamcredentials.googleapis.com --project=ml",
+        ),
+        error(
+            "entra's own provider is another",
+            |world| world.replace("workloadIdentityPools/entra/", "workloadIdentityPools/none/"),
+            "google_provider",
+            "--workload-identity-pool=none",
+        ),
+    ])
+    .await;
+}
