@@ -4,7 +4,7 @@
 mod audit;
 mod explain;
 
-pub use audit::{AuditQuery, AuditRecords, Follow, SEARCHES};
+pub use audit::{AuditQuery, AuditRecords, Follow, SEARCHES, ShowFacts};
 pub use explain::{ExplainRequest, ExplainSubject, Explained, Explainer, Running};
 
 use std::sync::Arc;

@@ -2,12 +2,14 @@
 
 mod admission;
 mod case;
+mod change;
 mod check;
 mod condition;
 mod document;
 mod explain;
 mod lifetime;
 mod operators;
+mod replay;
 mod rule;
 mod shadow;
 mod shown;
@@ -15,12 +17,13 @@ mod tenure;
 
 pub use admission::Admission;
 pub use case::{Case, Decision, Difference, Expected, ExpectedLease, Tried};
+pub use change::Change;
 pub use check::{Code, Draft, Finding, Severity};
 pub use document::{KindDocument, LeaseDocument, OperatorDocument, PermissionDocument, RuleDocument, SubjectDocument};
 pub use explain::Explanation;
 pub use lifetime::{Bound, CloudLimit, FLOOR, Given, Plan, TooShort, Wanted, refresh_in, with_headroom};
 pub use operators::{Operators, Permission};
-pub use shadow::ShadowDecision;
+pub use replay::{Then, ThenAllowed, ThenLifetime, claims_read, hangs_on_age};
 pub use tenure::{LeaseTerms, Tenure};
 
 use std::collections::{HashMap, HashSet};
@@ -276,6 +279,8 @@ pub enum Denial {
     LeaseOver(Name, Duration),
 }
 
+const SINCE_LAST_TOKEN: &str = " since the last subject token";
+
 impl fmt::Display for Denial {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -283,7 +288,7 @@ impl fmt::Display for Denial {
             Self::NoRule => f.write_str("no rule allows it"),
             Self::Rule(name) => write!(f, "rule {name} denies it"),
             Self::LeaseOver(name, most) => {
-                write!(f, "rule {name} allows leases of {}s since the last subject token", most.as_secs())
+                write!(f, "rule {name} allows leases of {}s{SINCE_LAST_TOKEN}", most.as_secs())
             }
         }
     }

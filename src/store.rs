@@ -20,7 +20,7 @@ use std::sync::Arc;
 use self::lease::LeaseRow;
 use self::postgres::PostgresReader;
 use self::sqlite::SqliteReader;
-use crate::audit::{AuditLog, AuditReader};
+use crate::audit::{AuditLog, AuditReader, Shipments};
 use crate::credential::SharedCredentials;
 use crate::exchange::RunHistory;
 use crate::http;
@@ -67,6 +67,7 @@ impl StoreSettings {
 pub struct Stores {
     pub audit: Arc<dyn AuditLog>,
     pub records: Arc<dyn AuditReader>,
+    pub shipments: Arc<dyn Shipments>,
     pub keys: Arc<dyn KeyStore>,
     pub leases: Arc<dyn LeaseStore>,
     pub history: Arc<dyn RunHistory>,
@@ -86,8 +87,8 @@ pub async fn open(settings: &StoreSettings, sealing: Arc<SealingKeys>) -> Result
         StoreSettings::Sqlite(path) => {
             let store = Arc::new(SqliteStore::open(path, sealing)?);
             let records = Arc::new(SqliteReader::open(path)?);
-            let (audit, keys, leases) = (store.clone(), store.clone(), store.clone());
-            Ok(Stores { audit, records, keys, leases, history: store, shared: None, spool: None })
+            let (audit, keys, leases, history) = (store.clone(), store.clone(), store.clone(), store.clone());
+            Ok(Stores { audit, records, shipments: store, keys, leases, history, shared: None, spool: None })
         }
         StoreSettings::Postgres { settings, spool } => {
             let store = Arc::new(PostgresStore::open(settings, sealing.clone()).await?);
@@ -98,8 +99,8 @@ pub async fn open(settings: &StoreSettings, sealing: Arc<SealingKeys>) -> Result
                 None => store.clone(),
             };
             let records = Arc::new(store.reader());
-            let (keys, leases, history) = (store.clone(), store.clone(), store.clone());
-            Ok(Stores { audit, records, keys, leases, history, shared: Some(store), spool })
+            let (keys, leases, history, shipments) = (store.clone(), store.clone(), store.clone(), store.clone());
+            Ok(Stores { audit, records, shipments, keys, leases, history, shared: Some(store), spool })
         }
     }
 }

@@ -1,14 +1,15 @@
 //! Records that come back: the port that a store fulfils for those who look at the log.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
+use super::asked::facts_digest;
 use super::search::{Filter, Search};
-use super::{AuditError, Group, Head, chain, encoding};
+use super::{AuditError, Checkpoint, Group, Head, chain, encoding};
 use crate::clock::unix_milliseconds;
 use crate::proto;
 
@@ -30,6 +31,9 @@ pub trait AuditReader: fmt::Debug + Send + Sync {
 
     /// Every chain that is in the log, in the order of their beginnings.
     async fn chains(&self) -> Result<Vec<Extent>, AuditError>;
+
+    /// The checkpoints behind that of this chain at this position, chain by chain, at most `most`.
+    async fn checkpoints(&self, behind: (Uuid, u64), most: u32) -> Result<Vec<Checkpoint>, AuditError>;
 
     /// The facts with this digest, which a record's attribute `identity` names.
     async fn facts(&self, digest: &[u8; 32]) -> Result<Option<String>, AuditError>;
@@ -159,6 +163,33 @@ impl Records {
         Ok(records)
     }
 
+    /// Adds to each record the facts that it names, as the attribute `identity_facts`; to those whose facts are gone,
+    /// nothing.
+    pub async fn show_facts(
+        &self,
+        records: &mut [proto::AuditRecord],
+        known: &mut KnownFacts,
+    ) -> Result<(), AuditError> {
+        for record in records {
+            let Some(digest) = facts_digest(record) else { continue };
+            let facts = match known.0.get(&digest) {
+                Some(facts) => facts.clone(),
+                None => {
+                    let facts: Option<Arc<str>> = self.facts(&digest).await?.map(Arc::from);
+                    if known.0.len() >= KNOWN_FACTS {
+                        known.0.clear();
+                    }
+                    known.0.insert(digest, facts.clone());
+                    facts
+                }
+            };
+            if let Some(facts) = facts {
+                record.attributes.insert(IDENTITY_FACTS.to_owned(), facts.to_string());
+            }
+        }
+        Ok(())
+    }
+
     /// The facts that a record's attribute `identity` names, as JSON.
     pub async fn facts(&self, digest: &[u8; 32]) -> Result<Option<String>, AuditError> {
         self.reader.facts(digest).await
@@ -181,6 +212,16 @@ pub(super) fn shown(group: &Group) -> impl DoubleEndedIterator<Item = proto::Aud
         Some(record)
     })
 }
+
+/// Facts that were read for earlier records. Full, it forgets all.
+#[derive(Debug, Default)]
+pub struct KnownFacts(HashMap<[u8; 32], Option<Arc<str>>>);
+
+/// Some kilobytes each where somebody is in many groups.
+const KNOWN_FACTS: usize = 2000;
+
+/// The attribute that holds what a record was decided about, where that is asked for.
+pub const IDENTITY_FACTS: &str = "identity_facts";
 
 /// The attribute that names a record's chain where the record is shown.
 const CHAIN: &str = "chain";

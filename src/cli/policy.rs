@@ -2,22 +2,25 @@
 
 mod check;
 mod junit;
+mod replay;
 mod test;
 
 use clap::Subcommand;
 
-/// Check and test rules before a broker follows them
+/// Check and test rules, and replay decisions with them, before a broker follows them
 #[derive(Debug, Subcommand)]
 pub(super) enum Policy {
     Check(check::Check),
     Test(test::Test),
+    Replay(Box<replay::ReplayRules>),
 }
 
 impl Policy {
-    pub fn run(self) -> anyhow::Result<()> {
+    pub async fn run(self) -> anyhow::Result<()> {
         match self {
             Self::Check(check) => check.run(),
             Self::Test(test) => test.run(),
+            Self::Replay(replay) => replay.run().await,
         }
     }
 }

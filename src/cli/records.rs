@@ -15,7 +15,7 @@ use super::broker::{Bearer, refusal, usage};
 use super::operator::Operator;
 use super::remark;
 use super::request::span;
-use crate::audit::{self, chain_of};
+use crate::audit::{self, KnownFacts, chain_of};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::proto::operator_client::OperatorClient;
@@ -128,6 +128,11 @@ impl Filter {
 }
 
 impl Source {
+    /// The configuration whose store is read.
+    pub fn config(&self) -> Option<&Path> {
+        self.config.as_deref()
+    }
+
     pub async fn open(&self) -> anyhow::Result<Records> {
         match &self.config {
             Some(path) => Records::of_store(path).await,
@@ -177,10 +182,13 @@ impl Records {
                 }
             }
             Self::Store(records) => {
-                let mut search = records.search(filter(asked)?);
+                let (mut search, mut known) = (records.search(filter(asked)?), KnownFacts::default());
                 while found < most
-                    && let Some(page) = search.page().await?
+                    && let Some(mut page) = search.page().await?
                 {
+                    if asked.facts {
+                        records.show_facts(&mut page, &mut known).await?;
+                    }
                     for record in page.into_iter().take(most - found) {
                         found += 1;
                         each(record)?;
@@ -191,13 +199,23 @@ impl Records {
         Ok(found)
     }
 
+    /// All of them, in whatever order costs least; those of one exchange come one after the other.
+    pub async fn all(&mut self, asked: &SearchAuditRequest, each: Each<'_>) -> anyhow::Result<()> {
+        match self {
+            // Nobody holds more than a page.
+            Self::Store(_) => self.newest_first(asked, usize::MAX, each).await.map(|_found| ()),
+            // A broker ends a search at some number.
+            Self::Broker(..) => self.oldest_first(asked, each).await,
+        }
+    }
+
     /// All of them, oldest first: looked through once for where to divide them, then read part by part, so that no more
     /// than a part is held.
     pub async fn oldest_first(&mut self, asked: &SearchAuditRequest, each: Each<'_>) -> anyhow::Result<()> {
         // What is recorded meanwhile is for the next time.
         let before = asked.before.unwrap_or_else(|| SystemClock.now().into());
         let asked = SearchAuditRequest { before: Some(before), ..asked.clone() };
-        let mut borders = self.borders(&asked).await?;
+        let mut borders = self.borders(&SearchAuditRequest { facts: false, ..asked.clone() }).await?;
         let mut from = asked.after;
         loop {
             let to = borders.pop();

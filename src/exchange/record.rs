@@ -10,7 +10,7 @@ use uuid::Uuid;
 use super::{Answer, Caller, Door, ExchangeError, ExchangeRequest, IssuedCredential, Proof};
 use crate::audit::{AuditRecord, Issued, Outcome};
 use crate::credential::{CloudIdentity, GOOGLE_PRINCIPAL, STS_EXCHANGE_ID, UPSTREAM_EXCHANGE_ID};
-use crate::policy::{Grant, ShadowDecision, Tenure};
+use crate::policy::{Change, Grant, Tenure};
 use crate::subject::{SubjectToken, VerifiedIdentity};
 use crate::target::{Job, TokenType};
 
@@ -30,7 +30,7 @@ pub(super) struct Record {
     identity: Option<Arc<VerifiedIdentity>>,
     grants: Vec<Arc<Grant>>,
     /// What the shadow would have decided, by target; none where there is no shadow.
-    shadow: Vec<ShadowDecision>,
+    shadow: Vec<Change>,
 }
 
 impl Record {
@@ -77,13 +77,13 @@ impl Record {
         self.grants = grants.to_vec();
     }
 
-    pub fn shadowed(&mut self, shadow: Vec<ShadowDecision>) {
+    pub fn shadowed(&mut self, shadow: Vec<Change>) {
         self.shadow = shadow;
     }
 
     /// The first difference of the shadow, for what has one record in all.
     pub fn shadow_difference(&self) -> Option<String> {
-        self.shadow.iter().find(|shadow| **shadow != ShadowDecision::Same).map(ToString::to_string)
+        self.shadow.iter().find(|shadow| **shadow != Change::Same).map(ToString::to_string)
     }
 
     pub fn count_shadow(&self) {
@@ -108,7 +108,7 @@ impl Record {
             }
         };
         for (record, shadow) in records.iter_mut().zip(&self.shadow) {
-            if *shadow != ShadowDecision::Same {
+            if *shadow != Change::Same {
                 record.attributes.push(("shadow", shadow.to_string()));
             }
         }

@@ -20,7 +20,7 @@ use super::service::caller;
 use crate::audit::Filter;
 use crate::exchange::ExchangeError;
 use crate::lease::{EndKind, Failed, LeaseFilter, LeaseQuery};
-use crate::operator::{AuditQuery, Follow, Operator};
+use crate::operator::{AuditQuery, Follow, Operator, ShowFacts};
 use crate::proto;
 use crate::secret::Secret;
 
@@ -167,7 +167,8 @@ fn audit_query(message: proto::SearchAuditRequest) -> Result<AuditQuery, Failed>
         Ok(_) => return Err(invalid("limit", &format!("is at most {limit}: narrow the time with after and before"))),
         Err(_negative) => return Err(invalid("limit", "is not negative")),
     };
-    Ok(AuditQuery { filter, most, follow })
+    let facts = if message.facts { ShowFacts::Yes } else { ShowFacts::No };
+    Ok(AuditQuery { filter, most, follow, facts })
 }
 
 fn lease_id(field: &str, text: &str) -> Result<Uuid, Failed> {

@@ -9,7 +9,7 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::sleep;
 
 use super::{FILTER_CHARACTERS, Operator};
-use crate::audit::{AuditError, Cursors, Filter, Search};
+use crate::audit::{AuditError, Cursors, Filter, KnownFacts, Search};
 use crate::exchange::{Caller, ExchangeError, one_line};
 use crate::lease::Failed;
 use crate::policy::{Denial, Permission, Refusal};
@@ -24,6 +24,14 @@ pub struct AuditQuery {
     /// Of the records that are there.
     pub most: usize,
     pub follow: Follow,
+    pub facts: ShowFacts,
+}
+
+/// Whether records come with what was decided about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ShowFacts {
+    No,
+    Yes,
 }
 
 /// Whether what is recorded later is shown, too.
@@ -41,6 +49,8 @@ pub struct AuditRecords {
     filter: Filter,
     stage: Stage,
     ready: VecDeque<proto::AuditRecord>,
+    /// Where facts are shown.
+    known: Option<KnownFacts>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -62,11 +72,14 @@ impl Operator {
         query: AuditQuery,
         caller: &Caller,
     ) -> Result<AuditRecords, Failed> {
-        let AuditQuery { filter, most, follow } = query;
+        let AuditQuery { filter, most, follow, facts } = query;
         let mut details =
             vec![("filter", one_line(&filter.to_string(), FILTER_CHARACTERS)), ("limit", most.to_string())];
         if follow == Follow::Yes {
             details.push(("follow", "true".to_owned()));
+        }
+        if facts == ShowFacts::Yes {
+            details.push(("facts", "true".to_owned()));
         }
         let identity = self.authorized(token, Permission::AuditRead, caller, details).await?;
         let place = self.searches.clone().try_acquire_owned();
@@ -77,7 +90,8 @@ impl Operator {
             Follow::Yes => Stage::Before(search, most, self.records.end().await.map_err(unread)?),
         };
         let (operator, ready) = (self.clone(), VecDeque::new());
-        Ok(AuditRecords { operator, identity, filter, stage, ready, _place: place })
+        let known = (facts == ShowFacts::Yes).then(KnownFacts::default);
+        Ok(AuditRecords { operator, identity, filter, stage, ready, known, _place: place })
     }
 }
 
@@ -131,6 +145,9 @@ impl AuditRecords {
                 self.stage = Stage::Following(cursors);
             }
             Stage::Over => {}
+        }
+        if let Some(known) = &mut self.known {
+            self.operator.records.show_facts(self.ready.make_contiguous(), known).await.map_err(unread)?;
         }
         Ok(())
     }

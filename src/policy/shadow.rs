@@ -1,52 +1,10 @@
 //! Rules that are asked beside those in force: what they would decide is compared and recorded, and changes nothing.
 
-use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::{Ask, Grant, Inquiry, LeaseTerms, Policy, Refusal, Verdict};
-use crate::target::{Name, Span};
-
-/// How a decision of the shadow differs from the one that counts.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ShadowDecision {
-    Same,
-    /// By this rule.
-    WouldAllow(Name),
-    /// For what the record of a denial says.
-    WouldDeny(String),
-    OtherRule(Name),
-    /// In words.
-    OtherLifetime(String),
-    /// A fault of ours in the shadow.
-    Failed,
-}
-
-impl ShadowDecision {
-    /// The metric's label.
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::Same => "same",
-            Self::WouldAllow(_) => "would_allow",
-            Self::WouldDeny(_) => "would_deny",
-            Self::OtherRule(_) => "other_rule",
-            Self::OtherLifetime(_) => "other_lifetime",
-            Self::Failed => "failed",
-        }
-    }
-}
-
-/// As the record has it.
-impl fmt::Display for ShadowDecision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.kind())?;
-        match self {
-            Self::Same | Self::Failed => Ok(()),
-            Self::WouldAllow(rule) | Self::OtherRule(rule) => write!(f, ": rule {rule}"),
-            Self::WouldDeny(text) | Self::OtherLifetime(text) => write!(f, ": {text}"),
-        }
-    }
-}
+use super::{Ask, Change, Grant, Inquiry, LeaseTerms, Policy, Refusal, Verdict};
+use crate::target::Span;
 
 impl Policy {
     /// These rules, with those of `shadow` asked beside them.
@@ -60,7 +18,7 @@ impl Policy {
         inquiry: Inquiry<'_>,
         asks: &[Ask],
         decided: &Result<Vec<Arc<Grant>>, Refusal>,
-    ) -> Vec<ShadowDecision> {
+    ) -> Vec<Change> {
         match &self.shadow {
             None => Vec::new(),
             Some(shadow) => compare(asks.len(), decided, || shadow.judge_all(inquiry.question(), asks)),
@@ -73,14 +31,14 @@ fn compare(
     asks: usize,
     decided: &Result<Vec<Arc<Grant>>, Refusal>,
     judge: impl FnOnce() -> Result<Vec<Verdict>, Refusal>,
-) -> Vec<ShadowDecision> {
-    let all = |decision: ShadowDecision| vec![decision; asks];
+) -> Vec<Change> {
+    let all = |decision: Change| vec![decision; asks];
     match (decided, catch_unwind(AssertUnwindSafe(judge))) {
-        (_, Err(_panic)) => all(ShadowDecision::Failed),
-        (Err(_refused), Ok(Err(_refused_too))) => all(ShadowDecision::Same),
-        (Ok(_granted), Ok(Err(refusal))) => all(ShadowDecision::WouldDeny(refusal.detail())),
+        (_, Err(_panic)) => all(Change::Failed),
+        (Err(_refused), Ok(Err(_refused_too))) => all(Change::Same),
+        (Ok(_granted), Ok(Err(refusal))) => all(Change::WouldDeny(refusal.detail())),
         (Err(_refused), Ok(Ok(verdicts))) => {
-            verdicts.iter().map(|verdict| ShadowDecision::WouldAllow(verdict.rule().clone())).collect()
+            verdicts.iter().map(|verdict| Change::WouldAllow(verdict.rule().clone())).collect()
         }
         (Ok(grants), Ok(Ok(verdicts))) => {
             grants.iter().zip(&verdicts).map(|(grant, verdict)| difference(grant, verdict)).collect()
@@ -88,13 +46,13 @@ fn compare(
     }
 }
 
-fn difference(grant: &Grant, verdict: &Verdict) -> ShadowDecision {
+fn difference(grant: &Grant, verdict: &Verdict) -> Change {
     let (rule, lifetime, lease) = (verdict.rule(), verdict.plan().lifetime, verdict.lease());
     let ends = |terms: Option<&LeaseTerms>| terms.map(|terms| terms.ends_at);
     if rule != grant.rule() {
-        ShadowDecision::OtherRule(rule.clone())
+        Change::OtherRule(rule.clone())
     } else if lifetime != grant.plan().lifetime {
-        ShadowDecision::OtherLifetime(format!("{} instead of {}", Span(lifetime), Span(grant.plan().lifetime)))
+        Change::OtherLifetime(format!("{} instead of {}", Span(lifetime), Span(grant.plan().lifetime)))
     } else if let (Some(would), Some(does)) = (ends(lease), ends(grant.lease()))
         && would != does
     {
@@ -102,9 +60,9 @@ fn difference(grant: &Grant, verdict: &Verdict) -> ShadowDecision {
             Ok(later) => ("later", later),
             Err(earlier) => ("earlier", earlier.duration()),
         };
-        ShadowDecision::OtherLifetime(format!("the lease ends {} {word}", Span(by)))
+        Change::OtherLifetime(format!("the lease ends {} {word}", Span(by)))
     } else {
-        ShadowDecision::Same
+        Change::Same
     }
 }
 
@@ -178,6 +136,6 @@ mod tests {
     #[test]
     fn a_panic_of_the_shadow_is_a_difference_and_no_more() {
         let decided = Err(Refusal::NoScope);
-        assert_eq!(compare(2, &decided, || panic!("a bug")), vec![ShadowDecision::Failed; 2]);
+        assert_eq!(compare(2, &decided, || panic!("a bug")), vec![Change::Failed; 2]);
     }
 }

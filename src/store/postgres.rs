@@ -5,9 +5,11 @@ mod leases;
 mod look;
 mod pool;
 mod reader;
+mod retention;
 mod schema;
 mod settings;
 mod shared;
+mod shipments;
 mod tls;
 
 pub(super) use look::look;

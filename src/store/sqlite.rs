@@ -4,6 +4,8 @@ mod audit;
 mod leases;
 mod look;
 mod reader;
+mod retention;
+mod shipments;
 mod worker;
 
 pub(super) use look::look;
@@ -130,7 +132,7 @@ fn renew_keys(connection: &mut Connection, sealing: &SealingKeys) -> rusqlite::R
 }
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 5] = [
+const MIGRATIONS: [&str; 6] = [
     "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
@@ -160,6 +162,7 @@ const MIGRATIONS: [&str; 5] = [
     leases::TABLES,
     leases::ENDED,
     audit::CHAIN,
+    shipments::TABLE,
 ];
 
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

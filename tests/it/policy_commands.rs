@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use crate::command_line::{carnet, run, text};
 
 mod check;
+mod replay;
 mod test;
 
 /// Files of a repository that keeps rules.
