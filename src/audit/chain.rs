@@ -66,7 +66,6 @@ pub(super) fn shown(hash: &Hash) -> String {
 pub(super) const BEGINNING: Hash = [0; 32];
 
 /// The hash of the record `frame`, its length before it, at `position` of `chain`, after the record with `before`.
-#[cfg(test)]
 pub(super) fn link(chain: Uuid, position: u64, before: &Hash, frame: &[u8]) -> Hash {
     let mut linked = Vec::with_capacity(DOMAIN.len() + 16 + 8 + 32 + frame.len());
     link_in(&mut linked, chain, position, before, frame)

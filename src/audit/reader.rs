@@ -32,6 +32,16 @@ pub trait AuditReader: fmt::Debug + Send + Sync {
     /// Every chain that is in the log, in the order of their beginnings.
     async fn chains(&self) -> Result<Vec<Extent>, AuditError>;
 
+    /// Every row of `chain` behind the one with this position and number, in that order, and its number: for those who
+    /// trust nothing in the store. No more than hold some `most` records.
+    async fn rows(&self, chain: Uuid, behind: (u64, i64), most: u64) -> Result<Vec<(i64, Group)>, AuditError>;
+
+    /// The hashes of the group that has the record at `position` of `chain`, and the position of its first record.
+    async fn hashes(&self, chain: Uuid, position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError>;
+
+    /// How many records are older than the chain, and the time of the newest of them in milliseconds since 1970.
+    async fn unchained(&self) -> Result<(u64, i64), AuditError>;
+
     /// The checkpoints behind that of this chain at this position, chain by chain, at most `most`.
     async fn checkpoints(&self, behind: (Uuid, u64), most: u32) -> Result<Vec<Checkpoint>, AuditError>;
 

@@ -124,6 +124,49 @@ impl AuditReader for SqliteReader {
         .await
     }
 
+    async fn rows(&self, chain: Uuid, behind: (u64, i64), most: u64) -> Result<Vec<(i64, Group)>, AuditError> {
+        self.read(move |connection| {
+            let sql = format!(
+                "SELECT sequence, {GROUP} FROM audit
+                 WHERE chain = ?1 AND position >= ?2 AND (position, sequence) > (?2, ?3) ORDER BY position, sequence"
+            );
+            let mut select = connection.prepare_cached(&sql)?;
+            let mut rows = select.query(params![chain.as_bytes(), signed(behind.0), behind.1])?;
+            let (mut groups, mut room) = (Vec::new(), most);
+            while let Some(row) = rows.next()? {
+                let group = group(row, 1)?;
+                room = room.saturating_sub(group.records.max(1));
+                groups.push((row.get(0)?, group));
+                if room == 0 {
+                    break;
+                }
+            }
+            Ok(groups)
+        })
+        .await
+    }
+
+    async fn hashes(&self, chain: Uuid, position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError> {
+        self.read(move |connection| {
+            let sql = "SELECT position, coalesce(hashes, x'') FROM audit
+                       WHERE chain = ?1 AND position <= ?2 ORDER BY position DESC LIMIT 1";
+            let mut select = connection.prepare_cached(sql)?;
+            let row = select.query_row(params![chain.as_bytes(), signed(position)], |row| {
+                Ok((unsigned(row.get(0)?), row.get(1)?))
+            });
+            Ok(row.optional()?)
+        })
+        .await
+    }
+
+    async fn unchained(&self) -> Result<(u64, i64), AuditError> {
+        self.read(|connection| {
+            let sql = "SELECT coalesce(sum(records), 0), coalesce(max(newest_ms), 0) FROM audit WHERE chain IS NULL";
+            Ok(connection.query_row(sql, [], |row| Ok((unsigned(row.get(0)?), row.get(1)?)))?)
+        })
+        .await
+    }
+
     async fn checkpoints(&self, behind: (Uuid, u64), most: u32) -> Result<Vec<Checkpoint>, AuditError> {
         self.read(move |connection| {
             let sql = "SELECT chain, position, at_ms, anchor_ms, statement FROM audit_checkpoint
