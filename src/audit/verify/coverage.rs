@@ -89,7 +89,8 @@ impl Verification {
     /// Counts what is covered, and finds what should be and is not.
     pub(super) async fn judge_coverage(&mut self) -> Result<(), AuditError> {
         self.coverage.spread();
-        let whole: Vec<(Uuid, Reached)> = self.coverage.chains.iter().map(|(chain, reached)| (*chain, *reached)).collect();
+        let whole: Vec<(Uuid, Reached)> =
+            self.coverage.chains.iter().map(|(chain, reached)| (*chain, *reached)).collect();
         for (chain, Reached { from, to, signed, unsigned }) in whole {
             if to <= from || self.faulty.contains(&chain) {
                 continue;

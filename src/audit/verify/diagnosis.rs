@@ -9,12 +9,23 @@ use crate::audit::{AuditError, Group, READ_AT_ONCE, encoding};
 #[derive(Debug)]
 pub(super) enum Misfit {
     /// It has another place.
-    Position { expected: u64 },
+    Position {
+        expected: u64,
+    },
     /// The record's hash is not the one that stands beside it, or there is none.
-    Hash { position: u64, is_first: bool, has_one: bool },
+    Hash {
+        position: u64,
+        is_first: bool,
+        has_one: bool,
+    },
     /// Something else than records, or more or fewer than it says.
-    Length { position: u64 },
-    Checkpoint { position: u64, seen: Seen },
+    Length {
+        position: u64,
+    },
+    Checkpoint {
+        position: u64,
+        seen: Seen,
+    },
 }
 
 impl Verification {
@@ -37,7 +48,8 @@ impl Verification {
                 (FaultKind::Inserted, group.position, detail)
             }
             Misfit::Length { position } => {
-                let detail = format!("the group that begins at {} is no longer the one that was written", group.position);
+                let detail =
+                    format!("the group that begins at {} is no longer the one that was written", group.position);
                 (FaultKind::Edited, position, detail)
             }
             Misfit::Checkpoint { position, seen } => {

@@ -9,8 +9,8 @@ use uuid::Uuid;
 
 use super::walk::shown;
 use super::{Fault, FaultKind, Verification, hash_at};
-use crate::audit::chain::{Hash, shown as shown_hash};
 use crate::audit::AuditError;
+use crate::audit::chain::{Hash, shown as shown_hash};
 
 /// What is compared of a line that `carnet audit export` printed.
 #[derive(Debug, Deserialize)]

@@ -208,7 +208,8 @@ impl Verification {
         }
         if position > extent.last {
             let (first, last) = (extent.last + 1, position);
-            let detail = format!("{witness} saw records up to {last}: they are gone, unless they wait in a broker's spool");
+            let detail =
+                format!("{witness} saw records up to {last}: they are gone, unless they wait in a broker's spool");
             self.fault(FaultKind::Missing, chain, first, detail);
         } else if self.stored_hash(chain, position).await? == Some(hash) {
             self.coverage.named(by, (chain, position));

@@ -104,13 +104,17 @@ impl AuditReader for PostgresReader {
                    WHERE chain = $1 AND position <= $2 ORDER BY position DESC LIMIT 1";
         let read = async {
             let rows = self.pool.query(sql, &[(&chain, Type::BYTEA), (&position, Type::INT8)]).await?;
-            Ok(rows.first().map(|row| Ok::<_, PostgresError>((unsigned(row.try_get(0)?), row.try_get(1)?))).transpose()?)
+            Ok(rows
+                .first()
+                .map(|row| Ok::<_, PostgresError>((unsigned(row.try_get(0)?), row.try_get(1)?)))
+                .transpose()?)
         };
         read.await.map_err(failed)
     }
 
     async fn unchained(&self) -> Result<(u64, i64), AuditError> {
-        let sql = "SELECT coalesce(sum(records), 0)::bigint, coalesce(max(newest_ms), 0) FROM audit WHERE chain IS NULL";
+        let sql =
+            "SELECT coalesce(sum(records), 0)::bigint, coalesce(max(newest_ms), 0) FROM audit WHERE chain IS NULL";
         let read = async {
             let rows = self.pool.query(sql, &[]).await?;
             let counted = rows.first().map(|row| Ok::<_, PostgresError>((unsigned(row.try_get(0)?), row.try_get(1)?)));

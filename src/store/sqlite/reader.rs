@@ -151,9 +151,8 @@ impl AuditReader for SqliteReader {
             let sql = "SELECT position, coalesce(hashes, x'') FROM audit
                        WHERE chain = ?1 AND position <= ?2 ORDER BY position DESC LIMIT 1";
             let mut select = connection.prepare_cached(sql)?;
-            let row = select.query_row(params![chain.as_bytes(), signed(position)], |row| {
-                Ok((unsigned(row.get(0)?), row.get(1)?))
-            });
+            let row = select
+                .query_row(params![chain.as_bytes(), signed(position)], |row| Ok((unsigned(row.get(0)?), row.get(1)?)));
             Ok(row.optional()?)
         })
         .await
