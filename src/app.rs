@@ -27,7 +27,7 @@ use self::keys::IssuerKeys;
 use self::listener::{Listener, Serves};
 use self::shadow::ShadowRules;
 use self::tls::{Protocols, Tls};
-use crate::audit::{Audit, Records};
+use crate::audit::{Audit, Records, Upkeep};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, TlsSettings};
 use crate::credential::{Clouds, Credentials, keep_swept};
@@ -61,6 +61,7 @@ pub struct App {
     /// What runs beside the exchanges; ends when the app does.
     background: JoinSet<()>,
     audit_writer: JoinHandle<()>,
+    upkeep: Upkeep,
     spool: Option<Arc<SpooledLog>>,
     outlets: Outlets,
     prober: Arc<Prober>,
@@ -119,6 +120,7 @@ impl App {
         }
         let records = Records::new(stores.records);
         let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
+        let upkeep = audit.upkeep(issuer.clone());
         let shadow = ShadowRules::default();
         let policy = Arc::new(ArcSwap::from_pointee(shadow.beside(config.policy, config.shadow)));
         let operators = Arc::new(ArcSwap::from_pointee(config.operators));
@@ -189,8 +191,7 @@ impl App {
         });
         let watching = reloading.clone();
         background.spawn(async move { watching.watch().await });
-        let (keeping, kept_for) = (audit.clone(), config.retention);
-        background.spawn(async move { keeping.keep_for(kept_for, clock).await });
+        background.spawn(upkeep.clone().keep(audit.clone(), config.retention));
         background.spawn(leases.keep(config.retention));
         background.spawn(telemetry::upkeep());
         if let Some(keys) = issuer_keys.clone() {
@@ -210,6 +211,7 @@ impl App {
             http,
             background,
             audit_writer,
+            upkeep,
             spool: stores.spool,
             outlets,
             prober,
@@ -272,6 +274,9 @@ impl App {
         }
         if let Some(spool) = &self.spool {
             spool.leave_empty().await;
+        }
+        if timeout(LAST_CHECKPOINT, self.upkeep.checkpoint()).await.is_err() {
+            tracing::warn!("no checkpoint of the last audit records was made: the store does not answer");
         }
         self.outlets.stop().await;
     }
@@ -457,6 +462,7 @@ async fn become_ready(keys: Arc<KeyCache>, audit: Audit, ready: Ready, health: H
 const GRPC_DRAIN: Duration = Duration::from_secs(12);
 const HTTP_DRAIN: Duration = Duration::from_secs(3);
 const WRITER_DEADLINE: Duration = Duration::from_secs(3);
+const LAST_CHECKPOINT: Duration = Duration::from_millis(500);
 const READY_POLL: Duration = Duration::from_millis(5);
 const PREFETCH_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(2);

@@ -9,7 +9,7 @@ use uuid::Uuid;
 
 use super::asked::facts_digest;
 use super::search::{Filter, Search};
-use super::{AuditError, Group, Head, chain, encoding};
+use super::{AuditError, Checkpoint, Group, Head, chain, encoding};
 use crate::clock::unix_milliseconds;
 use crate::proto;
 
@@ -31,6 +31,9 @@ pub trait AuditReader: fmt::Debug + Send + Sync {
 
     /// Every chain that is in the log, in the order of their beginnings.
     async fn chains(&self) -> Result<Vec<Extent>, AuditError>;
+
+    /// The checkpoints behind that of this chain at this position, chain by chain, at most `most`.
+    async fn checkpoints(&self, behind: (Uuid, u64), most: u32) -> Result<Vec<Checkpoint>, AuditError>;
 
     /// The facts with this digest, which a record's attribute `identity` names.
     async fn facts(&self, digest: &[u8; 32]) -> Result<Option<String>, AuditError>;

@@ -5,6 +5,7 @@ mod leases;
 mod look;
 mod pool;
 mod reader;
+mod retention;
 mod schema;
 mod settings;
 mod shared;

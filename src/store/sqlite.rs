@@ -4,6 +4,7 @@ mod audit;
 mod leases;
 mod look;
 mod reader;
+mod retention;
 mod shipments;
 mod worker;
 

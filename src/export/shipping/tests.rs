@@ -3,10 +3,9 @@ use std::sync::{Mutex, PoisonError};
 use tokio::time::advance;
 
 use super::*;
-use crate::audit::{AuditReader, Chain, FakeShipments, Group, Place, Window};
+use crate::audit::{AuditReader, Chain, Checkpoint, FakeShipments, Group, Place, Window};
 use crate::clock::ManualClock;
 use crate::export::sink::{Answer, FakeSink};
-use crate::subject::Facts;
 
 /// A log in memory, which can be cut off at its old end, and stop answering.
 #[derive(Debug, Default)]
@@ -59,6 +58,10 @@ impl FakeLog {
 
 #[async_trait::async_trait]
 impl AuditReader for FakeLog {
+    async fn checkpoints(&self, _behind: (Uuid, u64), _most: u32) -> Result<Vec<Checkpoint>, AuditError> {
+        Ok(Vec::new())
+    }
+
     async fn newest_first(
         &self,
         _window: Window,
@@ -255,7 +258,7 @@ async fn a_record_that_is_never_taken_is_left_out_alone() {
         let mut state = world.log.state();
         let mut poisoned = crate::audit::AuditRecord::for_test(2);
         poisoned.target = "poison".to_owned();
-        let group = state.chains[0].seal(vec![poisoned], Vec::<Facts>::new());
+        let group = state.chains[0].seal(vec![poisoned], Vec::new());
         state.groups.push(group);
     }
     world.log.write(0, 300);

@@ -6,11 +6,11 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::audit::{CHAINS, extent, uuid};
+use super::audit::{CHAINS, checkpoint, extent, uuid};
 use super::pool::{Pool, StatementError};
 use super::schema::SCHEMA_VERSION;
 use super::{PostgresError, PostgresSettings};
-use crate::audit::{AuditError, AuditReader, Extent, Group, Place, Window};
+use crate::audit::{AuditError, AuditReader, Checkpoint, Extent, Group, Place, Window};
 use crate::store::{OpenError, signed, unsigned};
 
 /// Changes nothing, not even the schema.
@@ -83,6 +83,15 @@ impl AuditReader for PostgresReader {
     async fn chains(&self) -> Result<Vec<Extent>, AuditError> {
         let chains = self.pool.query(CHAINS, &[]).await.map_err(|error| failed(error.into()))?;
         chains.iter().map(extent).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn checkpoints(&self, behind: (Uuid, u64), most: u32) -> Result<Vec<Checkpoint>, AuditError> {
+        let (chain, position, most) = (behind.0.as_bytes().as_slice(), signed(behind.1), i64::from(most));
+        let values = [(&chain as _, Type::BYTEA), (&position as _, Type::INT8), (&most as _, Type::INT8)];
+        let sql = "SELECT chain, position, at_ms, anchor_ms, statement FROM audit_checkpoint
+                   WHERE (chain, position) > ($1, $2) ORDER BY chain, position LIMIT $3";
+        let rows = self.pool.query(sql, &values).await.map_err(|error| failed(error.into()))?;
+        rows.iter().map(checkpoint).collect::<Result<_, _>>().map_err(failed)
     }
 
     async fn facts(&self, digest: &[u8; 32]) -> Result<Option<String>, AuditError> {

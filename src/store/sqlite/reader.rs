@@ -8,9 +8,10 @@ use rusqlite::{Connection, OpenFlags, OptionalExtension as _, params};
 use uuid::Uuid;
 
 use super::audit::{CHAINS, GROUP, group};
+use super::retention::checkpoint;
 use super::worker::Worker;
 use super::{BUSY_TIMEOUT, JobError, SCHEMA_VERSION};
-use crate::audit::{AuditError, AuditReader, Extent, Group, Place, Window};
+use crate::audit::{AuditError, AuditReader, Checkpoint, Extent, Group, Place, Window};
 use crate::store::{OpenError, signed, unsigned};
 
 /// Changes nothing, not even the schema.
@@ -119,6 +120,18 @@ impl AuditReader for SqliteReader {
                 })
             })?;
             Ok(extents.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn checkpoints(&self, behind: (Uuid, u64), most: u32) -> Result<Vec<Checkpoint>, AuditError> {
+        self.read(move |connection| {
+            let sql = "SELECT chain, position, at_ms, anchor_ms, statement FROM audit_checkpoint
+                       WHERE (chain, position) > (?1, ?2) ORDER BY chain, position LIMIT ?3";
+            let mut select = connection.prepare_cached(sql)?;
+            let (chain, position) = behind;
+            let rows = select.query_map(params![chain.as_bytes(), signed(position), most], checkpoint)?;
+            Ok(rows.collect::<Result<_, _>>()?)
         })
         .await
     }
