@@ -12,6 +12,7 @@ use super::search::{Filter, Search};
 use super::{AuditError, Checkpoint, Group, Head, chain, encoding};
 use crate::clock::unix_milliseconds;
 use crate::proto;
+use crate::secret::sha256;
 
 /// Reads the log beside its writer, whom it never holds up. A broker's spool is no part of the log: what waits there is
 /// read when it has been moved.
@@ -200,9 +201,11 @@ impl Records {
         Ok(())
     }
 
-    /// The facts that a record's attribute `identity` names, as JSON.
+    /// The facts that a record's attribute `identity` names, as JSON. Others in their place are none: a record is linked to
+    /// the digest only.
     pub async fn facts(&self, digest: &[u8; 32]) -> Result<Option<String>, AuditError> {
-        self.reader.facts(digest).await
+        let facts = self.reader.facts(digest).await?;
+        Ok(facts.filter(|facts| sha256(facts.as_bytes()) == *digest))
     }
 }
 
