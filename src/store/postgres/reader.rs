@@ -109,14 +109,10 @@ impl AuditReader for PostgresReader {
         let (chain, position) = (chain.as_bytes().as_slice(), signed(position));
         let sql = "SELECT position, coalesce(hashes, '') FROM audit
                    WHERE chain = $1 AND position <= $2 ORDER BY position DESC LIMIT 1";
-        let read = async {
-            let rows = self.pool.query(sql, &[(&chain, Type::BYTEA), (&position, Type::INT8)]).await?;
-            Ok(rows
-                .first()
-                .map(|row| Ok::<_, PostgresError>((unsigned(row.try_get(0)?), row.try_get(1)?)))
-                .transpose()?)
-        };
-        read.await.map_err(failed)
+        let rows = self.pool.query(sql, &[(&chain, Type::BYTEA), (&position, Type::INT8)]).await;
+        let rows = rows.map_err(|error| failed(error.into()))?;
+        let hashes = |row: &Row| Ok((unsigned(row.try_get(0)?), row.try_get(1)?));
+        rows.first().map(hashes).transpose().map_err(failed)
     }
 
     async fn unchained(&self) -> Result<(u64, i64), AuditError> {
