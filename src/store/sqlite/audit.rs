@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
-use super::{SqliteStore, retention};
+use super::{JobError, SqliteStore, retention};
 use crate::audit::{AuditError, AuditLog, Checkpoint, Expired, Group, HandOut, Head, Kept, find_hand_out};
 use crate::store::{signed, unsigned};
 use crate::subject::Facts;
