@@ -27,14 +27,15 @@ use self::keys::IssuerKeys;
 use self::listener::{Listener, Serves};
 use self::shadow::ShadowRules;
 use self::tls::{Protocols, Tls};
-use crate::audit::{Audit, Records};
+use crate::audit::{Audit, Records, Upkeep};
 use crate::clock::Clock;
 use crate::config::{Config, ConfigError, IssuerSettings, TlsSettings};
 use crate::credential::{Clouds, Credentials, keep_swept};
 use crate::exchange::{Exchange, History, PLACES};
+use crate::export::{Log, OtlpError, Outlets};
 use crate::grpc::{self, Doors, Health};
 use crate::http;
-use crate::issuer::{Issuer, KeyStore, Rotation};
+use crate::issuer::{Issuer, KeyStore, Rotation, StatementKeys};
 use crate::lease::{LeaseStoreError, Leases};
 use crate::oauth::{self, Http, Ready};
 use crate::operator::{Operator, SEARCHES};
@@ -60,7 +61,9 @@ pub struct App {
     /// What runs beside the exchanges; ends when the app does.
     background: JoinSet<()>,
     audit_writer: JoinHandle<()>,
+    upkeep: Upkeep,
     spool: Option<Arc<SpooledLog>>,
+    outlets: Outlets,
     prober: Arc<Prober>,
 }
 
@@ -73,6 +76,8 @@ pub enum StartError {
     Store(#[from] OpenError),
     #[error(transparent)]
     Leases(#[from] LeaseStoreError),
+    #[error("audit.sinks")]
+    Outlets(#[from] OtlpError),
     #[error("store_key")]
     StoreKey(#[from] SealError),
     #[error("the issuer's keys")]
@@ -113,7 +118,9 @@ impl App {
         if let Some(spool) = stores.spool.clone() {
             background.spawn(spool.keep_empty());
         }
+        let records = Records::new(stores.records);
         let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
+        let upkeep = audit.upkeep(issuer.clone());
         let shadow = ShadowRules::default();
         let policy = Arc::new(ArcSwap::from_pointee(shadow.beside(config.policy, config.shadow)));
         let operators = Arc::new(ArcSwap::from_pointee(config.operators));
@@ -137,7 +144,7 @@ impl App {
             entra: config.entra.clone(),
             issuer: issuer.clone(),
             audit: audit.clone(),
-            records: Records::new(stores.records),
+            records: records.clone(),
             searches: Arc::new(Semaphore::new(SEARCHES)),
             clock: clock.clone(),
         };
@@ -147,6 +154,7 @@ impl App {
             operator: Arc::new(operator),
             clock: clock.clone(),
         };
+        let log = Log { records, shipments: stores.shipments, clock: clock.clone() };
         let services = grpc::services(doors).await?;
         let http_router = oauth::router(Http {
             exchange,
@@ -183,8 +191,7 @@ impl App {
         });
         let watching = reloading.clone();
         background.spawn(async move { watching.watch().await });
-        let (keeping, kept_for) = (audit.clone(), config.retention);
-        background.spawn(async move { keeping.keep_for(kept_for, clock).await });
+        background.spawn(upkeep.clone().keep(audit.clone(), config.retention));
         background.spawn(leases.keep(config.retention));
         background.spawn(telemetry::upkeep());
         if let Some(keys) = issuer_keys.clone() {
@@ -192,6 +199,7 @@ impl App {
         }
         let (becoming, serving) = (ready.clone(), services.health.clone());
         background.spawn(async move { become_ready(keys, audit, becoming, serving).await });
+        let outlets = Outlets::start(&config.outlets, &log)?;
         Ok(Self {
             grpc_address,
             http_address,
@@ -203,7 +211,9 @@ impl App {
             http,
             background,
             audit_writer,
+            upkeep,
             spool: stores.spool,
+            outlets,
             prober,
         })
     }
@@ -265,6 +275,10 @@ impl App {
         if let Some(spool) = &self.spool {
             spool.leave_empty().await;
         }
+        if timeout(LAST_CHECKPOINT, self.upkeep.checkpoint()).await.is_err() {
+            tracing::warn!("no checkpoint of the last audit records was made: the store does not answer");
+        }
+        self.outlets.stop().await;
     }
 }
 
@@ -299,6 +313,18 @@ pub async fn key_source(config: &Config, clock: Arc<dyn Clock>) -> Result<Option
     }
     let store = store::open(&config.store, sealing(config)?).await?;
     Ok(Some(KeySource::Store(Rotation::new(store.keys, settings.schedule, clock))))
+}
+
+/// What the issuer's checkpoints of the audit log are verified with, by those who run no broker and change nothing.
+///
+/// # Errors
+/// The keys cannot be read; none where the configuration has no issuer.
+pub async fn statement_keys(config: &Config) -> anyhow::Result<StatementKeys> {
+    let Some(settings) = &config.issuer else { return Ok(StatementKeys::default()) };
+    if !settings.key_files.is_empty() {
+        return Ok(StatementKeys::of(&KeySource::Files(settings.key_files.clone()).load().await?));
+    }
+    Ok(StatementKeys::stored(&store::read_issuer_keys(&config.store, &*sealing(config)?).await?))
 }
 
 /// How one listener ends.
@@ -448,6 +474,7 @@ async fn become_ready(keys: Arc<KeyCache>, audit: Audit, ready: Ready, health: H
 const GRPC_DRAIN: Duration = Duration::from_secs(12);
 const HTTP_DRAIN: Duration = Duration::from_secs(3);
 const WRITER_DEADLINE: Duration = Duration::from_secs(3);
+const LAST_CHECKPOINT: Duration = Duration::from_millis(500);
 const READY_POLL: Duration = Duration::from_millis(5);
 const PREFETCH_AGAIN: Duration = Duration::from_secs(1);
 const LOOK_EVERY: Duration = Duration::from_secs(2);

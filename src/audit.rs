@@ -2,25 +2,37 @@
 
 mod asked;
 mod chain;
+mod checkpoint;
 mod encoding;
 mod group;
 mod log;
+mod progress;
 mod reader;
 mod remembered;
 mod search;
+mod shipments;
+mod upkeep;
+mod verify;
 mod writer;
 
 pub use asked::{ask, asked_duration, facts_digest, job};
 pub use chain::{Chain, Hash, Head, InvalidHead};
+pub use checkpoint::{Checkpoint, Said};
 pub use encoding::find_hand_out;
 pub use group::Group;
 #[cfg(any(test, feature = "testing"))]
 pub use log::FakeAuditLog;
-pub use log::{AuditLog, HandOut};
+pub use log::{AuditLog, Expired, HandOut, Kept};
+pub use progress::Reach;
 pub use reader::{
     AuditReader, Cursors, Extent, IDENTITY_FACTS, KnownFacts, Place, READ_AT_ONCE, Records, Window, chain_of,
 };
 pub use search::{Filter, Search};
+#[cfg(any(test, feature = "testing"))]
+pub use shipments::FakeShipments;
+pub use shipments::Shipments;
+pub use upkeep::Upkeep;
+pub use verify::{ExportError, Exported, Fault, FaultKind, Report, Scope, Signatures, Verification};
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -31,12 +43,13 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
+use self::progress::Progress;
 use self::writer::{Entry, Writer};
 use crate::clock::Clock;
+use crate::issuer::Issuer;
 use crate::reason::Reason;
 use crate::subject::Facts;
 use crate::target::Job;
-use crate::telemetry::Causes;
 
 /// One decision about one target. Fields that were not reached are empty.
 #[derive(Debug, Clone)]
@@ -83,10 +96,13 @@ pub fn is_own(action: &str) -> bool {
     OWN_ACTIONS.contains(&action)
 }
 
-/// A chain's first record, at the broker's start and after a failed write.
-const OWN_ACTIONS: [&str; 2] = [START, RESUME];
+/// A chain's first record, at the broker's start and after a failed write; what names chains later; and what says which
+/// records are dropped because of their age.
+const OWN_ACTIONS: [&str; 4] = [START, RESUME, WITNESS, PRUNE];
 const START: &str = "broker.start";
 const RESUME: &str = "audit.resume";
+const WITNESS: &str = "audit.witness";
+const PRUNE: &str = "audit.prune";
 
 impl AuditRecord {
     /// Of the log about itself.
@@ -145,6 +161,8 @@ pub enum AuditError {
     Slow,
     #[error("the audit log is closed")]
     Closed,
+    #[error("the issuer did not sign the checkpoint")]
+    Unsigned,
 }
 
 /// Gathers the records of concurrent exchanges into groups, so that durability costs one disk flush per group.
@@ -152,6 +170,8 @@ pub enum AuditError {
 pub struct Audit {
     queue: mpsc::Sender<Entry>,
     log: Arc<dyn AuditLog>,
+    clock: Arc<dyn Clock>,
+    progress: Arc<Progress>,
     /// Whether the last write succeeded.
     well: watch::Sender<bool>,
     /// Records of what was issued, which most are: looked up in the registry once.
@@ -163,9 +183,11 @@ impl Audit {
     pub fn start(log: Arc<dyn AuditLog>, clock: Arc<dyn Clock>) -> (Self, JoinHandle<()>) {
         let (queue, entries) = mpsc::channel(QUEUE);
         let well = watch::Sender::new(true);
-        let writer = tokio::spawn(Writer::new(log.clone(), clock, well.clone()).write(entries));
+        let progress = Arc::<Progress>::default();
+        let writer = Writer::new(log.clone(), clock.clone(), well.clone(), progress.clone());
+        let writer = tokio::spawn(writer.write(entries));
         let issued = metrics::counter!("carnet_audit_records_total", "outcome" => "issued", "reason" => "");
-        (Self { queue, log, well, issued }, writer)
+        (Self { queue, log, clock, progress, well, issued }, writer)
     }
 
     /// Returns once `records`, all of them, are durable.
@@ -209,19 +231,9 @@ impl Audit {
         }
     }
 
-    /// Drops records older than `retention`, now and then every hour.
-    pub async fn keep_for(&self, retention: Duration, clock: Arc<dyn Clock>) {
-        let mut tick = tokio::time::interval(PRUNE_EVERY);
-        loop {
-            tick.tick().await;
-            match self.log.prune(clock.now(), retention).await {
-                Ok(0) => {}
-                Ok(pruned) => tracing::info!(records = pruned, "{pruned} audit records were older than the retention"),
-                Err(error) => {
-                    tracing::error!(error = %Causes(&error), "old audit records were not dropped")
-                }
-            }
-        }
+    /// Of this log; `issuer` signs its checkpoints.
+    pub fn upkeep(&self, issuer: Option<Arc<Issuer>>) -> Upkeep {
+        Upkeep::new(self.log.clone(), self.progress.clone(), issuer, self.clock.clone())
     }
 }
 
@@ -232,8 +244,6 @@ const QUEUE: usize = 16_384;
 const DEADLINE: Duration = Duration::from_secs(10);
 
 const PROBE_EVERY: Duration = Duration::from_secs(2);
-
-const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 
 #[cfg(test)]
 impl AuditRecord {

@@ -14,6 +14,7 @@ mod health;
 mod issuer;
 mod lease;
 mod login;
+mod notice;
 mod operator;
 mod policy;
 mod records;
@@ -21,7 +22,6 @@ mod report;
 mod request;
 mod sandbox;
 mod serve;
-mod supervisor;
 mod table;
 mod trust;
 

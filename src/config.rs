@@ -3,6 +3,7 @@
 mod agent;
 mod cases;
 mod document;
+mod outlets;
 mod rules;
 mod shadow;
 mod source;
@@ -24,6 +25,7 @@ use serde::de::DeserializeOwned;
 
 use self::document::{Document, EntraDocument, IssuerDocument, ServerDocument, TlsDocument};
 use self::source::Source;
+use crate::export::OutletSettings;
 use crate::http::{self, Endpoint};
 use crate::issuer::Schedule;
 use crate::policy::{Mistake, Operators, Policy};
@@ -52,6 +54,8 @@ pub struct Config {
     pub store_key: Vec<Secret>,
     /// How long audit records are kept.
     pub retention: Duration,
+    /// Where audit records are shipped to.
+    pub outlets: Vec<OutletSettings>,
     /// Between two rounds of tokens that must be refused.
     pub prove_every: Duration,
     pub telemetry: telemetry::Settings,
@@ -130,7 +134,8 @@ impl Config {
         let n = &document.negative_proof;
         let secrets: Vec<_> =
             std::iter::once(&document.store).chain(&document.store_key.0).map(Secret::sha256).collect();
-        let fixed = sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {n:?} {t:?} {secrets:?}").as_bytes());
+        let headers: Vec<_> = outlets::secrets(&document.audit.sinks).map(Secret::sha256).collect();
+        let fixed = sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {n:?} {t:?} {secrets:?} {headers:?}").as_bytes());
         let server = server(&document.server, mistakes);
         let entra = entra(&document.entra, mistakes);
         let issuer = issuer(document.issuer.as_ref(), mistakes);
@@ -160,6 +165,7 @@ impl Config {
                 "is at least 2d: introspection and every question about yesterday need the records".to_owned();
             mistakes.push(Mistake { at: "audit.retention".to_owned(), message });
         }
+        let outlets = outlets::compile(&document.audit.sinks, outbound.ca_file.as_ref(), mistakes);
         if !PROVE_EVERY.contains(&document.negative_proof.every.0) {
             let message = "is 1m to 1d: whether bad tokens are refused is proved at least once a day".to_owned();
             mistakes.push(Mistake { at: "negative_proof.every".to_owned(), message });
@@ -185,6 +191,7 @@ impl Config {
             store: store.ok()?,
             store_key: document.store_key.0,
             retention: document.audit.retention.0,
+            outlets,
             prove_every: document.negative_proof.every.0,
             telemetry: telemetry::Settings { otlp: document.telemetry.otlp, log: document.telemetry.log },
             fixed,

@@ -1,18 +1,32 @@
-//! Audit records on their way out of the broker: the forms that they take.
+//! Audit records on their way out of the broker: the forms that they take, and where they are shipped to.
 
 mod json;
+mod lines;
 mod ocsf;
+mod otlp;
+mod shipping;
+mod sink;
 
 pub use json::{json, rfc3339};
-pub use ocsf::{OCSF_VERSION, ocsf};
+pub use ocsf::ocsf;
+pub use otlp::{OtlpError, OtlpSettings};
+pub use shipping::Log;
 
 use std::fmt;
 use std::str::FromStr;
+use std::time::Duration;
 
 use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::Value;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
+use self::lines::Lines;
+use self::otlp::Otlp;
+use self::shipping::Shipper;
+use self::sink::Sink;
 use crate::proto::AuditRecord;
 
 /// What a record is written as.
@@ -56,6 +70,56 @@ impl FromStr for Format {
 #[derive(Debug, thiserror::Error)]
 #[error("is jsonl or ocsf")]
 pub struct UnknownFormat;
+
+/// A way out of records, to where a team keeps its logs.
+#[derive(Debug, Clone)]
+pub struct OutletSettings {
+    /// Where it has come to is kept under this name.
+    pub name: String,
+    pub to: Destination,
+}
+
+#[derive(Debug, Clone)]
+pub enum Destination {
+    /// One line of JSON for each record.
+    Stdout(Format),
+    Otlp(OtlpSettings),
+}
+
+/// The ways out of a broker, each at its own pace. Exchanges know nothing of them.
+#[derive(Debug)]
+pub struct Outlets {
+    stopping: CancellationToken,
+    shippers: JoinSet<()>,
+}
+
+impl Outlets {
+    /// # Errors
+    /// [`OtlpError`] where a collector can never be reached.
+    pub fn start(settings: &[OutletSettings], log: &Log) -> Result<Self, OtlpError> {
+        let (stopping, mut shippers) = (CancellationToken::new(), JoinSet::new());
+        for OutletSettings { name, to } in settings {
+            let sink: Box<dyn Sink> = match to {
+                Destination::Stdout(format) => Box::new(Lines::to_stdout(*format)),
+                Destination::Otlp(settings) => Box::new(Otlp::to(settings)?),
+            };
+            shippers.spawn(Shipper::new(name, sink, log.clone()).run(stopping.clone()));
+        }
+        Ok(Self { stopping, shippers })
+    }
+
+    /// When the last record is in the log: what can be delivered in a moment still is.
+    pub async fn stop(mut self) {
+        self.stopping.cancel();
+        let ended = async { while self.shippers.join_next().await.is_some() {} };
+        if timeout(STOP_DEADLINE, ended).await.is_err() {
+            tracing::warn!("the last audit records are shipped when the broker starts again");
+        }
+    }
+}
+
+/// A process that is told to end has other things to end.
+const STOP_DEADLINE: Duration = Duration::from_secs(3);
 
 #[cfg(test)]
 mod tests {

@@ -4,12 +4,14 @@ mod key;
 mod keyring;
 mod rotation;
 mod schedule;
+mod statement;
 mod store;
 
 pub use key::{Algorithm, KeyError, SigningKey};
 pub use keyring::{KeyStatus, Keyring, KeyringError};
 pub use rotation::{Rotated, Rotation, RotationError};
 pub use schedule::{Phase, RETIRED_FOR, Schedule};
+pub use statement::{InvalidJwks, Standing, Statement, StatementKeys, unsigned_statement};
 #[cfg(any(test, feature = "testing"))]
 pub use store::FakeKeyStore;
 pub use store::{KeyStore, KeyStoreError, StoredKey};

@@ -20,11 +20,11 @@ use std::sync::Arc;
 use self::lease::LeaseRow;
 use self::postgres::PostgresReader;
 use self::sqlite::SqliteReader;
-use crate::audit::{AuditLog, AuditReader};
+use crate::audit::{AuditLog, AuditReader, Shipments};
 use crate::credential::SharedCredentials;
 use crate::exchange::RunHistory;
 use crate::http;
-use crate::issuer::KeyStore;
+use crate::issuer::{KeyStore, KeyStoreError, StoredKey};
 use crate::lease::{Lease, LeaseStore};
 use crate::secret::{SealingKeys, Secret};
 use crate::telemetry::Causes;
@@ -67,6 +67,7 @@ impl StoreSettings {
 pub struct Stores {
     pub audit: Arc<dyn AuditLog>,
     pub records: Arc<dyn AuditReader>,
+    pub shipments: Arc<dyn Shipments>,
     pub keys: Arc<dyn KeyStore>,
     pub leases: Arc<dyn LeaseStore>,
     pub history: Arc<dyn RunHistory>,
@@ -86,8 +87,8 @@ pub async fn open(settings: &StoreSettings, sealing: Arc<SealingKeys>) -> Result
         StoreSettings::Sqlite(path) => {
             let store = Arc::new(SqliteStore::open(path, sealing)?);
             let records = Arc::new(SqliteReader::open(path)?);
-            let (audit, keys, leases) = (store.clone(), store.clone(), store.clone());
-            Ok(Stores { audit, records, keys, leases, history: store, shared: None, spool: None })
+            let (audit, keys, leases, history) = (store.clone(), store.clone(), store.clone(), store.clone());
+            Ok(Stores { audit, records, shipments: store, keys, leases, history, shared: None, spool: None })
         }
         StoreSettings::Postgres { settings, spool } => {
             let store = Arc::new(PostgresStore::open(settings, sealing.clone()).await?);
@@ -98,8 +99,8 @@ pub async fn open(settings: &StoreSettings, sealing: Arc<SealingKeys>) -> Result
                 None => store.clone(),
             };
             let records = Arc::new(store.reader());
-            let (keys, leases, history) = (store.clone(), store.clone(), store.clone());
-            Ok(Stores { audit, records, keys, leases, history, shared: Some(store), spool })
+            let (keys, leases, history, shipments) = (store.clone(), store.clone(), store.clone(), store.clone());
+            Ok(Stores { audit, records, shipments, keys, leases, history, shared: Some(store), spool })
         }
     }
 }
@@ -114,6 +115,29 @@ pub async fn open_to_read(settings: &StoreSettings) -> Result<Arc<dyn AuditReade
         StoreSettings::Sqlite(path) => Arc::new(SqliteReader::open(path)?),
         StoreSettings::Postgres { settings, .. } => Arc::new(PostgresReader::open(settings).await?),
     })
+}
+
+/// The issuer's keys of a store that is only read: none is made where there is none.
+///
+/// # Errors
+/// As [`open_to_read`], or a key cannot be decrypted.
+pub async fn read_issuer_keys(
+    settings: &StoreSettings,
+    sealing: &SealingKeys,
+) -> Result<Vec<StoredKey>, ReadKeysError> {
+    Ok(match settings {
+        StoreSettings::Sqlite(path) => SqliteReader::open(path)?.issuer_keys(sealing).await?,
+        StoreSettings::Postgres { settings, .. } => PostgresReader::open(settings).await?.issuer_keys(sealing).await?,
+    })
+}
+
+/// Why keys cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadKeysError {
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error(transparent)]
+    Keys(#[from] KeyStoreError),
 }
 
 /// The lease of `row`. One that cannot be read is no reason to leave the others as they are.

@@ -35,6 +35,10 @@ pub trait Verifier: fmt::Debug + Send + Sync {
     /// [`verify`](Self::verify) step by step, for those who may see it; nothing is remembered of it.
     async fn explain(&self, token: &SubjectToken) -> Examination;
 
+    /// The check that refused a token which is no longer there, by what the token said of itself (`aud`, `tid`, `kid`,
+    /// ...). `error`: the refusal's words.
+    fn explain_refusal(&self, reason: Reason, error: &str, said: &dyn Fn(&str) -> Option<String>) -> Step;
+
     /// The same about claims that nobody signed, as far as it can be asked of them.
     fn explain_claims(&self, identity: &Identity) -> Vec<Step>;
 
@@ -192,6 +196,10 @@ impl Verifier for FakeVerifier {
 
     async fn explain(&self, token: &SubjectToken) -> Examination {
         Examination { steps: Vec::new(), result: self.verify(token).await }
+    }
+
+    fn explain_refusal(&self, reason: Reason, error: &str, _said: &dyn Fn(&str) -> Option<String>) -> Step {
+        Step::failed("subject_token", format!("{reason}: {error}"), "another token")
     }
 
     fn explain_claims(&self, _identity: &Identity) -> Vec<Step> {

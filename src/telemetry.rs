@@ -149,7 +149,7 @@ fn describe() {
 }
 
 /// Every counter, with its meaning. Labels are closed lists; no subject, tenant or target is one.
-pub const COUNTERS: [(&str, &str); 16] = [
+pub const COUNTERS: [(&str, &str); 18] = [
     ("carnet_agent_requests_total", "Requests to the agent by outcome: answered, refused, away"),
     ("carnet_exchanges_shed_total", "Exchanges that were turned away because too many were under way"),
     ("carnet_exchanges_total", "Exchanges by door, outcome and reason"),
@@ -159,10 +159,18 @@ pub const COUNTERS: [(&str, &str); 16] = [
     ("carnet_entra_key_fetches_total", "Fetches of Entra's signing keys by outcome"),
     ("carnet_issuer_key_reloads_total", "Reloads of the issuer's keys by outcome"),
     ("carnet_audit_records_total", "Audit records by outcome and reason"),
+    (
+        "carnet_audit_shipped_total",
+        "Audit records by outlet and what became of them: shipped, rejected for good, lost to retention before they were shipped",
+    ),
+    (
+        "carnet_audit_shipping_failures_total",
+        "Times that an outlet, or the store before it, did not do what it was asked",
+    ),
     ("carnet_audit_write_failures_total", "Groups of audit records that could not be written"),
     (
         "carnet_negative_proofs_total",
-        "Tokens that had to be refused, by door, fault and outcome: refused, taken, unproven",
+        "Tokens that had to be refused, by door, fault and outcome: refused, other_reason, taken, unproven",
     ),
     ("carnet_policy_reloads_total", "Reloads of the configuration file by outcome"),
     (
@@ -177,7 +185,8 @@ pub const COUNTERS: [(&str, &str); 16] = [
     ("carnet_connections_refused_total", "Connections that were not served, by reason"),
 ];
 
-pub const GAUGES: [(&str, &str); 11] = [
+pub const GAUGES: [(&str, &str); 12] = [
+    ("carnet_audit_unshipped", "Audit records by outlet that it does not have yet; 0 where another replica ships"),
     (
         "carnet_audit_spooled_groups",
         "Groups of audit records in the spool, not yet in PostgreSQL; at most 10000 are counted",

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
-use super::{AuditError, Group, Head, Issued};
+use super::{AuditError, Checkpoint, Group, Head, Issued, Reach};
 
 /// Where records go. Declared by the stage, fulfilled by a store.
 #[async_trait::async_trait]
@@ -20,12 +20,40 @@ pub trait AuditLog: fmt::Debug + Send + Sync {
     /// The record under which the token with this digest was first handed out.
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError>;
 
-    /// Drops records that are older than `retention`, counted from `now` or from the newest record, whichever is
-    /// earlier: a clock that has jumped ahead must not empty the log. Returns how many.
-    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError>;
+    /// Keeps `checkpoint`; of those of the same hour, a chain needs the last one only.
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Kept, AuditError>;
+
+    /// What is older than `retention`, counted from `now` or from the last record that is not the log's own, whichever
+    /// is earlier: a clock that has jumped ahead must not empty the log.
+    async fn expired(&self, now: SystemTime, retention: Duration) -> Result<Expired, AuditError>;
+
+    /// Drops what `expired` names: groups up to the ends of its spans, whose checkpoints stay as long again, and what else
+    /// is older than its times. Returns how many records.
+    async fn prune(&self, expired: &Expired) -> Result<u64, AuditError>;
 
     /// Whether it can be written, by writing.
     async fn probe(&self) -> Result<(), AuditError>;
+}
+
+/// Whether a checkpoint was kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kept {
+    Yes,
+    /// Records that it covers are not in the log yet.
+    NotYet,
+}
+
+/// What is past its retention.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Expired {
+    /// The time from which it was counted: milliseconds since 1970, as below.
+    pub reference_ms: i64,
+    /// What is earlier is past it.
+    pub before_ms: i64,
+    /// Chains, each up to a checkpoint that is past it.
+    pub spans: Vec<Head>,
+    /// Chains that are past it as a whole, and whose last record no checkpoint covers.
+    pub tails: Vec<Reach>,
 }
 
 /// What the log knows of a token that was handed out.
@@ -43,6 +71,7 @@ pub struct HandOut {
 #[derive(Debug, Default)]
 pub struct FakeAuditLog {
     groups: std::sync::Mutex<Vec<Group>>,
+    checkpoints: std::sync::Mutex<Vec<Checkpoint>>,
     failing: std::sync::atomic::AtomicBool,
 }
 
@@ -54,6 +83,10 @@ impl FakeAuditLog {
 
     pub fn groups(&self) -> Vec<Group> {
         self.groups.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
+    }
+
+    pub fn checkpoints(&self) -> Vec<Checkpoint> {
+        self.checkpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone()
     }
 
     /// Without those of the log about itself.
@@ -98,7 +131,17 @@ impl AuditLog for FakeAuditLog {
         Ok(self.records().into_iter().find_map(hand_out))
     }
 
-    async fn prune(&self, _now: SystemTime, _retention: Duration) -> Result<usize, AuditError> {
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Kept, AuditError> {
+        self.checkpoints.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(checkpoint);
+        Ok(Kept::Yes)
+    }
+
+    /// Nothing is ever too old.
+    async fn expired(&self, now: SystemTime, retention: Duration) -> Result<Expired, AuditError> {
+        Ok(Expired::before(now, i64::MIN, retention))
+    }
+
+    async fn prune(&self, _expired: &Expired) -> Result<u64, AuditError> {
         Ok(0)
     }
 

@@ -6,6 +6,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
+use super::progress::Progress;
 use super::remembered::Remembered;
 use super::{AuditError, AuditLog, AuditRecord, Chain, DEADLINE, Head, RESUME, START};
 use crate::clock::Clock;
@@ -25,6 +26,7 @@ pub(super) struct Writer {
     clock: Arc<dyn Clock>,
     /// Whether the last write succeeded.
     well: watch::Sender<bool>,
+    progress: Arc<Progress>,
     chain: Chain,
     /// The first record of this life is in the log.
     started: bool,
@@ -38,11 +40,17 @@ pub(super) struct Writer {
 }
 
 impl Writer {
-    pub fn new(log: Arc<dyn AuditLog>, clock: Arc<dyn Clock>, well: watch::Sender<bool>) -> Self {
+    pub fn new(
+        log: Arc<dyn AuditLog>,
+        clock: Arc<dyn Clock>,
+        well: watch::Sender<bool>,
+        progress: Arc<Progress>,
+    ) -> Self {
         Self {
             log,
             clock,
             well,
+            progress,
             chain: Chain::new(Uuid::now_v7()),
             started: false,
             durable: None,
@@ -90,7 +98,10 @@ impl Writer {
     /// Puts the broker's start on record before anybody asks for anything. Where that fails, it goes with the first group.
     async fn begin(&mut self) {
         match timeout_at(Instant::now() + DEADLINE, self.log.heads(MOST_HEADS)).await {
-            Ok(Ok(heads)) => self.known = heads,
+            Ok(Ok(heads)) => {
+                self.progress.named(&heads);
+                self.known = heads;
+            }
             Ok(Err(error)) => self.unread = Some(error),
             Err(_elapsed) => self.unread = Some(AuditError::Slow),
         }
@@ -109,6 +120,7 @@ impl Writer {
         let facts = self.remembered.missing(&records, now);
         let new: Vec<[u8; 32]> = facts.iter().map(|facts| facts.digest).collect();
         let group = self.chain.seal(records, facts);
+        let newest_ms = group.newest_ms;
         let result = timeout_at(deadline, self.log.append(group)).await.unwrap_or(Err(AuditError::Slow));
         metrics::histogram!("carnet_audit_group_records").record(size as f64);
         metrics::histogram!("carnet_audit_write_seconds").record(started.elapsed());
@@ -117,6 +129,9 @@ impl Writer {
             Ok(()) => {
                 self.started = true;
                 self.durable = self.chain.head();
+                if let Some(head) = self.durable {
+                    self.progress.written(head, newest_ms);
+                }
                 self.remembered.stored(new, now);
             }
             Err(error) => {
@@ -157,5 +172,5 @@ const GROUP: usize = 512;
 /// At most so many turns of the other tasks are waited for.
 const TURNS: usize = 8;
 
-/// Each is named by every start until so many others were written after it: 24 KB for a record at a start.
-const MOST_HEADS: u32 = 256;
+/// Each chain is named by every start until so many others were written after it: 24 KB for a record at a start.
+pub(super) const MOST_HEADS: u32 = 256;

@@ -8,7 +8,7 @@ use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
-use super::supervisor::Notice;
+use super::notice::Notice;
 use crate::agent::{self, Exchanges, Listener};
 use crate::clock::SystemClock;
 use crate::config::AgentConfig;

@@ -10,11 +10,13 @@ use std::sync::Arc;
 use anyhow::{Context as _, anyhow};
 use clap::Args;
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 use self::show::Output;
 use super::broker::{Bearer, Broker, SubjectToken, answer, token, usage};
 use super::request::Details;
 use super::{Ended, Exit, print, remark};
+use crate::audit::Records;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::grpc;
@@ -25,13 +27,16 @@ use crate::proto;
 use crate::proto::explain_request::Subject;
 use crate::proto::operator_client::OperatorClient;
 use crate::step::Step;
+use crate::store;
 use crate::subject::EntraVerifier;
 
 /// Why a request is allowed or denied, step by step, with what would mend it
 ///
 /// It takes what `carnet exchange` takes and shows every step from the subject token to the lifetime; nothing is issued.
 ///
-/// Whose request it is: the subject token comes from the sources of `carnet exchange` (--subject-token-file,
+/// With EXCHANGE_ID, a recorded decision is explained, and its question asked again of the rules that hold now.
+///
+/// Else, whose request it is: the subject token comes from the sources of `carnet exchange` (--subject-token-file,
 /// CARNET_SUBJECT_TOKEN, ...); with --claims it is made of claims, which are taken as verified.
 ///
 /// Who asks: the token in --operator-token-file or CARNET_OPERATOR_TOKEN, which needs the permission `explain`; without
@@ -41,13 +46,15 @@ use crate::subject::EntraVerifier;
 /// Exit codes: 0 allowed, 3 it would be denied, 4 the subject token would be refused; 1 the rules allow it and something
 /// else fails, or nothing could be explained; 2 usage; 5 the broker is unavailable.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct Explain {
+    /// A decision that is on record, by the id that its caller was told: why it came out so, and whether it would again
+    #[arg(value_name = "EXCHANGE_ID", conflicts_with_all = ["targets", "claims"])]
+    exchange_id: Option<Uuid>,
     /// Name of a target in the broker's configuration; several times for several. Without one, the subject is looked at
     #[arg(long = "target", value_name = "TARGET")]
     targets: Vec<String>,
     /// A JSON object with the claims of a token, instead of a token; `-` is standard input
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["subject_token_file", "subject_source"])]
+    #[arg(long, value_name = "FILE")]
     claims: Option<PathBuf>,
     /// Ask the rules of this configuration file instead of a broker
     #[arg(long, value_name = "FILE")]
@@ -67,11 +74,14 @@ pub(super) struct Explain {
 
 impl Explain {
     pub async fn run(self) -> anyhow::Result<ExitCode> {
-        let request = proto::ExplainRequest {
-            subject: Some(self.subject().await?),
-            targets: self.details.targets(&self.targets),
-            job: Some(self.details.job()),
-            ..Default::default()
+        let request = match self.exchange_id {
+            Some(id) => proto::ExplainRequest { exchange_id: id.to_string(), ..Default::default() },
+            None => proto::ExplainRequest {
+                subject: Some(self.subject().await?),
+                targets: self.details.targets(&self.targets),
+                job: Some(self.details.job()),
+                ..Default::default()
+            },
         };
         let Told { allowed, steps } = match &self.config {
             Some(path) => offline(path, request).await?,
@@ -135,12 +145,17 @@ async fn offline(path: &Path, request: proto::ExplainRequest) -> anyhow::Result<
     let config = Config::load(path)?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let verifier = EntraVerifier::new(config.entra.clone(), Client::new(&config.outbound)?, clock.clone());
+    let records = match request.exchange_id.is_empty() {
+        true => None,
+        false => Some(Records::new(store::open_to_read(&config.store).await?)),
+    };
     let explainer = Explainer {
         verifier: Arc::new(verifier),
         policy: Arc::new(config.policy),
         entra: config.entra,
         issuer: config.issuer.map(|issuer| issuer.url),
         clock,
+        records,
         running: None,
     };
     let explained = explainer.explain(grpc::explain_request(request)).await;
@@ -153,9 +168,10 @@ fn exit(allowed: bool, steps: &[Step]) -> ExitCode {
     let failed = steps.iter().find(|step| step.has_failed()).map(|step| step.name.as_str());
     let exit = match (allowed, failed) {
         (true, None) => return ExitCode::SUCCESS,
-        (true, Some(_)) => Exit::Failed,
+        // The token that was refused is not on record.
+        (true, Some(_)) | (false, None) => Exit::Failed,
         (false, Some(name)) if TOKEN_CHECKS.contains(&name) => Exit::SubjectToken,
-        (false, _) => Exit::Denied,
+        (false, Some(_)) => Exit::Denied,
     };
     ExitCode::from(exit as u8)
 }
@@ -165,7 +181,8 @@ fn verdict(allowed: bool, steps: &[Step]) -> &'static str {
         (true, None) => "allowed",
         (true, Some(_)) => "the rules allow it, and something else fails",
         (false, Some(step)) if TOKEN_CHECKS.contains(&step.name.as_str()) => "the subject token is refused",
-        (false, _) => "denied",
+        (false, None) => "the record alone does not tell",
+        (false, Some(_)) => "denied",
     }
 }
 

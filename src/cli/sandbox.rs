@@ -17,7 +17,7 @@ use super::exchange::exchange;
 use super::print;
 use super::private_file::PrivateFile;
 use super::table::table;
-use crate::app::App;
+use crate::app::{App, StartError};
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
 use crate::proto;
@@ -40,28 +40,44 @@ impl Sandbox {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let folder = Folder::make()?;
         let clouds = Clouds::start(clock.clone()).await?;
-        let (grpc, http) = (address(7443)?, address(7080)?);
-        let issuer = format!("http://{http}");
-        let config_path = folder.0.join("carnet.yaml");
-        fs::write(&config_path, clouds.configuration(&grpc, &issuer, &folder.0)?)?;
-        let config = Config::load(&config_path)?;
-        let app = App::start(config, Some(config_path), clock).await?;
+        // Where another sandbox starts at the same moment, one of them takes other ports.
+        let (app, grpc, issuer, config_path) = match clouds.broker([7443, 7080], &folder.0, clock.clone()).await {
+            Err(error) if matches!(error.downcast_ref(), Some(StartError::Listen { .. })) => {
+                let anew = folder.0.join("again");
+                fs::create_dir(&anew)?;
+                clouds.broker([0, 0], &anew, clock).await?
+            }
+            started => started?,
+        };
         clouds.trust(&issuer).await?;
         app.until_ready().await;
         let token_path = folder.0.join("subject-token");
-        let operator_path = folder.0.join("operator-token");
-        clouds.write_tokens(&token_path, &operator_path)?;
+        let tokens = Tokens {
+            runner: token_path.clone(),
+            reader: folder.0.join("reader-token"),
+            operator: folder.0.join("operator-token"),
+        };
+        clouds.write(&tokens)?;
 
         let (broker, token) = (Broker::at(format!("http://{grpc}")), SubjectToken::in_file(token_path.clone()));
         let answer = exchange(&broker, &token, first_exchange()).await?;
         print(shown(&answer));
         if !self.once {
-            print(next_steps(&grpc, &issuer, [&token_path, &operator_path], &folder.0, &clouds));
-            clouds.serve_until_interrupted(&token_path, &operator_path).await?;
+            print(next_steps(&grpc, &issuer, &tokens, &config_path, &clouds));
+            clouds.serve_until_interrupted(&tokens).await?;
         }
         app.drain().await;
         Ok(())
     }
+}
+
+/// Where the Entra tokens of the sandbox's people and workloads are.
+struct Tokens {
+    /// May have what the rules give.
+    runner: PathBuf,
+    /// May not.
+    reader: PathBuf,
+    operator: PathBuf,
 }
 
 /// The stand-ins, set up as one company's clouds.
@@ -112,6 +128,21 @@ impl Clouds {
         self.google.bind(TRAINER, &format!("principalSet:{pool}/attribute.tid/{TENANT}"));
         self.entra.trust(ML_IDENTITY, FederatedCredential::new(issuer, "carnet:azure-ml"))?;
         Ok(())
+    }
+
+    /// A real broker on these ports, or on any where they are taken; with its address, its issuer's URL and its file.
+    async fn broker(
+        &self,
+        ports: [u16; 2],
+        folder: &Path,
+        clock: Arc<dyn Clock>,
+    ) -> anyhow::Result<(App, String, String, PathBuf)> {
+        let [grpc, http] = ports.map(address);
+        let (grpc, issuer) = (grpc?, format!("http://{}", http?));
+        let path = folder.join("carnet.yaml");
+        fs::write(&path, self.configuration(&grpc, &issuer, folder)?)?;
+        let app = App::start(Config::load(&path)?, Some(path.clone()), clock).await?;
+        Ok((app, grpc, issuer, path))
     }
 
     fn configuration(&self, grpc: &str, issuer: &str, folder: &Path) -> anyhow::Result<String> {
@@ -179,7 +210,7 @@ rules:
     max_lifetime: 1h
     lease: {{ max_duration: 72h, heartbeat: 5m }}
 operators:
-  - permissions: [leases.read, leases.revoke]
+  - permissions: [explain, audit.read, leases.read, leases.revoke]
     subject: {{ roles: [Carnet.Operator] }}
 store: sqlite:{store}
 store_key: ${{file:{key}}}
@@ -194,21 +225,24 @@ telemetry: {{ log: text }}
         ))
     }
 
-    fn write_tokens(&self, runner: &Path, operator: &Path) -> anyhow::Result<()> {
-        let token = self.entra.app_token(TENANT, RUNNER_OBJECT).client(RUNNER).roles(["Training.Submit"]).sign();
-        write_private(runner, &token)?;
-        write_private(operator, &self.entra.user_token(TENANT, OPERATOR).roles(["Carnet.Operator"]).sign())
+    fn write(&self, tokens: &Tokens) -> anyhow::Result<()> {
+        let runner = self.entra.app_token(TENANT, RUNNER_OBJECT).client(RUNNER).roles(["Training.Submit"]);
+        write_private(&tokens.runner, &runner.sign())?;
+        let reader = self.entra.app_token(TENANT, READER_OBJECT).client(READER).roles(["Training.Read"]);
+        write_private(&tokens.reader, &reader.sign())?;
+        let operator = self.entra.user_token(TENANT, OPERATOR).roles(["Carnet.Operator"]);
+        write_private(&tokens.operator, &operator.sign())
     }
 
     /// Keeps the Entra tokens fresh, as the platform that issues them would.
-    async fn serve_until_interrupted(&self, runner: &Path, operator: &Path) -> anyhow::Result<()> {
+    async fn serve_until_interrupted(&self, tokens: &Tokens) -> anyhow::Result<()> {
         let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())?;
         let mut tick = tokio::time::interval(FRESH_TOKEN_EVERY);
         loop {
             tokio::select! {
                 interrupted = tokio::signal::ctrl_c() => return Ok(interrupted?),
                 _ = terminate.recv() => return Ok(()),
-                _ = tick.tick() => self.write_tokens(runner, operator)?,
+                _ = tick.tick() => self.write(tokens)?,
             }
         }
     }
@@ -251,13 +285,13 @@ fn shown(answer: &proto::ExchangeResponse) -> String {
     format!("exchange {}\n\n{}\n", answer.exchange_id, table(&rows))
 }
 
-fn next_steps(grpc: &str, issuer: &str, [token, operator]: [&Path; 2], folder: &Path, clouds: &Clouds) -> String {
+fn next_steps(grpc: &str, issuer: &str, tokens: &Tokens, config: &Path, clouds: &Clouds) -> String {
     format!(
         "\
 The broker and the stand-ins run until you press Ctrl-C. In another terminal:
 
   alias carnet={program}
-  export CARNET_ADDRESS=http://{grpc} CARNET_HTTP_ADDRESS={issuer} CARNET_SUBJECT_TOKEN_FILE={token} OPERATOR_TOKEN_FILE={operator}
+  export CARNET_ADDRESS=http://{grpc} CARNET_HTTP_ADDRESS={issuer} CARNET_SUBJECT_TOKEN_FILE={token} OPERATOR_TOKEN_FILE={operator} READER_TOKEN_FILE={reader} CARNET_CONFIG={config}
 
   # one target, the token alone
   carnet exchange --target vertex-training --job-id run-2 --duration 40m --output token
@@ -287,6 +321,9 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
 
   # a refusal: exit code 3, and one line in the broker's log
   carnet exchange --target no-such-target
+
+  # why another caller is denied, and what would mend it: see When a request is denied in the README
+  carnet explain --target vertex-training --subject-token-file {reader} --operator-token-file {operator}
 
   # for tools that run a program to get credentials; see the README for docker, kubectl and Google's libraries
   printf 'protocol=https\\nhost=dev.azure.com\\n\\n' | carnet credential git get --host dev.azure.com=azure-devops
@@ -319,13 +356,14 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
   curl -s {issuer}/metrics; curl -s {issuer}/.well-known/openid-configuration
 ",
         program = std::env::current_exe().unwrap_or_else(|_unknown| PathBuf::from("carnet")).display(),
-        token = token.display(),
-        operator = operator.display(),
-        lease = folder.join("lease-token").display(),
+        token = tokens.runner.display(),
+        reader = tokens.reader.display(),
+        operator = tokens.operator.display(),
+        lease = config.with_file_name("lease-token").display(),
         authority = clouds.entra.authority(),
         google = clouds.google.storage_endpoint(),
         storage = clouds.storage.endpoint(),
-        config = folder.join("carnet.yaml").display(),
+        config = config.display(),
     )
 }
 
@@ -364,6 +402,8 @@ const AUDIENCE: &str = "api://carnet";
 const RUNNER: &str = "55555555-5555-5555-5555-555555555555";
 const RUNNER_OBJECT: &str = "66666666-6666-6666-6666-666666666666";
 const RUNNER_SECRET: &str = "sandbox-secret";
+const READER: &str = "15151515-1515-1515-1515-151515151515";
+const READER_OBJECT: &str = "16161616-1616-1616-1616-161616161616";
 const LOGIN: &str = "12121212-1212-1212-1212-121212121212";
 const LOGIN_OBJECT: &str = "13131313-1313-1313-1313-131313131313";
 const PERSON: &str = "14141414-1414-1414-1414-141414141414";

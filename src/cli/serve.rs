@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::Args;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::supervisor::Notice;
+use super::notice::Notice;
 use crate::app::App;
 use crate::clock::SystemClock;
 use crate::config::Config;

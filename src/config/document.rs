@@ -9,6 +9,7 @@ use schemars::JsonSchema;
 use serde::Deserialize;
 use serde::de::{Deserializer, SeqAccess, Visitor};
 
+use crate::export::Format;
 use crate::http::Endpoint;
 use crate::policy::{OperatorDocument, RuleDocument};
 use crate::secret::Secret;
@@ -245,6 +246,40 @@ pub(super) struct AuditDocument {
     /// With PostgreSQL only: a file of this broker's own, for records while PostgreSQL is away. Without it nothing is
     /// released then.
     pub spool: Option<PathBuf>,
+    /// Where records are shipped to besides the store: each of them at least once.
+    #[serde(default)]
+    pub sinks: Vec<SinkDocument>,
+}
+
+/// One of `stdout` and `otlp`.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct SinkDocument {
+    /// Where it has come to is kept under this name; default: `stdout` or `otlp`.
+    pub name: Option<Name>,
+    /// Lines of JSON.
+    pub stdout: Option<StdoutDocument>,
+    /// OpenTelemetry logs over gRPC.
+    pub otlp: Option<OtlpDocument>,
+}
+
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct StdoutDocument {
+    #[serde(default)]
+    pub format: Format,
+}
+
+#[derive(Debug, Clone, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct OtlpDocument {
+    pub endpoint: Endpoint,
+    #[serde(default)]
+    pub format: Format,
+    /// Metadata of each call, such as `authorization`.
+    #[serde(default)]
+    #[schemars(with = "BTreeMap<String, String>")]
+    pub headers: BTreeMap<String, Secret>,
 }
 
 /// Tokens that must be refused, which the broker shows to itself.
@@ -283,7 +318,7 @@ fn default_renewals() -> NonZeroU32 {
 
 impl Default for AuditDocument {
     fn default() -> Self {
-        Self { retention: default_retention(), spool: None }
+        Self { retention: default_retention(), spool: None, sinks: Vec::new() }
     }
 }
 
@@ -321,5 +356,5 @@ defaults! {
     default_iam_credentials: Endpoint = literal("https://iamcredentials.googleapis.com");
     default_store: Secret = Secret::new("sqlite:carnet.db");
     default_retention: Span = seconds(90 * 86_400);
-    default_prove_every: Span = seconds(15 * 60);
+    default_prove_every: Span = seconds(3600);
 }

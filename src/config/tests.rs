@@ -412,3 +412,45 @@ fn the_schema_names_every_section() {
         assert!(sections.contains_key(section), "{section}");
     }
 }
+
+#[test]
+fn ways_out_of_audit_records_have_one_kind_each_and_a_name_of_their_own() {
+    let good = load(&format!(
+        "{MINIMAL}
+audit:
+  sinks:
+    - stdout: {{ format: ocsf }}
+    - otlp: {{ endpoint: http://127.0.0.1:4317 }}
+    - name: siem
+      otlp: {{ endpoint: https://siem.example.com, headers: {{ authorization: '${{env:SECRET}}' }} }}
+"
+    ));
+    let names: Vec<String> = good.expect("a configuration").outlets.into_iter().map(|outlet| outlet.name).collect();
+    assert_eq!(names, ["stdout", "otlp", "siem"]);
+    let bad = faults(&format!(
+        "{MINIMAL}
+audit:
+  sinks:
+    - {{}}
+    - {{ stdout: {{}}, otlp: {{ endpoint: http://127.0.0.1:4317 }} }}
+    - {{ stdout: {{}} }}
+    - {{ name: other, stdout: {{}} }}
+    - {{ name: stdout, otlp: {{ endpoint: http://127.0.0.1:4317 }} }}
+    - {{ otlp: {{ endpoint: http://127.0.0.1:4317, headers: {{ 'two words': x }} }} }}
+"
+    ));
+    let said = [
+        "audit.sinks[0]: is one of stdout and otlp",
+        "audit.sinks[1]: is one of stdout and otlp",
+        "audit.sinks[3]: is a second way to standard output",
+        "audit.sinks[4]: is the second with the name stdout",
+        "audit.sinks[5].otlp.headers: the header `two words` cannot be sent",
+    ];
+    assert_eq!(bad.len(), said.len(), "{bad:#?}");
+    for (fault, said) in bad.iter().zip(said) {
+        assert!(fault.contains(said), "{fault}");
+    }
+    let remote =
+        faults(&format!("{MINIMAL}\naudit: {{ sinks: [ {{ otlp: {{ endpoint: 'http://siem.example.com' }} }} ] }}\n"));
+    assert!(remote.len() == 1 && remote[0].contains("https://"), "{remote:?}");
+}

@@ -8,7 +8,7 @@ use super::json::{json as as_json, rfc3339};
 use crate::proto::AuditRecord;
 
 /// The schema that events follow: the newest that is published and stable, of March 2026.
-pub const OCSF_VERSION: &str = "1.8.0";
+const OCSF_VERSION: &str = "1.8.0";
 
 /// Every record is an event. What OCSF has no attribute for stands in `unmapped`, under the record's own names.
 pub fn ocsf(record: &AuditRecord) -> Value {

@@ -119,7 +119,7 @@ impl Keyring {
         }
     }
 
-    fn all(&self) -> impl Iterator<Item = &Arc<SigningKey>> {
+    pub(super) fn all(&self) -> impl Iterator<Item = &Arc<SigningKey>> {
         self.es256.keys().chain(self.rs256.keys()).chain(&self.others)
     }
 

@@ -241,3 +241,41 @@ fn keys_are_replaced_between_two_signatures_and_withdrawn_ones_leave_the_jwks() 
 
 const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 const DAY: Duration = Duration::from_secs(86_400);
+
+#[test]
+fn a_statement_is_worth_what_its_signature_says_and_no_cloud_takes_it_for_an_assertion() {
+    const TYPE: &str = "test+jwt";
+    let issuer = issuer();
+    let keys = StatementKeys::of(&issuer.keys());
+    let claims = || Map::from_iter([("n".to_owned(), json!(1))]);
+    let text = issuer.state(TYPE, claims()).expect("signed");
+    let statement = Statement::read(&text, TYPE).expect("a statement");
+    assert_eq!(
+        Value::Object(statement.claims.clone()),
+        json!({
+            "n": 1, "iss": "https://carnet.example.com", "iat": unix_seconds(ManualClock::start().now()),
+        })
+    );
+    assert_eq!(statement.standing(&keys), Standing::Signed);
+    let (es256, rs256) = (issuer.stating_kid().expect("a key"), &keys);
+    assert_eq!(statement.standing(&StatementKeys::default()), Standing::UnknownKey(es256.clone()));
+    assert_eq!(format!("{rs256:?}"), format!("{{\"{es256}\"}}"), "RSA keys sign no statements");
+    let from_jwks = StatementKeys::from_jwks(&issuer.jwks().to_string()).expect("keys");
+    assert_eq!(statement.standing(&from_jwks), Standing::Signed);
+
+    let (signed, signature) = text.rsplit_once('.').expect("a signature");
+    let forged =
+        format!("{}.{signature}", signed.replace(&encode(&statement.claims.into()), &encode(&json!({"n": 2}))));
+    assert_eq!(Statement::read(&forged, TYPE).expect("read").standing(&keys), Standing::Wrong(es256.clone()));
+    let unsigned = unsigned_statement(TYPE, claims());
+    assert_eq!(Statement::read(&unsigned, TYPE).expect("read").standing(&keys), Standing::Unsigned);
+    let stripped = format!("{signed}.");
+    assert_eq!(Statement::read(&stripped, TYPE).expect("read").standing(&keys), Standing::Wrong(es256));
+    for other in ["", "x", "a.b.c", &text.replacen('e', "x", 1), &format!("{unsigned}AAAA")] {
+        assert!(Statement::read(other, TYPE).is_none(), "{other}");
+    }
+    assert!(Statement::read(&text, "JWT").is_none());
+    for broken in ["", "{}", r#"{"keys": []}"#, r#"{"keys": [{"kty": "RSA", "kid": "a"}]}"#] {
+        assert!(StatementKeys::from_jwks(broken).is_err(), "{broken}");
+    }
+}

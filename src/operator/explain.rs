@@ -1,23 +1,26 @@
 //! Why: a caller's request step by step, from the token to the lifetime, and what the broker holds for it.
 
+mod clouds;
+mod recorded;
+
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
+use uuid::Uuid;
 
 use super::Operator;
+use crate::audit::Records;
 use crate::clock::Clock;
-use crate::credential::{CloudIdentity, Held, Service};
 use crate::exchange::{Caller, Exchange, ExchangeError, TargetRequest, asks, one_line};
-use crate::issuer::{Algorithm, Issuer};
-use crate::lease::Failed;
-use crate::policy::{Ask, ExcessScopes, Explanation, Grant, Inquiry, Permission, Policy, Question, Refusal, Verdict};
+use crate::issuer::Issuer;
+use crate::lease::{Failed, Leases};
+use crate::policy::{Ask, ExcessScopes, Explanation, Permission, Policy, Question, Tenure};
 use crate::secret::Secret;
 use crate::step::Step;
 use crate::subject::{self, Examination, Identity, SubjectToken, VerifiedIdentity, Verifier};
-use crate::target::{AzureSource, GoogleSubjectToken, Job, Platform, Sharing, Target};
-use crate::trust::{Asked as AskedOf, CloudError, Remedy, Trust};
+use crate::target::Job;
 
 /// What is to be explained.
 #[derive(Debug)]
@@ -36,6 +39,8 @@ pub enum ExplainSubject {
     Token(Secret),
     /// Taken as verified: "what if".
     Claims(Map<String, Value>),
+    /// Whoever asked for what is on record under this id: by what the record keeps of them.
+    Recorded(Uuid),
 }
 
 /// The answer, and all that led to it.
@@ -57,6 +62,8 @@ pub struct Explainer {
     /// `issuer.url`
     pub issuer: Option<String>,
     pub clock: Arc<dyn Clock>,
+    /// Absent where nothing is asked of them.
+    pub records: Option<Records>,
     /// `None` where there is a configuration and no broker.
     pub running: Option<Running>,
 }
@@ -64,6 +71,7 @@ pub struct Explainer {
 /// What a broker has that runs.
 pub struct Running {
     pub exchange: Arc<Exchange>,
+    pub leases: Arc<Leases>,
     pub issuer: Option<Arc<Issuer>>,
 }
 
@@ -76,7 +84,13 @@ impl Operator {
             ("explained_by", request.subject.word().to_owned()),
             ("explained_targets", one_line(&names.join(","), NAMES_CHARACTERS)),
         ];
+        if let ExplainSubject::Recorded(id) = &request.subject {
+            details.push(("explained_exchange", id.to_string()));
+        }
+        // Whoever looks for a record that is not there has the whole log read.
+        let place = matches!(request.subject, ExplainSubject::Recorded(_)).then(|| self.searches.try_acquire());
         let explained = match &admission.allowed {
+            Ok(_operator) if matches!(place, Some(Err(_))) => Err(ExchangeError::Overloaded),
             Ok(_operator) => self.explainer().explain(request).await,
             // What is told is why the operator is none.
             Err(_refused) => Err(ExchangeError::Internal),
@@ -94,7 +108,12 @@ impl Operator {
             entra: self.entra.clone(),
             issuer: self.issuer.as_ref().map(|issuer| issuer.url().to_owned()),
             clock: self.clock.clone(),
-            running: Some(Running { exchange: self.exchange.clone(), issuer: self.issuer.clone() }),
+            records: Some(self.records.clone()),
+            running: Some(Running {
+                exchange: self.exchange.clone(),
+                leases: self.leases.clone(),
+                issuer: self.issuer.clone(),
+            }),
         }
     }
 }
@@ -111,10 +130,11 @@ impl Explainer {
             true => Vec::new(),
             false => asks(&targets, &job, ExcessScopes::Refuse)?,
         };
-        let asked = Asked { asks, job };
+        let asked = Asked { asks, job, tenure: Tenure::Once };
         match subject {
             ExplainSubject::Token(token) => self.of_token(token, asked).await,
             ExplainSubject::Claims(claims) => self.of_claims(claims, asked).await,
+            ExplainSubject::Recorded(id) => self.of_record(id).await,
         }
     }
 
@@ -164,127 +184,15 @@ impl Explainer {
     async fn rules(&self, whom: Whom, asked: Asked) -> Result<Explanation, ExchangeError> {
         let (policy, now) = (self.policy.clone(), self.clock.now());
         let learned = match &self.running {
-            Some(running) => running.exchange.history.learned(whom.identity(), &asked.job).await,
+            Some(running) => running.exchange.history.glimpse(whom.identity(), &asked.job).await,
             None => None,
         };
         let explain = move || {
-            let question = Question { learned, ..Question::once(whom.identity(), &asked.job, now) };
+            let once = Question::once(whom.identity(), &asked.job, now);
+            let question = Question { learned, tenure: asked.tenure, ..once };
             policy.explain(question, &asked.asks)
         };
         tokio::task::spawn_blocking(explain).await.map_err(|_panic| ExchangeError::Internal)
-    }
-
-    /// What the broker has for somebody who was verified and whom the rules allow what is asked for.
-    fn held(&self, running: &Running, identity: &Arc<VerifiedIdentity>, asked: &Asked) -> Vec<Step> {
-        let inquiry = Inquiry::once(identity, &asked.job, self.clock.now());
-        let grants = self.policy.decide_all(inquiry, &asked.asks).unwrap_or_default();
-        grants.iter().map(|grant| self.credential(running, grant)).collect()
-    }
-
-    fn credential(&self, running: &Running, grant: &Grant) -> Step {
-        let name = format!("credential:{}", grant.target().name);
-        match running.exchange.credentials.held(grant) {
-            Held::Nothing => Step::skipped(name, "this broker has none; the next exchange asks the cloud for one"),
-            Held::Credential(credential) => {
-                let left = credential.expires_at.duration_since(self.clock.now()).unwrap_or_default();
-                let enough = if left < grant.plan().least { "too short for this request" } else { "will do" };
-                let acts_as = acts_as(&credential.identity);
-                Step::passed(name, format!("cached, as {acts_as}, {}s left: {enough}", left.as_secs()))
-            }
-            Held::Failure { error, left } => {
-                let subject = presented(grant.target(), grant.identity());
-                let asked = AskedOf { rule: Some(grant.rule().as_str()), subject: subject.as_deref() };
-                let remedy = self.trust(grant.target()).remedy(CloudError::from(&error), asked);
-                let detail = format!("the last call failed: {error}; remembered for {}s more", left.as_secs());
-                Step::failed(name, detail, told(&remedy))
-            }
-        }
-    }
-
-    /// As whom the clouds see somebody whom the rules allow the targets.
-    fn seen_as(&self, identity: &Identity, allowed: &Result<Vec<Verdict>, Refusal>) -> Vec<Step> {
-        let seen = |verdict: &Verdict| {
-            let target = verdict.target();
-            let subject = presented(target, identity);
-            let audience = |audience: &str| {
-                let issuer = self.issuer.as_deref().unwrap_or("no issuer");
-                format!("issuer {issuer}, subject {}, audience {audience}", subject.as_deref().unwrap_or_default())
-            };
-            let seen = match &target.platform {
-                Platform::Google(google) => {
-                    let principal = google.provider.principal(subject.as_deref().unwrap_or_default());
-                    match &google.service_account {
-                        Some(account) => format!("{principal}, which impersonates {account}"),
-                        None => principal,
-                    }
-                }
-                Platform::Azure(azure) => match &azure.source {
-                    AzureSource::Issuer { audience: to, .. } | AzureSource::OnBehalfOf { audience: to, .. } => {
-                        format!("client {}, by the federated identity credential for {}", azure.client_id, audience(to))
-                    }
-                    AzureSource::TokenFile(_) | AzureSource::ManagedIdentity(_) => {
-                        format!("client {}", azure.client_id)
-                    }
-                },
-            };
-            Step::passed(format!("identity:{}", target.name), seen)
-        };
-        allowed.iter().flatten().map(seen).collect()
-    }
-
-    fn trust<'a>(&'a self, target: &'a Target) -> Trust<'a> {
-        Trust { target, issuer: self.issuer.as_deref(), entra: &self.entra, policy: &self.policy }
-    }
-
-    /// The state of the services and of the broker's own keys, target by target.
-    fn clouds(&self, running: &Running, asked: &Asked) -> Vec<Step> {
-        let target = |ask: &Ask| self.policy.targets().find(|target| target.name.as_str() == ask.target);
-        let targets = asked.asks.iter().filter_map(target);
-        let steps =
-            targets.flat_map(|target| [Some(running.cloud(target)), running.issuer_keys(target, self.clock.now())]);
-        steps.flatten().collect()
-    }
-}
-
-impl Running {
-    fn cloud(&self, target: &Target) -> Step {
-        let name = format!("cloud:{}", target.name);
-        let services = self.exchange.credentials.services(target);
-        let away = services.iter().find_map(|service| Some((service, service.left_alone_for?)));
-        match away {
-            Some((service, left)) => Step::failed(
-                name,
-                format!(
-                    "{} failed {} times in a row and is left alone for {}s more",
-                    service.hop,
-                    service.failures_in_a_row,
-                    left.as_secs()
-                ),
-                "Wait, and look whether the broker reaches it: `carnet doctor`, and carnet_upstream_requests_total by hop.",
-            ),
-            None => Step::passed(name, services.iter().map(described).collect::<Vec<_>>().join("; ")),
-        }
-    }
-
-    fn issuer_keys(&self, target: &Target, now: SystemTime) -> Option<Step> {
-        if !target.needs_issuer() {
-            return None;
-        }
-        let name = format!("issuer_keys:{}", target.name);
-        let algorithm = match &target.platform {
-            Platform::Google(_) => Algorithm::Es256,
-            Platform::Azure(_) => Algorithm::Rs256,
-        };
-        let keys = self.issuer.as_ref().map(|issuer| (issuer.url(), issuer.keys()));
-        let signing = keys.as_ref().and_then(|(url, keys)| Some((url, keys.signing(algorithm, now)?.kid().to_owned())));
-        Some(match signing {
-            Some((url, kid)) => Step::passed(name, format!("{url} signs {} with key {kid}", algorithm.as_str())),
-            None => Step::failed(
-                name,
-                format!("no key signs {}", algorithm.as_str()),
-                "Give the configuration an `issuer`, or its key_files a key of this kind; `carnet issuer keys` lists them.",
-            ),
-        })
     }
 }
 
@@ -293,6 +201,7 @@ impl ExplainSubject {
         match self {
             Self::Token(_) => "token",
             Self::Claims(_) => "claims",
+            Self::Recorded(_) => "record",
         }
     }
 }
@@ -320,6 +229,7 @@ impl fmt::Debug for ExplainSubject {
 struct Asked {
     asks: Vec<Ask>,
     job: Arc<Job>,
+    tenure: Tenure,
 }
 
 /// About whom the rules are asked.
@@ -334,47 +244,6 @@ impl Whom {
             Self::Verified(identity) => identity,
             Self::Unverified(identity) => identity,
         }
-    }
-}
-
-/// `sub` of what the target's cloud is shown of `identity`, where the broker knows it.
-fn presented(target: &Target, identity: &Identity) -> Option<String> {
-    match &target.platform {
-        Platform::Google(google) => match google.subject_token {
-            GoogleSubjectToken::Issuer => Some(match target.sharing {
-                Sharing::Subject => identity.subject().to_owned(),
-                Sharing::Target => format!("carnet:{}", target.name),
-            }),
-            // The usual mapping (google.subject=assertion.sub); the pool may map otherwise.
-            GoogleSubjectToken::Entra => identity.claims().get("sub").and_then(Value::as_str).map(str::to_owned),
-        },
-        Platform::Azure(azure) => match &azure.source {
-            AzureSource::Issuer { subject, .. } | AzureSource::OnBehalfOf { subject, .. } => Some(subject.clone()),
-            AzureSource::TokenFile(_) | AzureSource::ManagedIdentity(_) => None,
-        },
-    }
-}
-
-/// Who acts, how, and the commands.
-fn told(remedy: &Remedy) -> String {
-    let Remedy { meaning, who, advice, commands } = remedy;
-    let advice = if advice.is_empty() { String::new() } else { format!(": {advice}") };
-    let mut lines = vec![format!("For {}: {meaning}{advice}.", who.as_str())];
-    lines.extend(commands.iter().cloned());
-    lines.join("\n")
-}
-
-fn described(service: &Service) -> String {
-    match service.failures_in_a_row {
-        0 => format!("{}: nothing against it", service.hop),
-        failures => format!("{}: the last {failures} calls failed", service.hop),
-    }
-}
-
-fn acts_as(identity: &CloudIdentity) -> String {
-    match identity {
-        CloudIdentity::Google { principal, service_account } => service_account.as_ref().unwrap_or(principal).clone(),
-        CloudIdentity::Azure { client_id, .. } => client_id.to_string(),
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::{Duration, SystemTime};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{OpenError, PostgresStore, SqliteStore};
-use crate::audit::{AuditError, AuditLog, Group, HandOut, Head};
+use crate::audit::{AuditError, AuditLog, Checkpoint, Expired, Group, HandOut, Head, Kept};
 use crate::secret::SealingKeys;
 
 /// The cluster's log, with a file beside it. A record is in one of them before its exchange is answered; after an answer
@@ -125,8 +125,20 @@ impl AuditLog for SpooledLog {
         }
     }
 
-    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError> {
-        self.log.prune(now, retention).await
+    /// Nothing is said of records that the log does not have.
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Kept, AuditError> {
+        match self.spool.groups(1).await? {
+            0 => self.log.checkpoint(checkpoint).await,
+            _ => Ok(Kept::NotYet),
+        }
+    }
+
+    async fn expired(&self, now: SystemTime, retention: Duration) -> Result<Expired, AuditError> {
+        self.log.expired(now, retention).await
+    }
+
+    async fn prune(&self, expired: &Expired) -> Result<u64, AuditError> {
+        self.log.prune(expired).await
     }
 
     async fn probe(&self) -> Result<(), AuditError> {

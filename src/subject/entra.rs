@@ -13,6 +13,7 @@ use super::token::{Claims, UnverifiedToken};
 use super::{Examination, Identity, KeyCache, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::http::{Client, Endpoint};
+use crate::reason::Reason;
 use crate::step::Step;
 use crate::target;
 
@@ -177,6 +178,10 @@ impl Verifier for EntraVerifier {
 
     async fn explain(&self, token: &SubjectToken) -> Examination {
         self.examination(token).await
+    }
+
+    fn explain_refusal(&self, reason: Reason, error: &str, said: &dyn Fn(&str) -> Option<String>) -> Step {
+        self.refusal_step(reason, error, said)
     }
 
     fn explain_claims(&self, identity: &Identity) -> Vec<Step> {

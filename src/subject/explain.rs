@@ -5,12 +5,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
+use uuid::Uuid;
 
 use super::entra::{EntraVerifier, MICROSOFT_AUDIENCES, check_issuer, same_audience};
-use super::jwks::{KeyError, VerificationKey, Version};
+use super::jwks::{KeyError, Version};
 use super::token::{Claims, UnverifiedToken};
 use super::{Groups, Identity, SubjectError, SubjectToken, VerifiedIdentity};
 use crate::clock::from_unix_seconds;
+use crate::reason::Reason;
 use crate::step::Step;
 use crate::target;
 
@@ -31,101 +33,72 @@ impl EntraVerifier {
     pub(super) async fn examination(&self, token: &SubjectToken) -> Examination {
         let mut steps = Vec::new();
         // The walk only tells: who somebody is comes from the one place that decides it.
-        let _told = self.walk(token, &mut steps).await;
+        self.walk(token, &mut steps).await;
         let result = self.examine(token).await.map(|verdict| verdict.identity);
-        let said = unverified(token);
+        let said = token.unverified_trace();
         for check in CHECKS.into_iter().skip(steps.len()) {
             steps.push(Step::skipped(check, said_of(check, &said)));
         }
         Examination { steps, result }
     }
 
-    async fn walk(&self, token: &SubjectToken, steps: &mut Vec<Step>) -> Result<(), SubjectError> {
+    /// As far as one check lets the next be made.
+    async fn walk(&self, token: &SubjectToken, steps: &mut Vec<Step>) {
         let parsed = UnverifiedToken::parse(token.text.expose())
             .and_then(|unverified| Ok((unverified.unverified_claims()?, unverified)));
         let (claimed, unverified) = match parsed {
             Ok(parsed) => parsed,
             Err(error) => {
-                steps.push(Step::failed("subject_token", error.to_string(), self.form_remedy(&error)));
-                return Err(error);
+                return steps.push(Step::failed("subject_token", error.to_string(), self.form_remedy(&error)));
             }
         };
-        let version = Version::of_issuer(&claimed.iss);
-        steps.push(Step::passed(
-            "subject_token",
-            format!("a {} token, signed RS256 by key {}", named(version), unverified.kid),
-        ));
+        let (version, kid) = (Version::of_issuer(&claimed.iss), &unverified.kid);
+        let form = format!("a {} token, signed RS256 by key {kid}", named(version));
+        steps.push(Step::passed("subject_token", form));
 
+        steps.push(self.tenant_step(&claimed.tid));
         let tenant = target::guid(&claimed.tid).ok().filter(|tenant| self.rules.settings.tenants.contains(tenant));
-        let Some(tenant) = tenant else {
-            steps.push(self.tenant_step(&claimed.tid));
-            return Err(SubjectError::Tenant);
-        };
-        steps.push(self.tenant_step(&tenant));
+        let Some(tenant) = tenant else { return };
 
-        let (key, set_issuer) = match self.keys.key(tenant, version, &unverified.kid).await {
+        let (key, set_issuer) = match self.keys.key(tenant, version, kid).await {
             Ok(found) => found,
-            Err(error) => {
-                steps.push(self.key_step(&error, tenant, version, &unverified.kid));
-                return Err(error.into());
-            }
+            Err(error) => return steps.push(self.key_step(&error, tenant, version, kid)),
         };
         let state = self.key_state(tenant, version);
         if !key.verifies(unverified.signed, unverified.signature) {
-            let detail = format!("it does not match key {}; {state}", unverified.kid);
-            steps.push(Step::failed("signature", detail, CHANGED));
-            return Err(SubjectError::Signature("it does not match the tenant's key"));
+            let detail = format!("it does not match key {kid}; {state}");
+            return steps.push(Step::failed("signature", detail, CHANGED));
         }
         let claims = match unverified.claims() {
             Ok(claims) => claims,
-            Err(error) => {
-                steps.push(Step::failed("signature", error.to_string(), CHANGED));
-                return Err(error);
-            }
+            Err(error) => return steps.push(Step::failed("signature", error.to_string(), CHANGED)),
         };
-        steps.push(Step::passed("signature", format!("made with key {}; {state}", unverified.kid)));
-        self.claims_steps(claims, version, (key, set_issuer), steps)
+        steps.push(Step::passed("signature", format!("made with key {kid}; {state}")));
+        let key_issuer = key.issuer.as_deref().unwrap_or(&set_issuer);
+        steps.extend(self.claims_steps(claims, tenant, version, key_issuer));
     }
 
     /// What follows is signed: each check is made, whatever becomes of the others. The first that fails is the answer.
-    fn claims_steps(
-        &self,
-        claims: Claims,
-        version: Version,
-        (key, set_issuer): (Arc<VerificationKey>, String),
-        steps: &mut Vec<Step>,
-    ) -> Result<(), SubjectError> {
-        let tenant =
-            target::guid(claims.text("tid", "`tid` is not one text")?).map_err(|_not_a_guid| SubjectError::Tenant)?;
+    fn claims_steps(&self, claims: Claims, tenant: Uuid, version: Version, key_issuer: &str) -> [Step; 4] {
         let seen = |name: &str| claims.0.get(name).map_or_else(|| "none".to_owned(), Value::to_string);
-        let key_issuer = key.issuer.as_deref().unwrap_or(&set_issuer);
-        let issuer = check_issuer(&claims, tenant, version, key_issuer);
+        let found = check_issuer(&claims, tenant, version, key_issuer);
         let detail =
             format!("iss {}, ver {}, tid {}; the key's issuer is {key_issuer}", seen("iss"), seen("ver"), seen("tid"));
-        steps.push(outcome("issuer", &issuer, &detail, || ISSUER.to_owned()));
+        let issuer = outcome("issuer", &found, &detail, || ISSUER.to_owned());
 
-        let times = self.rules.check_times(&claims);
-        let detail = self.times(&claims);
-        steps.push(outcome("time", &times, &detail, || time_remedy(times.as_ref().err())));
+        let found = self.rules.check_times(&claims);
+        let expires_at = found.as_ref().copied().unwrap_or(self.rules.clock.now());
+        let time = outcome("time", &found, &self.times(&claims), || time_remedy(found.as_ref().err()));
 
-        let audience = self.rules.check_audience(&claims);
+        let found = self.rules.check_audience(&claims);
         let detail = format!("aud {}; accepted are {}", seen("aud"), listed(&self.rules.settings.audiences));
-        steps.push(outcome("audience", &audience, &detail, || self.audience_remedy(&claims, version)));
+        let audience = outcome("audience", &found, &detail, || self.audience_remedy(&claims, version));
 
-        let (azp, idtyp) = (if version == Version::V1 { "appid" } else { "azp" }, seen("idtyp"));
-        let detail = format!(
-            "idtyp {idtyp}, scp {}, sub {}, oid {}, {azp} {}",
-            seen("scp"),
-            seen("sub"),
-            seen("oid"),
-            seen(azp)
-        );
-        let expires_at = times.as_ref().copied().unwrap_or(self.rules.clock.now());
-        let identity = Identity::read(claims, tenant, version, expires_at);
-        let detail = identity.as_ref().map_or(detail, summary);
-        steps.push(outcome("kind", &identity, &detail, || KIND.to_owned()));
-
-        Ok(())
+        let client = if version == Version::V1 { "appid" } else { "azp" };
+        let signs = ["idtyp", "scp", "sub", "oid", client].map(|name| format!("{name} {}", seen(name)));
+        let found = Identity::read(claims, tenant, version, expires_at);
+        let detail = found.as_ref().map_or(signs.join(", "), summary);
+        [issuer, time, audience, outcome("kind", &found, &detail, || KIND.to_owned())]
     }
 
     /// The checks that claims can go through which nobody signed.
@@ -156,6 +129,62 @@ impl EntraVerifier {
         ]
     }
 
+    /// What the settings that hold now make of it: where they would take the token, the step says so.
+    pub(super) fn refusal_step(&self, reason: Reason, error: &str, said: &dyn Fn(&str) -> Option<String>) -> Step {
+        let shown = |names: &[&str]| {
+            let shown = names.iter().filter_map(|name| Some(format!("{name} {}", said(name)?)));
+            shown.collect::<Vec<_>>().join(", ")
+        };
+        let detail = |names: &[&str]| match shown(names) {
+            said if said.is_empty() => error.to_owned(),
+            said => format!("{error}; the token said {said}"),
+        };
+        match reason {
+            Reason::SubjectTokenTenant => self.tenant_step(&said("tid").unwrap_or_else(|| "unknown".to_owned())),
+            Reason::SubjectTokenAudience | Reason::SubjectTokenNotForUs => {
+                let claims = said("aud").map(|audience| ("aud".to_owned(), Value::from(audience)));
+                let claims = Claims(claims.into_iter().collect());
+                let version = said("ver").and_then(|ver| Version::named(&ver)).unwrap_or(Version::V2);
+                let detail = format!("{}; accepted are {}", detail(&["aud"]), listed(&self.rules.settings.audiences));
+                match self.rules.check_audience(&claims) {
+                    Ok(()) => Step::passed("audience", format!("{detail}: it would be taken now")),
+                    Err(_refused) => Step::failed("audience", detail, self.audience_remedy(&claims, version)),
+                }
+            }
+            Reason::SubjectTokenSignature | Reason::KeysUnavailable => {
+                let tenant = said("tid").and_then(|tenant| target::guid(&tenant).ok());
+                let version = said("iss").map_or(Version::V2, |issuer| Version::of_issuer(&issuer));
+                let state = tenant.map(|tenant| format!("; {}", self.key_state(tenant, version))).unwrap_or_default();
+                let seen = format!("{}{state}", detail(&["kid"]));
+                let unavailable = || KeyError::Unavailable { retry_after: Duration::ZERO, source: None };
+                let error = if reason == Reason::KeysUnavailable { unavailable() } else { KeyError::Unknown };
+                Step::failed("signature", seen, self.key_remedy(&error))
+            }
+            Reason::SubjectTokenIssuer => Step::failed("issuer", detail(&["iss", "ver", "tid"]), ISSUER),
+            Reason::SubjectTokenExpired => Step::failed("time", detail(&["iat", "exp"]), time_remedy(None)),
+            Reason::SubjectTokenNotYetValid => {
+                let early = SubjectError::NotYetValid(Duration::ZERO);
+                Step::failed("time", detail(&["iat", "exp"]), time_remedy(Some(&early)))
+            }
+            // A token of a wrong form, and what is no fault of a token at all.
+            Reason::SubjectTokenMalformed
+            | Reason::InvalidRequest
+            | Reason::GroupsOverage
+            | Reason::InsufficientClaims
+            | Reason::Denied
+            | Reason::LeaseNotFound
+            | Reason::LeaseEnded
+            | Reason::RateLimited
+            | Reason::CloudRefused
+            | Reason::CloudUnavailable
+            | Reason::StoreUnavailable
+            | Reason::ShuttingDown
+            | Reason::Internal => {
+                Step::failed("subject_token", detail(&["ver", "aud"]), format!("{AS_ISSUED} {}", self.request_ours()))
+            }
+        }
+    }
+
     fn tenant_step(&self, tenant: &dyn Display) -> Step {
         let tenants = &self.rules.settings.tenants;
         let accepted = tenants.iter().any(|accepted| accepted.to_string() == tenant.to_string());
@@ -173,7 +202,7 @@ impl EntraVerifier {
         }
     }
 
-    fn key_state(&self, tenant: uuid::Uuid, version: Version) -> String {
+    fn key_state(&self, tenant: Uuid, version: Version) -> String {
         let published = self.keys.published(tenant, version);
         let age = published.age.map_or_else(
             || "none were fetched so far".to_owned(),
@@ -183,25 +212,24 @@ impl EntraVerifier {
         format!("{} keys of the tenant: {age}{failure}", named(version))
     }
 
-    fn key_step(&self, error: &KeyError, tenant: uuid::Uuid, version: Version, kid: &str) -> Step {
+    fn key_step(&self, error: &KeyError, tenant: Uuid, version: Version, kid: &str) -> Step {
         let state = self.key_state(tenant, version);
+        let detail = match error {
+            KeyError::Unknown => format!("the tenant publishes no key {kid}; {state}"),
+            KeyError::Unavailable { .. } => format!("there are no keys to check with; {state}"),
+        };
+        Step::failed("signature", detail, self.key_remedy(error))
+    }
+
+    fn key_remedy(&self, error: &KeyError) -> String {
+        let authority = &self.rules.settings.authority;
         match error {
-            KeyError::Unknown => Step::failed(
-                "signature",
-                format!("the tenant publishes no key {kid}; {state}"),
-                format!(
-                    "Get a fresh token. If it names the same key: is {} the cloud that issued it, and has the broker's application no \
-                 signing keys of its own (custom claims mapping), which Entra publishes elsewhere?",
-                    self.rules.settings.authority
-                ),
+            KeyError::Unknown => format!(
+                "Get a fresh token. If it names the same key: is {authority} the cloud that issued it, and has the broker's \
+                 application no signing keys of its own (custom claims mapping), which Entra publishes elsewhere?"
             ),
-            KeyError::Unavailable { .. } => Step::failed(
-                "signature",
-                format!("there are no keys to check with; {state}"),
-                format!(
-                    "Let the broker reach {} over HTTPS (proxy, firewall, outbound.ca_file); `carnet doctor` tries it.",
-                    self.rules.settings.authority
-                ),
+            KeyError::Unavailable { .. } => format!(
+                "Let the broker reach {authority} over HTTPS (proxy, firewall, outbound.ca_file); `carnet doctor` tries it."
             ),
         }
     }
@@ -217,7 +245,7 @@ impl EntraVerifier {
             | SubjectError::Audience
             | SubjectError::Tenant
             | SubjectError::KeysUnavailable { .. } => {
-                format!("Show an Entra access token as it was issued, nothing else. {}", self.request_ours())
+                format!("{AS_ISSUED} {}", self.request_ours())
             }
         }
     }
@@ -289,6 +317,8 @@ fn time_remedy(error: Option<&SubjectError>) -> String {
     }
 }
 
+const AS_ISSUED: &str = "Show an Entra access token as it was issued, nothing else.";
+
 const CHANGED: &str = "Show the token as Entra issued it: a part of it was changed or cut off on the way.";
 
 const ISSUER: &str = "\
@@ -320,11 +350,6 @@ fn summary(identity: &Identity) -> String {
         listed(identity.roles()),
         listed(identity.scopes()),
     )
-}
-
-/// What a refused token says of itself; nothing that could be a secret.
-fn unverified(token: &SubjectToken) -> Vec<(&'static str, String)> {
-    token.unverified_trace()
 }
 
 /// What a check that was not reached would have looked at.

@@ -172,22 +172,17 @@ impl<'a> Google<'a> {
         members.into_iter().collect()
     }
 
-    /// `gcloud iam workload-identity-pools providers ACTION PROVIDER` with what says where that is.
+    /// `gcloud iam workload-identity-pools providers ACTION PROVIDER`, by its full name: gcloud's `--project` takes no
+    /// numbers here.
     pub fn provider(&self, action: &str) -> Command {
-        let provider = &self.google.provider;
-        Command::new(&format!("gcloud iam workload-identity-pools providers {action}"))
-            .word(provider.provider())
-            .flag("workload-identity-pool", provider.pool())
-            .flag("location", "global")
-            .flag("project", provider.project())
+        let name = self.google.provider.as_str().trim_start_matches("//iam.googleapis.com/");
+        Command::new(&format!("gcloud iam workload-identity-pools providers {action}")).word(name)
     }
 
     pub fn pool(&self, action: &str) -> Command {
-        let provider = &self.google.provider;
-        Command::new(&format!("gcloud iam workload-identity-pools {action}"))
-            .word(provider.pool())
-            .flag("location", "global")
-            .flag("project", provider.project())
+        let name = self.google.provider.as_str().trim_start_matches("//iam.googleapis.com/");
+        let name = name.split("/providers/").next().unwrap_or(name);
+        Command::new(&format!("gcloud iam workload-identity-pools {action}")).word(name)
     }
 
     pub fn mapping_flag(&self, command: Command) -> Command {

@@ -48,7 +48,6 @@ fn part(purpose: impl Into<String>, commands: impl IntoIterator<Item = Command>)
 }
 
 fn of_google(google: &Google<'_>, wishes: &Wishes<'_>) -> Vec<Part> {
-    let provider = &google.google.provider;
     let create = google.provider("create-oidc").flag("issuer-uri", &google.issuer());
     let create = create.flag("allowed-audiences", &google.audiences().join(","));
     let create = google.mapping_flag(create).flag("attribute-condition", &google.condition());
@@ -92,7 +91,7 @@ fn of_google(google: &Google<'_>, wishes: &Wishes<'_>) -> Vec<Part> {
             };
             let purpose = "Direct access: the pool's principals hold roles themselves. Put your project and role here.";
             let mut direct = part(purpose, google.members_of(None).into_iter().map(grant));
-            let variables = [format!("DATA_PROJECT={}", provider.project()), "ROLE=roles/aiplatform.user".to_owned()];
+            let variables = ["DATA_PROJECT=my-project".to_owned(), "ROLE=roles/aiplatform.user".to_owned()];
             direct.1.splice(0..0, variables);
             parts.push(direct);
         }

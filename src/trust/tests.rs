@@ -76,8 +76,8 @@ fn every_refusal_of_google_has_its_command() {
     use SetUpFault as Fault;
     let sts = |code, fault, who, pieces: &[&str]| row(Hop::GoogleSts, code, Some(fault), who, pieces);
     let iam = |code, fault, who, pieces: &[&str]| row(Hop::GoogleIam, code, Some(fault), who, pieces);
-    let update = "gcloud iam workload-identity-pools providers update-oidc carnet --workload-identity-pool=pool \
-                  --location=global --project=1 ";
+    let update = "gcloud iam workload-identity-pools providers update-oidc \
+                  projects/1/locations/global/workloadIdentityPools/pool/providers/carnet ";
     let with = |flags: &str| format!("{update}{flags}");
     let audience = with(&format!("--allowed-audiences={POOL}/providers/carnet"));
     let issuer = with("--issuer-uri=https://carnet.example.com");
@@ -107,10 +107,20 @@ fn every_refusal_of_google_has_its_command() {
         sts("invalid_grant", Fault::GoogleSubjectLength, Who::Google, &[&mapping]),
         sts("invalid_grant", Fault::GoogleMapping, Who::Google, &[&mapping]),
         sts("invalid_grant", Fault::GoogleKey, Who::Google, &upload),
-        sts("invalid_grant", Fault::GoogleToken, Who::Google, &["providers describe carnet"]),
+        sts(
+            "invalid_grant",
+            Fault::GoogleToken,
+            Who::Google,
+            &["providers describe projects/1/locations/global/workloadIdentityPools/pool/providers/carnet"],
+        ),
         sts("invalid_target", Fault::GoogleProvider, Who::Google, &[&enable, "carnet trust google --target google"]),
         sts("invalid_request", Fault::GoogleProviderName, Who::Broker, &["gcloud projects list"]),
-        sts("access_denied", Fault::GoogleSubject, Who::Google, &["providers describe carnet"]),
+        sts(
+            "access_denied",
+            Fault::GoogleSubject,
+            Who::Google,
+            &["providers describe projects/1/locations/global/workloadIdentityPools/pool/providers/carnet"],
+        ),
         sts("unauthorized_client", Fault::GoogleCondition, Who::Google, &[&condition, "rule vision"]),
         sts("invalid_scope", Fault::GoogleScope, Who::Broker, &["targets.google.google.scopes"]),
         sts("PERMISSION_DENIED", Fault::GoogleApi, Who::Google, &["gcloud services enable iam.googleapis.com sts."]),

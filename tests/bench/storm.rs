@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use arc_swap::ArcSwap;
-use carnet::audit::{Audit, AuditError, AuditLog, Group, HandOut, Head};
+use carnet::audit::{Audit, AuditError, AuditLog, Checkpoint, Expired, Group, HandOut, Head, Kept};
 use carnet::clock::Clock;
 use carnet::config::Config;
 use carnet::credential::{Call, CloudIdentity, Credential, CredentialProvider, Credentials, Hop, IssueError};
@@ -194,7 +194,15 @@ impl AuditLog for NoLog {
         Ok(None)
     }
 
-    async fn prune(&self, _now: SystemTime, _retention: Duration) -> Result<usize, AuditError> {
+    async fn checkpoint(&self, _checkpoint: Checkpoint) -> Result<Kept, AuditError> {
+        Ok(Kept::Yes)
+    }
+
+    async fn expired(&self, _now: SystemTime, _retention: Duration) -> Result<Expired, AuditError> {
+        Ok(Expired::default())
+    }
+
+    async fn prune(&self, _expired: &Expired) -> Result<u64, AuditError> {
         Ok(0)
     }
 

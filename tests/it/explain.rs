@@ -15,6 +15,7 @@ use tonic::{Code, Request, Status};
 use crate::support::{Broker, PERSON, PROVIDER, RUNNER, Setup, TENANT, TRAINER, reason, with_setup};
 
 mod commands;
+mod recorded;
 
 const RULES: &str = "
 rules:

@@ -28,6 +28,7 @@ mod lease_commands;
 mod lifecycle;
 mod negative_proof;
 mod oauth;
+mod outlets;
 mod policy_commands;
 mod readme;
 mod replicas;

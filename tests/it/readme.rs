@@ -78,6 +78,21 @@ async fn each_way_to_a_jobs_credentials_can_be_tried_in_the_sandbox() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_denied_request_is_walked_from_its_callers_message_to_the_repaired_rule() {
+    let (shown, said) = follow("When a request is denied").await;
+    for expected in [
+        "carnet: denied (DENIED, exchange ",
+        "FAIL  rule:vision-training",
+        "roles: [Training.Submit, Training.Read]",
+        "by the rules denied then and allowed now",
+        "\"target\": \"vertex-training\"",
+    ] {
+        assert!(shown.contains(expected), "{expected} is not in\n{shown}\n{said}");
+    }
+    assert!(said.contains("carnet: denied\n") && said.contains("carnet: allowed\n"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_agents_configuration_is_one() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("agent.yaml");

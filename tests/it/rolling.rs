@@ -1,5 +1,6 @@
 //! A rolling restart as a cluster does it: three replicas under load, each told to end by SIGTERM, and no call fails.
 
+use std::error::Error as _;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,9 +13,9 @@ use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::Sender;
 use tokio::task::JoinSet;
-use tonic::Code;
 use tonic::transport::channel::Change;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Status};
 
 use crate::command_line::signal;
 use crate::postgres::with_database;
@@ -87,7 +88,11 @@ impl Cluster<'_> {
                 self.forget(&pod).await;
             }
         }
-        tokio::task::spawn_blocking(move || pod.process.child.wait().expect("an end")).await.expect("no panic")
+        let log = pod.process.log.clone();
+        let status = tokio::task::spawn_blocking(move || pod.process.child.wait().expect("an end"));
+        let (status, log) = (status.await.expect("no panic"), std::fs::read_to_string(log).expect("a log"));
+        assert!(log.contains("draining") && !log.contains("cut off"), "it did not let its calls end:\n{log}");
+        status
     }
 }
 
@@ -126,7 +131,9 @@ impl Load {
                     self.answered.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
-                Err(status) if status.code() == Code::Unavailable && attempt < ATTEMPTS => {
+                Err(status)
+                    if attempt < ATTEMPTS && (status.code() == Code::Unavailable || lost_connection(&status)) =>
+                {
                     self.tried_again.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(BACKOFF * attempt).await;
                 }
@@ -134,6 +141,11 @@ impl Load {
             }
         }
     }
+}
+
+/// What libraries of gRPC call UNAVAILABLE, or send again by themselves; tonic says CANCELLED or UNKNOWN.
+fn lost_connection(status: &Status) -> bool {
+    status.source().is_some_and(|cause| cause.is::<tonic::transport::Error>())
 }
 
 /// Where the issuer and the token endpoint are: each connection goes to a pod that is ready.
@@ -179,7 +191,11 @@ async fn a_rolling_restart_of_three_replicas_under_load_fails_no_call() {
         for heard in [Heard::Before, Heard::After, Heard::AtOnce] {
             cluster.add().await;
             load.goes_on().await;
+            let before = load.tried_again.load(Ordering::Relaxed);
             let status = cluster.end_oldest(heard, &load).await;
+            if matches!(heard, Heard::Before) {
+                assert_eq!(load.tried_again.load(Ordering::Relaxed), before, "nobody noticed");
+            }
             assert!(status.success(), "it ended with {status}");
             load.goes_on().await;
         }
@@ -188,12 +204,17 @@ async fn a_rolling_restart_of_three_replicas_under_load_fails_no_call() {
         forwarding.abort();
         let failed = load.failed.lock().expect("no panic").clone();
         let (answered, again) = (load.answered.load(Ordering::Relaxed), load.tried_again.load(Ordering::Relaxed));
-        eprintln!("{answered} calls answered, {again} of them tried again, {} failed", failed.len());
+        tell(format_args!("{answered} calls answered, {again} of them tried again, {} failed", failed.len()));
         assert_eq!(failed, Vec::<String>::new());
         drop(cluster);
         broker.no_secret_was_left_behind();
     })
     .await;
+}
+
+#[expect(clippy::print_stderr, reason = "figures for the guide")]
+fn tell(figures: std::fmt::Arguments<'_>) {
+    eprintln!("{figures}");
 }
 
 const CALLERS: usize = 8;

@@ -2,6 +2,8 @@
 
 mod leases;
 mod reading;
+mod retention;
+mod shipments;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -29,6 +31,13 @@ use self::reading::{
     a_store_is_read_where_no_broker_runs_and_nothing_of_it_changes, records_are_written_while_others_are_read,
     the_newest_records_come_first_page_by_page_to_the_last,
 };
+use self::retention::{
+    a_clock_that_has_jumped_ahead_empties_no_log, a_probe_leaves_nothing_behind,
+    checkpoints_come_back_in_their_order_and_of_an_hour_only_the_last,
+    records_past_their_retention_are_dropped_up_to_a_checkpoint_and_no_others,
+    what_is_left_of_a_killed_writer_goes_with_its_time_and_so_do_its_anchor_and_facts,
+};
+use self::shipments::how_far_a_way_out_has_come_outlives_the_process_and_never_goes_back;
 use crate::postgres::with_database;
 use crate::support::{captured_logs, eventually, free_port};
 
@@ -54,7 +63,10 @@ macro_rules! contract {
 
 contract! {
     records_survive_the_process_and_the_first_hand_out_of_a_token_is_found
-    records_past_their_retention_are_dropped_and_no_others
+    records_past_their_retention_are_dropped_up_to_a_checkpoint_and_no_others
+    a_clock_that_has_jumped_ahead_empties_no_log
+    what_is_left_of_a_killed_writer_goes_with_its_time_and_so_do_its_anchor_and_facts
+    checkpoints_come_back_in_their_order_and_of_an_hour_only_the_last
     a_probe_leaves_nothing_behind
     groups_that_are_written_at_once_are_all_kept
     a_group_that_arrives_twice_is_kept_once
@@ -63,6 +75,7 @@ contract! {
     a_reader_goes_on_where_it_left_off_and_leaves_no_gap_behind_that_may_close
     a_store_is_read_where_no_broker_runs_and_nothing_of_it_changes
     records_are_written_while_others_are_read
+    how_far_a_way_out_has_come_outlives_the_process_and_never_goes_back
     keys_come_back_whole_but_only_with_the_store_key
     a_key_is_kept_only_as_the_successor_of_the_last_one
     a_new_store_key_in_front_seals_anew_what_the_older_one_had_sealed
@@ -154,40 +167,6 @@ async fn records_survive_the_process_and_the_first_hand_out_of_a_token_is_found(
     assert_eq!(audit.find_issued(&[8; 32]).await.expect("read"), None);
 }
 
-async fn records_past_their_retention_are_dropped_and_no_others(place: &Place) {
-    let audit = place.open().await.audit;
-    for seconds in 0..50 {
-        let group = [seconds * 2, seconds * 2 + 1].map(|seconds| AuditRecord { time: at(seconds), ..record(1) });
-        audit.append(alone(group)).await.expect("written");
-    }
-    let young = AuditRecord { time: at(99), ..issued(2, [1; 32], true) };
-    // The clock was wrong for a moment, or is another replica's.
-    let old = AuditRecord { time: at(3), ..issued(3, [2; 32], true) };
-    let newest = AuditRecord { time: at(99), ..issued(4, [3; 32], true) };
-    for record in [young, old, newest] {
-        audit.append(alone([record])).await.expect("written");
-    }
-    let minute = Duration::from_secs(60);
-    assert_eq!(audit.prune(at(100), minute).await.expect("pruned"), 39);
-    assert_eq!(audit.prune(at(100), minute).await.expect("pruned"), 0);
-    for (token, is_kept) in [([1; 32], true), ([2; 32], false), ([3; 32], true)] {
-        assert_eq!(audit.find_issued(&token).await.expect("read").is_some(), is_kept, "{token:?}");
-    }
-    // A clock that has jumped a year ahead.
-    assert_eq!(audit.prune(at(100 + 365 * 86_400), minute).await.expect("pruned"), 0);
-}
-
-async fn a_probe_leaves_nothing_behind(place: &Place) {
-    let audit = place.open().await.audit;
-    audit.append(alone([AuditRecord { time: at(1_000), ..record(1) }])).await.expect("written");
-    audit.probe().await.expect("writable");
-    // A row of the probe's would be the newest and the oldest at once, and keep everything.
-    assert_eq!(audit.prune(at(1_000), Duration::from_secs(1)).await.expect("pruned"), 0);
-    audit.append(alone([AuditRecord { time: at(2_000), ..record(2) }])).await.expect("written");
-    audit.probe().await.expect("writable");
-    assert_eq!(audit.prune(at(2_000), Duration::from_secs(500)).await.expect("pruned"), 1);
-}
-
 async fn groups_that_are_written_at_once_are_all_kept(place: &Place) {
     let (one, other) = (place.open().await.audit, place.open().await.audit);
     let token = |id: u8| [id; 32];
@@ -214,8 +193,8 @@ async fn a_group_that_arrives_twice_is_kept_once(place: &Place) {
     }
     assert_eq!(one.heads(10).await.expect("read"), [chain.head().expect("a head")]);
     assert!(one.find_issued(&[1; 32]).await.expect("read").is_some());
-    one.append(alone([AuditRecord { time: at(1000), ..record(4) }])).await.expect("written");
-    assert_eq!(other.prune(at(1000), Duration::from_secs(100)).await.expect("pruned"), 3);
+    let groups = place.open().await.records.onwards(Uuid::from_u128(7), 0, 100).await.expect("read");
+    assert_eq!(groups.iter().map(|group| group.records).collect::<Vec<_>>(), [1, 2]);
 }
 
 async fn the_heads_of_the_chains_that_were_written_last_are_known(place: &Place) {

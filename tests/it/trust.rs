@@ -87,9 +87,7 @@ fn find<'a>(calls: &'a [Vec<String>], words: &str) -> Vec<&'a Vec<String>> {
 fn apply_to_google(broker: &Broker, calls: &[Vec<String>]) {
     for call in find(calls, "gcloud iam workload-identity-pools providers create-oidc") {
         let flags = flags(call);
-        let pool = PROVIDER.split("/providers/").next().expect("a pool");
-        assert_eq!(pool.rsplit('/').next(), flags.get("--workload-identity-pool").map(String::as_str));
-        let mut provider = PoolProvider::new(format!("{pool}/providers/{}", call[5]), &flags["--issuer-uri"]);
+        let mut provider = PoolProvider::new(format!("//iam.googleapis.com/{}", call[5]), &flags["--issuer-uri"]);
         for audience in flags["--allowed-audiences"].split(',') {
             provider = provider.allowed_audience(audience);
         }

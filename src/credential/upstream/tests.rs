@@ -48,9 +48,13 @@ async fn c06_the_circuit_opens_after_twenty_failures_in_a_row_and_for_five_secon
     fail(&upstream, 1);
     let error = upstream.check_circuit().expect_err("an open circuit");
     assert_eq!(error.retry_after(), Some(OPEN_FOR));
+    let seen = |left_alone_for| Service { hop: Hop::EntraToken, failures_in_a_row: OPEN_AFTER, left_alone_for };
+    assert_eq!(upstream.service(), seen(Some(OPEN_FOR)));
     tokio::time::advance(OPEN_FOR - Duration::from_millis(1)).await;
     assert!(upstream.check_circuit().is_err());
     tokio::time::advance(Duration::from_millis(1)).await;
+    // Looking at it changes nothing.
+    assert_eq!(upstream.service(), seen(None));
     assert!(upstream.check_circuit().is_ok());
 }
 

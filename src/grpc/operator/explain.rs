@@ -18,14 +18,19 @@ pub fn request(message: proto::ExplainRequest) -> ExplainRequest {
     let mut durations = Durations::default();
     let targets = message::targets(message.targets, &mut durations);
     let job = message::job(message.job, &mut durations);
+    let invalid = |field: &str, message: &str| {
+        let error = ExchangeError::Request { field: field.to_owned(), message: message.to_owned() };
+        (ExplainSubject::Claims(Map::new()), Some(error))
+    };
     let (subject, complaint) = match message.subject {
+        _ if !message.exchange_id.is_empty() => match message.exchange_id.parse() {
+            Ok(id) if message.subject.is_none() && targets.is_empty() => (ExplainSubject::Recorded(id), None),
+            Ok(_) => invalid("exchange_id", "stands in place of a subject and of targets: give it alone"),
+            Err(_not_a_uuid) => invalid("exchange_id", "is not the id of an exchange"),
+        },
         Some(Subject::SubjectToken(token)) => (ExplainSubject::Token(Secret::new(token)), None),
         Some(Subject::Claims(claims)) => (ExplainSubject::Claims(object(claims.fields, 0)), None),
-        None => {
-            let message = "say whom it is about: subject_token or claims".to_owned();
-            let error = ExchangeError::Request { field: "subject".to_owned(), message };
-            (ExplainSubject::Claims(Map::new()), Some(error))
-        }
+        None => invalid("subject", "say whom it is about: subject_token, claims or exchange_id"),
     };
     ExplainRequest { subject, targets, job, complaint: durations.complaint.or(complaint) }
 }

@@ -7,9 +7,8 @@ use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 use uuid::Uuid;
 
-use super::{PostgresError, PostgresStore};
-use crate::audit::{AuditError, AuditLog, Extent, Group, HandOut, Head, find_hand_out};
-use crate::clock::unix_milliseconds;
+use super::{PostgresError, PostgresStore, retention};
+use crate::audit::{AuditError, AuditLog, Checkpoint, Expired, Extent, Group, HandOut, Head, Kept, find_hand_out};
 use crate::store::{signed, unsigned};
 
 pub(super) const CHAIN: &str = "
@@ -19,6 +18,7 @@ pub(super) const CHAIN: &str = "
     ALTER TABLE audit ADD COLUMN hashes bytea; -- 32 bytes for each record
     ALTER TABLE audit ADD COLUMN own boolean NOT NULL DEFAULT false; -- nothing but records of the log about itself
     CREATE UNIQUE INDEX audit_chain ON audit (chain, position) WHERE chain IS NOT NULL;
+    CREATE INDEX audit_unchained ON audit (newest_ms, records) WHERE chain IS NULL;
     CREATE TABLE audit_checkpoint (
         chain bytea NOT NULL,
         position bigint NOT NULL,
@@ -91,37 +91,32 @@ impl AuditLog for PostgresStore {
         Ok(found.and_then(|bytes| find_hand_out(&bytes, *token_sha256)))
     }
 
-    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError> {
-        let prune = async {
-            let newest = self
-                .pool
-                .query("SELECT newest_ms FROM audit WHERE NOT own ORDER BY sequence DESC LIMIT 1", &[])
-                .await?;
-            let newest = newest.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(0);
-            let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-            let before = unix_milliseconds(now).min(newest).saturating_sub(retention);
-            let mut pruned = 0;
-            loop {
-                // In pieces, so that exchanges are not held up; replicas that prune together take different ones.
-                let sql = "WITH oldest AS (
-                               DELETE FROM audit WHERE sequence IN (
-                                   SELECT sequence FROM audit WHERE newest_ms < $1
-                                   ORDER BY newest_ms LIMIT $2 FOR UPDATE SKIP LOCKED
-                               ) RETURNING sequence, records
-                           ), tokens AS (
-                               DELETE FROM audit_token USING oldest WHERE audit_token.sequence = oldest.sequence
-                           )
-                           SELECT coalesce(sum(records), 0)::bigint FROM oldest";
-                let values = [(&before as _, Type::INT8), (&PRUNE_PIECE as _, Type::INT8)];
-                let rows = self.pool.query(sql, &values).await?;
-                let dropped: i64 = rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or(0);
-                pruned += usize::try_from(dropped).unwrap_or(0);
-                if dropped == 0 {
-                    return Ok(pruned);
-                }
-            }
-        };
-        prune.await.map_err(written)
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Kept, AuditError> {
+        let Checkpoint { chain, position, at_ms, statement, .. } = checkpoint;
+        let (chain, position) = (chain.as_bytes().as_slice(), signed(position));
+        let sql = "WITH earlier AS (
+                       DELETE FROM audit_checkpoint WHERE chain = $1 AND position < $2 AND anchor_ms IS NULL
+                       AND at_ms / 3600000 = $3 / 3600000
+                   )
+                   INSERT INTO audit_checkpoint (chain, position, at_ms, statement) VALUES ($1, $2, $3, $4)
+                   ON CONFLICT (chain, position) DO UPDATE SET at_ms = $3, statement = $4";
+        let values = [
+            (&chain as _, Type::BYTEA),
+            (&position as _, Type::INT8),
+            (&at_ms as _, Type::INT8),
+            (&statement as _, Type::TEXT),
+        ];
+        let kept = self.leases.query(sql, &values).await.map(|_rows| Kept::Yes);
+        kept.map_err(|error| written(error.into()))
+    }
+
+    async fn expired(&self, now: SystemTime, retention: Duration) -> Result<Expired, AuditError> {
+        let expired = retention::expired(&self.leases, now, retention).await;
+        expired.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    async fn prune(&self, expired: &Expired) -> Result<u64, AuditError> {
+        retention::prune(&self.leases, expired).await.map_err(written)
     }
 
     async fn probe(&self) -> Result<(), AuditError> {
@@ -189,9 +184,18 @@ pub(super) fn extent(row: &Row) -> Result<Extent, PostgresError> {
     })
 }
 
+/// Of a row with the columns `chain, position, at_ms, anchor_ms, statement`.
+pub(super) fn checkpoint(row: &Row) -> Result<Checkpoint, PostgresError> {
+    Ok(Checkpoint {
+        chain: uuid(row.try_get(0)?),
+        position: unsigned(row.try_get(1)?),
+        at_ms: row.try_get(2)?,
+        anchor_ms: row.try_get(3)?,
+        statement: row.try_get(4)?,
+    })
+}
+
 /// What is no UUID was written by nobody here: it is nobody's chain.
 pub(super) fn uuid(bytes: &[u8]) -> Uuid {
     Uuid::from_slice(bytes).unwrap_or_default()
 }
-
-const PRUNE_PIECE: i64 = 500;

@@ -2,7 +2,7 @@
 
 use tokio_postgres::{Client, Error, Transaction};
 
-use super::{audit, leases};
+use super::{audit, leases, shipments};
 
 /// Runs the migrations that are missing; returns the version that the database had or now has. Of replicas that start
 /// together one does it, the others wait.
@@ -35,7 +35,7 @@ async fn version(transaction: &Transaction<'_>) -> Result<i64, Error> {
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7163952288194873)";
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 6] = [
+const MIGRATIONS: [&str; 7] = [
     "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
@@ -81,6 +81,7 @@ const MIGRATIONS: [&str; 6] = [
     leases::TABLES,
     leases::ENDED,
     audit::CHAIN,
+    shipments::TABLES,
 ];
 
 pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

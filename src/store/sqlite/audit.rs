@@ -6,9 +6,8 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
-use super::SqliteStore;
-use crate::audit::{AuditError, AuditLog, Group, HandOut, Head, find_hand_out};
-use crate::clock::unix_milliseconds;
+use super::{SqliteStore, retention};
+use crate::audit::{AuditError, AuditLog, Checkpoint, Expired, Group, HandOut, Head, Kept, find_hand_out};
 use crate::store::{signed, unsigned};
 use crate::subject::Facts;
 
@@ -20,6 +19,8 @@ pub(super) const CHAIN: &str = "
     ALTER TABLE audit ADD COLUMN own INTEGER NOT NULL DEFAULT 0; -- 1: nothing but records of the log about itself
     CREATE UNIQUE INDEX audit_chain ON audit (chain, position) WHERE chain IS NOT NULL;
     CREATE INDEX audit_newest ON audit (newest_ms);
+    CREATE INDEX audit_token_sequence ON audit_token (sequence);
+    CREATE INDEX audit_unchained ON audit (newest_ms, records) WHERE chain IS NULL;
     CREATE TABLE audit_checkpoint (
         chain BLOB NOT NULL,
         position INTEGER NOT NULL,
@@ -169,36 +170,43 @@ impl AuditLog for SqliteStore {
         self.run(write).await.map_err(|error| AuditError::Write(Arc::new(error)))
     }
 
-    async fn prune(&self, now: SystemTime, retention: Duration) -> Result<usize, AuditError> {
-        let newest = |connection: &mut Connection| {
-            let sql = "SELECT newest_ms FROM audit WHERE NOT own ORDER BY sequence DESC LIMIT 1";
-            Ok(connection.query_row(sql, [], |row| row.get::<_, i64>(0)).optional()?)
+    async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Kept, AuditError> {
+        let keep = move |connection: &mut Connection| {
+            let Checkpoint { chain, position, at_ms, statement, .. } = checkpoint;
+            let transaction = connection.transaction()?;
+            let sql = "DELETE FROM audit_checkpoint WHERE chain = ?1 AND position < ?2 AND anchor_ms IS NULL
+                       AND at_ms / 3600000 = ?3 / 3600000";
+            transaction.prepare_cached(sql)?.execute(params![chain.as_bytes(), signed(position), at_ms])?;
+            let sql = "INSERT INTO audit_checkpoint (chain, position, at_ms, statement) VALUES (?1, ?2, ?3, ?4)
+                       ON CONFLICT (chain, position) DO UPDATE SET at_ms = ?3, statement = ?4";
+            let values = params![chain.as_bytes(), signed(position), at_ms, statement];
+            transaction.prepare_cached(sql)?.execute(values)?;
+            Ok(transaction.commit()?)
         };
-        let newest = self.run(newest).await.map_err(|error| AuditError::Read(Arc::new(error)))?;
-        let retention = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
-        let before = unix_milliseconds(now).min(newest.unwrap_or(0)).saturating_sub(retention);
+        let kept = self.run(keep).await.map(|()| Kept::Yes);
+        kept.map_err(|error| AuditError::Write(Arc::new(error)))
+    }
+
+    async fn expired(&self, now: SystemTime, retention: Duration) -> Result<Expired, AuditError> {
+        let look = move |connection: &mut Connection| retention::expired(connection, now, retention);
+        self.run(look).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    async fn prune(&self, expired: &Expired) -> Result<u64, AuditError> {
         let mut pruned = 0;
-        loop {
-            // In pieces, so that exchanges are not held up; the primary key is in the order of time.
-            let piece = move |connection: &mut Connection| {
-                let transaction = connection.transaction()?;
-                let old = "SELECT * FROM (SELECT * FROM audit ORDER BY sequence LIMIT ?2) WHERE newest_ms < ?1";
-                let sum = format!("SELECT sum(records) FROM ({old})");
-                let records: Option<i64> =
-                    transaction.query_row(&sum, params![before, PRUNE_PIECE], |row| row.get(0))?;
-                for table in ["audit_token", "audit"] {
-                    let delete = format!("DELETE FROM {table} WHERE sequence IN (SELECT sequence FROM ({old}))");
-                    transaction.execute(&delete, params![before, PRUNE_PIECE])?;
+        // In pieces, so that exchanges are not held up.
+        for step in retention::steps(expired) {
+            loop {
+                let step = step.clone();
+                let piece = move |connection: &mut Connection| retention::take(connection, &step);
+                let taken = self.run(piece).await.map_err(|error| AuditError::Write(Arc::new(error)))?;
+                pruned += taken.records;
+                if taken.rows == 0 {
+                    break;
                 }
-                transaction.commit()?;
-                Ok(usize::try_from(records.unwrap_or(0)).unwrap_or(0))
-            };
-            let dropped = self.run(piece).await.map_err(|error| AuditError::Write(Arc::new(error)))?;
-            pruned += dropped;
-            if dropped == 0 {
-                return Ok(pruned);
             }
         }
+        Ok(pruned)
     }
 }
 
@@ -234,5 +242,3 @@ pub(super) const CHAINS: &str = from_chain_to_chain!(
 
 /// Facts that go with a group of the spool.
 const FACTS: u32 = 1000;
-
-const PRUNE_PIECE: i64 = 500;

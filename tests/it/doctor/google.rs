@@ -28,7 +28,7 @@ async fn faults_of_the_provider_are_named() {
                 world.register(PoolProvider::new(PROVIDER, issuer));
             },
             "google_issuer",
-            "update-oidc carnet --workload-identity-pool=ml-pool --location=global --project=123456789 --issuer-uri=http://127",
+            "update-oidc projects/123456789/locations/global/workloadIdentityPools/ml-pool/providers/carnet --issuer-uri=http://127",
         ),
         error(
             "another audience",
@@ -40,13 +40,13 @@ async fn faults_of_the_provider_are_named() {
             "another pool",
             |world| world.replace("workloadIdentityPools/ml-pool/", "workloadIdentityPools/other/"),
             "google_provider",
-            "gcloud iam workload-identity-pools providers describe carnet --workload-identity-pool=other",
+            "gcloud iam workload-identity-pools providers describe projects/123456789/locations/global/workloadIdentityPools/other/providers/carnet",
         ),
         error(
             "another project",
             |world| world.replace("projects/123456789/locations/global/workloadIdentityPools/ml-pool/", "projects/5/locations/global/workloadIdentityPools/ml-pool/"),
             "google_provider",
-            "--project=5",
+            "gcloud iam workload-identity-pools describe projects/5/locations/global/workloadIdentityPools/ml-pool",
         ),
         error("a disabled provider", |world| world.register(world.provider().disabled()), "google_provider", "--no-disabled"),
         error(
@@ -167,7 +167,7 @@ async fn faults_on_the_way_to_google_are_named() {
             "entra's own provider is another",
             |world| world.replace("workloadIdentityPools/entra/", "workloadIdentityPools/none/"),
             "google_provider",
-            "--workload-identity-pool=none",
+            "workloadIdentityPools/none/providers/entra",
         ),
     ])
     .await;

@@ -128,8 +128,9 @@ async fn a_database_that_is_read_only_is_an_error() {
             let found = look().await;
             expect(&row, &found);
             assert!(found.iter().any(|finding| finding.seen.contains("does not allow writes")), "{found:?}");
-            let again = format!("SET default_transaction_read_only = off; {}", read_only("off"));
-            database.client().await.batch_execute(&again).await.expect("writable");
+            let client = database.client().await;
+            client.batch_execute("SET default_transaction_read_only = off").await.expect("writable");
+            client.batch_execute(&read_only("off")).await.expect("writable");
         })
         .await;
     })

@@ -1,0 +1,162 @@
+//! What the log does for itself: checkpoints of the chain, the naming of others' chains, and retention.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::time::{MissedTickBehavior, interval_at};
+
+use super::progress::{Progress, Reach};
+use super::writer::MOST_HEADS;
+use super::{Audit, AuditError, AuditLog, AuditRecord, Checkpoint, Expired, Head, Kept, PRUNE, WITNESS};
+use crate::clock::{Clock, unix_milliseconds};
+use crate::issuer::Issuer;
+use crate::telemetry::Causes;
+
+/// Of one writer's log. Holds no place in its queue: the writer ends before the last checkpoint is made.
+#[derive(Debug, Clone)]
+pub struct Upkeep {
+    log: Arc<dyn AuditLog>,
+    progress: Arc<Progress>,
+    /// Signs the checkpoints.
+    issuer: Option<Arc<Issuer>>,
+    clock: Arc<dyn Clock>,
+}
+
+/// Which chains a witness names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Witness {
+    /// Those that nobody has named as far as they are.
+    News,
+    /// All: another key signs from now on, and what the old one signed may one day not be verified any more.
+    All,
+}
+
+impl Upkeep {
+    pub(super) fn new(
+        log: Arc<dyn AuditLog>,
+        progress: Arc<Progress>,
+        issuer: Option<Arc<Issuer>>,
+        clock: Arc<dyn Clock>,
+    ) -> Self {
+        Self { log, progress, issuer, clock }
+    }
+
+    /// Makes a checkpoint every minute in which something was recorded; every hour names the chains of others and drops
+    /// what is older than `retention`.
+    pub async fn keep(self, audit: Audit, retention: Duration) {
+        let start = tokio::time::Instant::now();
+        let (mut minute, mut hour) = (interval_at(start + SOON, CHECKPOINT_EVERY), interval_at(start, PRUNE_EVERY));
+        for tick in [&mut minute, &mut hour] {
+            tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        }
+        let mut kid = self.kid();
+        loop {
+            tokio::select! {
+                _ = minute.tick() => {
+                    let signing = self.kid();
+                    if std::mem::replace(&mut kid, signing.clone()) != signing {
+                        self.witness(&audit, Witness::All).await;
+                        self.progress.uncover();
+                    }
+                    self.checkpoint().await;
+                }
+                _ = hour.tick() => {
+                    self.witness(&audit, Witness::News).await;
+                    self.prune(&audit, retention).await;
+                }
+            }
+        }
+    }
+
+    fn kid(&self) -> Option<String> {
+        self.issuer.as_ref().and_then(|issuer| issuer.stating_kid())
+    }
+
+    /// Makes checkpoints of what has none. What fails is tried again a minute later, and says so in the log.
+    pub async fn checkpoint(&self) {
+        for reach in self.progress.uncovered() {
+            match self.checkpoint_of(&reach).await {
+                Ok(Kept::Yes) => self.progress.covered(&reach),
+                Ok(Kept::NotYet) => {}
+                Err(error) => tracing::error!(error = %Causes(&error), "no checkpoint of the audit log was made"),
+            }
+        }
+    }
+
+    async fn checkpoint_of(&self, reach: &Reach) -> Result<Kept, AuditError> {
+        let checkpoint = Checkpoint::make(reach, self.issuer.as_deref(), self.clock.now());
+        self.log.checkpoint(checkpoint.map_err(|_no_signature| AuditError::Unsigned)?).await
+    }
+
+    /// Records how far the chains of others are: whoever takes records from their ends, or whole chains, is found out.
+    async fn witness(&self, audit: &Audit, which: Witness) {
+        let heads = match self.log.heads(MOST_HEADS).await {
+            Ok(heads) => heads,
+            Err(error) => {
+                tracing::warn!(error = %Causes(&error), "the chains of the audit log cannot be read: none is named");
+                return;
+            }
+        };
+        let own = self.progress.current().map(|current| current.head.chain);
+        let wanted = |head: &&Head| match which {
+            Witness::News => self.progress.is_news(head),
+            Witness::All => Some(head.chain) != own,
+        };
+        let named: Vec<String> = heads.iter().filter(wanted).map(Head::to_string).collect();
+        if !named.is_empty() {
+            let record = AuditRecord::own(WITNESS, self.clock.now(), vec![("heads", named.join(","))]);
+            // A failure is the writer's to log; then they are named an hour later.
+            if audit.record(vec![record]).await.is_ok() {
+                self.progress.named(&heads);
+            }
+        }
+    }
+
+    /// Drops what is older than `retention`, and says in the log what that was before it does.
+    async fn prune(&self, audit: &Audit, retention: Duration) {
+        match self.prune_once(audit, retention).await {
+            Ok(0) => {}
+            Ok(pruned) => tracing::info!(records = pruned, "{pruned} audit records were older than the retention"),
+            Err(error) => tracing::error!(error = %Causes(&error), "old audit records were not dropped"),
+        }
+    }
+
+    /// Whole spans up to a checkpoint, which stays: where the rest of the chain begins. Returns how many records.
+    pub async fn prune_once(&self, audit: &Audit, retention: Duration) -> Result<u64, AuditError> {
+        let now = self.clock.now();
+        let mut expired = self.log.expired(now, retention).await?;
+        // Of writers that were killed, or had no time for a last checkpoint.
+        for tail in std::mem::take(&mut expired.tails) {
+            if self.checkpoint_of(&tail).await? == Kept::Yes {
+                expired.spans.retain(|span| span.chain != tail.head.chain);
+                expired.spans.push(tail.head);
+            }
+        }
+        if !expired.spans.is_empty() {
+            let spans: Vec<String> = expired.spans.iter().map(Head::to_string).collect();
+            let attributes = vec![("heads", spans.join(",")), ("retention", retention.as_secs().to_string())];
+            audit.record(vec![AuditRecord::own(PRUNE, now, attributes)]).await?;
+        }
+        self.log.prune(&expired).await
+    }
+}
+
+impl Expired {
+    /// What is before `newest`, the time of the newest record, or `now`, by more than `retention`.
+    pub fn before(now: SystemTime, newest_ms: i64, retention: Duration) -> Self {
+        let retention_ms = i64::try_from(retention.as_millis()).unwrap_or(i64::MAX);
+        let reference_ms = unix_milliseconds(now).min(newest_ms);
+        let before_ms = reference_ms.saturating_sub(retention_ms);
+        Self { reference_ms, before_ms, ..Self::default() }
+    }
+}
+
+const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
+
+/// After a start, so that a broker that does not live a minute leaves a checkpoint too.
+const SOON: Duration = Duration::from_secs(5);
+
+const PRUNE_EVERY: Duration = Duration::from_secs(3600);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,146 @@
+//! What the issuer says under its name besides assertions, for those who have its keys: no cloud takes it for a token.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use aws_lc_rs::error::Unspecified;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use jsonwebtoken::DecodingKey;
+use serde_json::{Map, Value, json};
+
+use super::{Algorithm, Issuer, Keyring, SigningKey, StoredKey, encode};
+use crate::clock::unix_seconds;
+
+impl Issuer {
+    /// `claims`, with `iss` and `iat`, as a JSON Web Signature of this type (RFC 7515). It has no audience, no subject and
+    /// no end, without which nobody takes an assertion.
+    pub fn state(&self, typ: &str, mut claims: Map<String, Value>) -> Result<String, Unspecified> {
+        let now = self.clock.now();
+        claims.insert("iss".to_owned(), json!(self.url));
+        claims.insert("iat".to_owned(), json!(unix_seconds(now)));
+        let keys = self.keys.load();
+        let key = keys.signing(Algorithm::Es256, now).ok_or(Unspecified)?;
+        let header = json!({"typ": typ, "alg": Algorithm::Es256.as_str(), "kid": key.kid()});
+        let signed = format!("{}.{}", encode(&header), encode(&Value::Object(claims)));
+        let signature = BASE64_URL_SAFE_NO_PAD.encode(key.sign(signed.as_bytes())?);
+        Ok(format!("{signed}.{signature}"))
+    }
+
+    /// The key that signs statements now.
+    pub fn stating_kid(&self) -> Option<String> {
+        self.keys.load().signing(Algorithm::Es256, self.clock.now()).map(|key| key.kid().to_owned())
+    }
+}
+
+/// The same without an issuer: nobody signs it (RFC 7519 section 6).
+pub fn unsigned_statement(typ: &str, claims: Map<String, Value>) -> String {
+    format!("{}.{}.", encode(&json!({"typ": typ, "alg": "none"})), encode(&Value::Object(claims)))
+}
+
+/// A statement as it was found: its claims are worth what [`Statement::standing`] says.
+#[derive(Debug)]
+pub struct Statement<'a> {
+    pub claims: Map<String, Value>,
+    signed: &'a str,
+    signature: &'a str,
+    /// `None`: unsigned.
+    kid: Option<String>,
+}
+
+/// What a signature is worth.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Standing {
+    Signed,
+    Unsigned,
+    /// By a key that is not known here.
+    UnknownKey(String),
+    /// It is not that key's.
+    Wrong(String),
+}
+
+impl<'a> Statement<'a> {
+    /// `None` for what is no statement of this type.
+    pub fn read(text: &'a str, typ: &str) -> Option<Self> {
+        let (signed, signature) = text.rsplit_once('.')?;
+        let (header, claims) = signed.split_once('.')?;
+        let read = |part: &str| {
+            let bytes = BASE64_URL_SAFE_NO_PAD.decode(part).ok()?;
+            serde_json::from_slice::<Map<String, Value>>(&bytes).ok()
+        };
+        let (header, claims) = (read(header)?, read(claims)?);
+        let field = |name: &str| header.get(name).and_then(Value::as_str);
+        let kid = match field("alg")? {
+            "none" if signature.is_empty() => None,
+            "ES256" => Some(field("kid")?.to_owned()),
+            _ => return None,
+        };
+        (field("typ")? == typ).then_some(Self { claims, signed, signature, kid })
+    }
+
+    pub fn standing(&self, keys: &StatementKeys) -> Standing {
+        let Some(kid) = self.kid.clone() else { return Standing::Unsigned };
+        let Some(key) = keys.0.get(&kid) else { return Standing::UnknownKey(kid) };
+        let (signature, message) = (self.signature, self.signed.as_bytes());
+        match jsonwebtoken::crypto::verify(signature, message, key, jsonwebtoken::Algorithm::ES256) {
+            Ok(true) => Standing::Signed,
+            Ok(false) | Err(_) => Standing::Wrong(kid),
+        }
+    }
+}
+
+/// Public keys by their names.
+#[derive(Clone, Default)]
+pub struct StatementKeys(HashMap<String, DecodingKey>);
+
+/// Why a text is no set of keys.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidJwks {
+    #[error("it is no JSON")]
+    Json(#[from] serde_json::Error),
+    #[error("it has no list `keys` with an ES256 key in it")]
+    Empty,
+}
+
+impl StatementKeys {
+    /// Of a JWKS (RFC 7517), as `carnet issuer jwks` prints it; keys of other kinds are passed over.
+    ///
+    /// # Errors
+    /// It is none, or has no key on P-256.
+    pub fn from_jwks(text: &str) -> Result<Self, InvalidJwks> {
+        let jwks: Value = serde_json::from_str(text)?;
+        let keys = jwks.get("keys").and_then(Value::as_array).ok_or(InvalidJwks::Empty)?;
+        let keys: HashMap<_, _> = keys.iter().filter_map(key).collect();
+        if keys.is_empty() { Err(InvalidJwks::Empty) } else { Ok(Self(keys)) }
+    }
+
+    /// All that `ring` has, withdrawn or not.
+    pub fn of(ring: &Keyring) -> Self {
+        Self(ring.all().filter_map(|signing| key(&signing.jwk())).collect())
+    }
+
+    /// Those of a store; what is no key is passed over.
+    pub fn stored(keys: &[StoredKey]) -> Self {
+        let parsed = keys.iter().filter_map(|stored| SigningKey::from_pkcs8(&stored.pkcs8).ok());
+        Self(parsed.filter_map(|signing| key(&signing.jwk())).collect())
+    }
+
+    pub fn and(mut self, others: Self) -> Self {
+        self.0.extend(others.0);
+        self
+    }
+}
+
+fn key(jwk: &Value) -> Option<(String, DecodingKey)> {
+    let field = |name: &str| jwk.get(name).and_then(Value::as_str);
+    if field("kty") != Some("EC") || field("crv") != Some("P-256") {
+        return None;
+    }
+    Some((field("kid")?.to_owned(), DecodingKey::from_ec_components(field("x")?, field("y")?).ok()?))
+}
+
+impl fmt::Debug for StatementKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.0.keys()).finish()
+    }
+}

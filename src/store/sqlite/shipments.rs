@@ -1,0 +1,66 @@
+//! How far ways out have come, in SQLite: one broker uses the file, so nobody competes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rusqlite::{Connection, params};
+use uuid::Uuid;
+
+use super::SqliteStore;
+use crate::audit::{AuditError, Shipments};
+use crate::store::{signed, unsigned};
+
+pub(super) const TABLE: &str = "
+    -- How far records were shipped.
+    CREATE TABLE audit_shipment (
+        outlet TEXT NOT NULL,
+        chain BLOB NOT NULL,
+        position INTEGER NOT NULL,
+        PRIMARY KEY (outlet, chain)
+    ) STRICT, WITHOUT ROWID;
+";
+
+#[async_trait::async_trait]
+impl Shipments for SqliteStore {
+    async fn claim(&self, _outlet: &str, _owner: Uuid, _hold: Duration) -> Result<bool, AuditError> {
+        Ok(true)
+    }
+
+    async fn release(&self, _outlet: &str, _owner: Uuid) -> Result<(), AuditError> {
+        Ok(())
+    }
+
+    async fn delivered(&self, outlet: &str) -> Result<Vec<(Uuid, u64)>, AuditError> {
+        let outlet = outlet.to_owned();
+        let read = move |connection: &mut Connection| {
+            let mut select = connection.prepare("SELECT chain, position FROM audit_shipment WHERE outlet = ?1")?;
+            let rows = select.query_map([outlet], |row| Ok((Uuid::from_bytes(row.get(0)?), unsigned(row.get(1)?))))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        };
+        self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    async fn deliver(&self, outlet: &str, _owner: Uuid, moved: &[(Uuid, u64)]) -> Result<bool, AuditError> {
+        let (outlet, moved) = (outlet.to_owned(), moved.to_vec());
+        let note = move |connection: &mut Connection| {
+            let transaction = connection.transaction()?;
+            for (chain, position) in moved {
+                let sql = "INSERT INTO audit_shipment (outlet, chain, position) VALUES (?1, ?2, ?3)
+                           ON CONFLICT (outlet, chain) DO UPDATE SET position = max(position, excluded.position)";
+                transaction.prepare_cached(sql)?.execute(params![outlet, chain.as_bytes(), signed(position)])?;
+            }
+            Ok(transaction.commit()?)
+        };
+        self.run(note).await.map(|()| true).map_err(|error| AuditError::Write(Arc::new(error)))
+    }
+
+    async fn forget(&self, outlet: &str, chain: Uuid) -> Result<(), AuditError> {
+        let outlet = outlet.to_owned();
+        let forget = move |connection: &mut Connection| {
+            let sql = "DELETE FROM audit_shipment WHERE outlet = ?1 AND chain = ?2";
+            connection.execute(sql, params![outlet, chain.as_bytes()])?;
+            Ok(())
+        };
+        self.run(forget).await.map_err(|error| AuditError::Write(Arc::new(error)))
+    }
+}
