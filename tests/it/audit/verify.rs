@@ -554,7 +554,10 @@ async fn the_command_says_whole_or_what_is_broken_and_the_program_that_called_it
         assert_eq!((code, complaint.as_str()), (Some(1), ""));
         let report: serde_json::Value = serde_json::from_str(&said).expect("JSON");
         let fault = &report["faults"][0];
-        assert_eq!((&report["whole"], &fault["kind"], &fault["sequence"]), (&false.into(), &"edited".into(), &2.into()));
+        assert_eq!(
+            (&report["whole"], &fault["kind"], &fault["sequence"]),
+            (&false.into(), &"edited".into(), &2.into())
+        );
         let (code, said, _complaint) = verify(&[]).await;
         let id = fault["exchange_id"].as_str().expect("an id");
         assert!(code == Some(1) && said.contains("BROKEN") && said.contains(id), "{said}");
