@@ -54,6 +54,8 @@ enum PostgresError {
     Lease(#[from] LeaseRowError),
     #[error(transparent)]
     Tls(#[from] ClientError),
+    #[error("other records have the place in the chain that these were to have")]
+    PlaceTaken,
 }
 
 impl PostgresStore {

@@ -45,6 +45,8 @@ enum JobError {
     Key(#[from] KeyRowError),
     #[error(transparent)]
     Lease(#[from] LeaseRowError),
+    #[error("other records have the place in the chain that these were to have")]
+    PlaceTaken,
     #[error("the store is closed")]
     Closed,
 }
