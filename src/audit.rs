@@ -15,7 +15,7 @@ mod upkeep;
 mod verify;
 mod writer;
 
-pub use asked::{ask, asked_duration, facts_digest, job};
+pub use asked::{DECISIONS, ask, asked_duration, facts_digest, job};
 pub use chain::{Chain, Hash, Head, InvalidHead};
 pub use checkpoint::{Checkpoint, Said};
 pub use encoding::find_hand_out;

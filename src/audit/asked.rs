@@ -54,7 +54,7 @@ fn seconds(record: &proto::AuditRecord, name: &str) -> Option<Duration> {
 }
 
 /// Actions that ask the rules for targets.
-const DECISIONS: [&str; 3] = ["exchange", "lease.open", "lease.credentials"];
+pub const DECISIONS: [&str; 3] = ["exchange", "lease.open", "lease.credentials"];
 
 #[cfg(test)]
 mod tests {

@@ -1,24 +1,20 @@
 //! A decision that is on record: why it came out so, and whether it would again.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use base64::Engine as _;
-use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use chrono::{DateTime, SecondsFormat};
 use uuid::Uuid;
 
 use super::clouds::{presented, told};
 use super::{Asked, Explained, Explainer, UNSAID_LIFE, Whom};
-use crate::audit::{Filter, Records};
+use crate::audit::{DECISIONS, Filter, Records, ask, asked_duration, facts_digest, job};
 use crate::exchange::ExchangeError;
 use crate::lease::{LeaseFilter, LeaseQuery};
-use crate::policy::{Ask, ExcessScopes, Tenure};
+use crate::policy::{Ask, Tenure};
 use crate::proto;
 use crate::reason::Reason;
 use crate::step::Step;
 use crate::subject::Identity;
-use crate::target::{Job, TokenType};
 use crate::trust::{self, CloudError};
 
 impl Explainer {
@@ -42,7 +38,7 @@ impl Explainer {
             steps.push(Step::skipped("rules", unasked(first)));
             return Ok(Explained { allowed: false, steps, subject });
         };
-        let asked = Asked { asks, job: job(first), tenure: self.tenure(first).await? };
+        let asked = Asked { asks, job: Arc::new(job(first)), tenure: self.tenure(first).await? };
         let accepted = self.verifier.explain_claims(&identity);
         let refused = accepted.iter().any(Step::has_failed);
         steps.extend(accepted.into_iter().filter(|step| ["tenant", "audience", "kind"].contains(&step.name.as_str())));
@@ -66,8 +62,7 @@ impl Explainer {
         log: &Records,
         record: &proto::AuditRecord,
     ) -> Result<Option<Arc<Identity>>, ExchangeError> {
-        let digest = record.attributes.get("identity").and_then(|digest| BASE64_URL_SAFE_NO_PAD.decode(digest).ok());
-        let Some(digest) = digest.and_then(|digest| <[u8; 32]>::try_from(digest).ok()) else { return Ok(None) };
+        let Some(digest) = facts_digest(record) else { return Ok(None) };
         let facts = log.facts(&digest).await.map_err(ExchangeError::Audit)?;
         let expires_at = self.clock.now() + UNSAID_LIFE;
         Ok(facts.and_then(|facts| Identity::from_facts(&facts, expires_at).ok()).map(Arc::new))
@@ -75,7 +70,7 @@ impl Explainer {
 
     async fn tenure(&self, record: &proto::AuditRecord) -> Result<Tenure, ExchangeError> {
         if record.action == "lease.open" {
-            return Ok(Tenure::Opening(seconds(record, "requested_duration")));
+            return Ok(Tenure::Opening(asked_duration(record)));
         }
         let (Some(running), Ok(id)) = (&self.running, record.lease_id.parse::<Uuid>()) else { return Ok(Tenure::Once) };
         let filter = LeaseFilter { ids: vec![id], ..LeaseFilter::default() };
@@ -219,40 +214,6 @@ fn compared(record: &proto::AuditRecord, allowed: bool, reserve: &str) -> Step {
     Step::passed("now", format!("{detail}{reserve}"))
 }
 
-/// What was asked for; `None` for records of anything but a decision about a target.
-fn ask(record: &proto::AuditRecord) -> Option<Ask> {
-    if !DECISIONS.contains(&record.action.as_str()) || record.target.is_empty() {
-        return None;
-    }
-    let said = |name: &str| record.attributes.get(name).map(String::as_str);
-    let scopes = said("requested_scopes").unwrap_or_default().split_ascii_whitespace();
-    Some(Ask {
-        target: record.target.clone(),
-        scopes: scopes.filter_map(|scope| scope.parse().ok()).collect(),
-        excess: if said("door") == Some("http") { ExcessScopes::Drop } else { ExcessScopes::Refuse },
-        token_type: said("requested_token_type").and_then(|urn| urn.parse().ok()).unwrap_or(TokenType::AccessToken),
-        audience: said("requested_audience").and_then(|audience| audience.parse().ok()),
-        lifetime: seconds(record, "requested_lifetime"),
-        beyond: None,
-    })
-}
-
-fn seconds(record: &proto::AuditRecord, name: &str) -> Option<Duration> {
-    record.attributes.get(name).and_then(|seconds| seconds.parse().ok()).map(Duration::from_secs)
-}
-
-fn job(record: &proto::AuditRecord) -> Arc<Job> {
-    let job = record.job.clone().unwrap_or_default();
-    let some = |text: String| (!text.is_empty()).then_some(text);
-    Arc::new(Job {
-        id: some(job.id),
-        name: some(job.name),
-        expected_duration: job.expected_duration.and_then(|duration| duration.try_into().ok()),
-        labels: job.labels.into_iter().collect(),
-        datasets: job.datasets,
-    })
-}
-
 fn operator(record: &proto::AuditRecord, reason: Reason) -> Step {
     let permission = PERMISSIONS.iter().find(|(action, _permission)| *action == record.action);
     let permission = permission.map_or("the permission", |(_action, permission)| permission);
@@ -266,9 +227,6 @@ fn operator(record: &proto::AuditRecord, reason: Reason) -> Step {
         ),
     )
 }
-
-/// Actions that ask the rules for targets.
-const DECISIONS: [&str; 3] = ["exchange", "lease.open", "lease.credentials"];
 
 /// What each of the operators' calls needs.
 const PERMISSIONS: [(&str, &str); 4] = [
