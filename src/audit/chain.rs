@@ -96,6 +96,12 @@ impl Chain {
         Self { head: Head { chain: id, position: 0, hash: BEGINNING } }
     }
 
+    /// A chain that somebody else has written so far.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn resume(head: Head) -> Self {
+        Self { head }
+    }
+
     /// `None` before the first record.
     pub fn head(&self) -> Option<Head> {
         (self.head.position > 0).then_some(self.head)

@@ -122,8 +122,8 @@ pub struct Verification {
     extents: BTreeMap<Uuid, Extent>,
     /// Where chains begin behind a checkpoint, or end in one, with all before it dropped.
     anchors: BTreeMap<Uuid, Anchor>,
-    /// What records say was dropped because of its age: heads as they name them.
-    dropped: BTreeSet<String>,
+    /// What records say was dropped because of its age: heads as they name them, and the places of those records.
+    dropped: BTreeMap<String, BTreeSet<(Uuid, u64)>>,
     /// Chains with a fault: nothing else that is found of them is news.
     faulty: BTreeSet<Uuid>,
     coverage: Coverage,
@@ -155,7 +155,7 @@ impl Verification {
             report: Report::default(),
             extents: BTreeMap::new(),
             anchors: BTreeMap::new(),
-            dropped: BTreeSet::new(),
+            dropped: BTreeMap::new(),
             faulty: BTreeSet::new(),
             coverage: Coverage::default(),
         }
@@ -177,8 +177,8 @@ impl Verification {
             }
         }
         self.unchained().await?;
-        self.judge_anchors();
         self.judge_coverage().await?;
+        self.judge_anchors();
         self.report.faults.sort_by_key(|fault| (fault.chain, fault.position));
         Ok(())
     }
@@ -274,7 +274,7 @@ impl Verification {
         Ok(())
     }
 
-    /// What was dropped was old enough, or is on record as dropped.
+    /// What was dropped was old enough, or is on record as dropped, in a record that a signature covers.
     fn judge_anchors(&mut self) {
         let needed: Vec<Anchor> = self.anchors.values().filter(|anchor| anchor.needed).cloned().collect();
         for Anchor { head, at, standing, .. } in needed {
@@ -283,7 +283,12 @@ impl Verification {
                 (Standing::Signed, _) | (Standing::Unsigned, Signatures::None) => old,
                 (Standing::Unsigned | Standing::UnknownKey(_) | Standing::Wrong(_), _) => false,
             };
-            if !vouched && self.scope.since.is_none() && !self.dropped.contains(&head.to_string()) {
+            let said = self.dropped.get(&head.to_string());
+            let on_record = said.into_iter().flatten().any(|(chain, position)| match self.scope.signatures {
+                Signatures::Expected => self.coverage.is_signed(*chain, *position),
+                Signatures::None => true,
+            });
+            if !vouched && self.scope.since.is_none() && !on_record {
                 let detail = format!(
                     "the records up to {} are gone, younger than the retention, and no record says that they were dropped",
                     head.position

@@ -64,6 +64,11 @@ impl Coverage {
         named.last = (what.1, by.1);
     }
 
+    /// Whether a signature covers the record; to be asked after all is known.
+    pub fn is_signed(&self, chain: Uuid, position: u64) -> bool {
+        self.chains.get(&chain).is_some_and(|reached| reached.signed >= position)
+    }
+
     /// Lets what is signed for vouch for what it names, until nothing changes.
     fn spread(&mut self) {
         loop {

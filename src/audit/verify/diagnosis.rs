@@ -26,6 +26,10 @@ pub(super) enum Misfit {
         position: u64,
         seen: Seen,
     },
+    /// The store finds the group under another time, or as of another kind, than its records say.
+    Index {
+        position: u64,
+    },
 }
 
 impl Verification {
@@ -50,6 +54,12 @@ impl Verification {
             Misfit::Length { position } => {
                 let detail =
                     format!("the group that begins at {} is no longer the one that was written", group.position);
+                (FaultKind::Edited, position, detail)
+            }
+            Misfit::Index { position } => {
+                let detail = "the time or kind that the store has for its group is not that of its records: searches \
+                              may miss them"
+                    .to_owned();
                 (FaultKind::Edited, position, detail)
             }
             Misfit::Checkpoint { position, seen } => {

@@ -7,9 +7,9 @@ use regex::bytes::Regex;
 use uuid::Uuid;
 
 use super::diagnosis::Misfit;
-use super::{Anchor, CHECKPOINTS_AT_ONCE, Fault, FaultKind, Seen, Verification, hash_at};
+use super::{Anchor, CHECKPOINTS_AT_ONCE, Fault, FaultKind, Seen, Signatures, Verification, hash_at};
 use crate::audit::chain::{BEGINNING, Hash, link};
-use crate::audit::{AuditError, Extent, Group, Head, OWN_ACTIONS, PRUNE, READ_AT_ONCE, encoding};
+use crate::audit::{AuditError, Extent, Group, Head, OWN_ACTIONS, PRUNE, READ_AT_ONCE, encoding, is_own};
 use crate::clock::{from_unix_milliseconds, unix_milliseconds};
 use crate::issuer::Standing;
 use crate::proto;
@@ -30,7 +30,6 @@ pub(super) struct Foot {
 /// A checkpoint of the chain that is walked.
 struct Due {
     seen: Seen,
-    at_ms: i64,
     anchored: bool,
 }
 
@@ -75,9 +74,9 @@ impl Verification {
             let of_chain = page.iter().take_while(|checkpoint| checkpoint.chain == chain);
             for checkpoint in of_chain {
                 behind = checkpoint.position;
-                let (at_ms, anchored) = (checkpoint.at_ms, checkpoint.anchor_ms.is_some());
+                let anchored = checkpoint.anchor_ms.is_some();
                 let seen = self.examined(checkpoint);
-                checkpoints.extend(seen.map(|seen| Due { seen, at_ms, anchored }));
+                checkpoints.extend(seen.map(|seen| Due { seen, anchored }));
             }
             if page.last().is_none_or(|last| last.chain != chain) {
                 return Ok(checkpoints);
@@ -96,7 +95,15 @@ impl Verification {
             row: (position, i64::MAX),
         };
         if let Some(since) = self.scope.since.map(unix_milliseconds) {
-            let before = |due: &&Due| due.at_ms < since && (first..=last).contains(&due.seen.head.position);
+            let worth = |standing: &Standing| match (standing, self.scope.signatures) {
+                (Standing::Signed, _) | (Standing::Unsigned, Signatures::None) => true,
+                (Standing::Unsigned | Standing::UnknownKey(_) | Standing::Wrong(_), _) => false,
+            };
+            let before = |due: &&Due| {
+                unix_milliseconds(due.seen.at) < since
+                    && worth(&due.seen.standing)
+                    && (first..=last).contains(&due.seen.head.position)
+            };
             if let Some(due) = checkpoints.iter().rev().find(before) {
                 return Some(at(Some(due.seen.head), due.seen.head.position));
             }
@@ -135,6 +142,7 @@ impl Verification {
         }
         let talks_of_chains = OWN.is_match(&group.bytes);
         let (before, mut read) = (foot.hash.map(|hash| (foot.position, hash)), 0);
+        let (mut newest, mut own) = (None, true);
         for (position, frame) in (expected..).zip(encoding::frames(&group.bytes)) {
             read += frame.len();
             let stored = hash_at(expected, &group.hashes, position);
@@ -150,9 +158,18 @@ impl Verification {
                 }
                 self.coverage.checkpoint(foot.chain, position, &seen.standing);
             }
-            if talks_of_chains && let Some(record) = encoding::decode(frame) {
+            let Some(record) = encoding::decode(frame) else {
+                return Ok(Err(Misfit::Length { position }));
+            };
+            newest = newest.max(time_of(&record).map(unix_milliseconds));
+            own &= is_own(&record.action);
+            if talks_of_chains {
                 self.hear(foot.chain, position, &record).await?;
             }
+        }
+        // What the store looks records up by, and no hash covers.
+        if newest != Some(group.newest_ms) || own != group.own {
+            return Ok(Err(Misfit::Index { position: expected }));
         }
         if read != group.bytes.len() || foot.position + 1 != expected + group.records {
             return Ok(Err(Misfit::Length { position: foot.position + 1 }));
@@ -169,7 +186,7 @@ impl Verification {
         let heads = record.attributes.get("heads").map(String::as_str).unwrap_or_default();
         for head in heads.split(',').filter(|head| !head.is_empty()) {
             if record.action == PRUNE {
-                self.dropped.insert(head.to_owned());
+                self.dropped.entry(head.to_owned()).or_default().insert((chain, position));
                 continue;
             }
             match head.parse() {
@@ -206,12 +223,14 @@ impl Verification {
         if position < extent.first {
             return Ok(());
         }
-        if position > extent.last {
+        let stored = self.stored_hash(chain, position).await?;
+        // What was added while this looks on is there, though the chain was shorter when it began.
+        if position > extent.last && stored.is_none() {
             let (first, last) = (extent.last + 1, position);
             let detail =
                 format!("{witness} saw records up to {last}: they are gone, unless they wait in a broker's spool");
             self.fault(FaultKind::Missing, chain, first, detail);
-        } else if self.stored_hash(chain, position).await? == Some(hash) {
+        } else if stored == Some(hash) {
             self.coverage.named(by, (chain, position));
         } else {
             let detail = format!("{witness} saw another record here: it, or one before it, was rewritten");

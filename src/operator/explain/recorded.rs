@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use chrono::{DateTime, SecondsFormat};
 use uuid::Uuid;
 
 use super::clouds::{presented, told};
@@ -178,7 +179,8 @@ fn unknown() -> ExchangeError {
 
 /// When, what, of whom, and how it came out.
 fn summary(first: &proto::AuditRecord, records: &[proto::AuditRecord]) -> String {
-    let time = first.time.map(|time| time.to_string()).unwrap_or_default();
+    let time = first.time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.unsigned_abs()));
+    let time = time.map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true)).unwrap_or_default();
     let targets: Vec<&str> = records.iter().map(|record| record.target.as_str()).collect();
     let whom = if first.subject.is_empty() { "somebody who was not verified" } else { &first.subject };
     let said = |name: &str| first.attributes.get(name).map(|value| format!(", {value}")).unwrap_or_default();

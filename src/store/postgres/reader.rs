@@ -9,8 +9,10 @@ use uuid::Uuid;
 use super::audit::{CHAINS, checkpoint, extent, uuid};
 use super::pool::{Pool, StatementError};
 use super::schema::SCHEMA_VERSION;
-use super::{PostgresError, PostgresSettings};
+use super::{PostgresError, PostgresSettings, keys};
 use crate::audit::{AuditError, AuditReader, Checkpoint, Extent, Group, Place, Window};
+use crate::issuer::{KeyStoreError, StoredKey};
+use crate::secret::SealingKeys;
 use crate::store::{OpenError, signed, unsigned};
 
 /// Changes nothing, not even the schema.
@@ -29,6 +31,11 @@ impl PostgresReader {
         let version = version(&pool).await.map_err(|error| failed(error.into()))?;
         OpenError::unless_equal(&store, version, SCHEMA_VERSION)?;
         Ok(Self { pool })
+    }
+
+    /// The issuer's keys, as its brokers would read them.
+    pub async fn issuer_keys(&self, sealing: &SealingKeys) -> Result<Vec<StoredKey>, KeyStoreError> {
+        keys(&self.pool, sealing).await
     }
 
     /// To the database of `pool`, which is known to be of this version.

@@ -10,8 +10,10 @@ use uuid::Uuid;
 use super::audit::{CHAINS, GROUP, group};
 use super::retention::checkpoint;
 use super::worker::Worker;
-use super::{BUSY_TIMEOUT, JobError, SCHEMA_VERSION};
+use super::{BUSY_TIMEOUT, JobError, SCHEMA_VERSION, key_rows};
 use crate::audit::{AuditError, AuditReader, Checkpoint, Extent, Group, Place, Window};
+use crate::issuer::{KeyStoreError, StoredKey};
+use crate::secret::SealingKeys;
 use crate::store::{OpenError, signed, unsigned};
 
 /// Changes nothing, not even the schema.
@@ -38,6 +40,13 @@ impl SqliteReader {
         OpenError::unless_equal(&store, version, SCHEMA_VERSION)?;
         let worker = Worker::start("store-reader", connection, |_connection| {}, |_connection| {});
         Ok(Self { worker: worker.map_err(|error| failed(error.into()))? })
+    }
+
+    /// The issuer's keys, as its broker would read them.
+    pub async fn issuer_keys(&self, sealing: &SealingKeys) -> Result<Vec<StoredKey>, KeyStoreError> {
+        let failed = |error: JobError| KeyStoreError { action: "read", source: Box::new(error) };
+        let rows = self.worker.run(|connection| key_rows(connection)).await.map_err(failed)?;
+        rows.into_iter().map(|row| row.unseal(sealing).map_err(|error| failed(error.into()))).collect()
     }
 
     async fn read<T: Send + 'static>(
