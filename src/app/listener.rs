@@ -2,6 +2,7 @@
 
 use std::convert::Infallible;
 use std::io;
+use std::net::IpAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -59,16 +60,48 @@ impl Serves {
     }
 }
 
-async fn accept(socket: &Socket) -> io::Result<(Box<dyn Stream>, String)> {
+struct Accepted {
+    stream: Box<dyn Stream>,
+    peer: String,
+    /// None for a Unix socket.
+    ip: Option<IpAddr>,
+}
+
+async fn accept(socket: &Socket) -> io::Result<Accepted> {
     match socket {
         Socket::Tcp(listener) => {
             let (stream, peer) = listener.accept().await?;
             stream.set_nodelay(true)?;
-            Ok((Box::new(stream), peer.to_string()))
+            Ok(Accepted { stream: Box::new(stream), peer: peer.to_string(), ip: Some(peer.ip()) })
         }
         Socket::Unix(listener, _own) => {
             let (stream, _peer) = listener.accept().await?;
-            Ok((Box::new(stream), "unix".to_owned()))
+            Ok(Accepted { stream: Box::new(stream), peer: "unix".to_owned(), ip: None })
+        }
+    }
+}
+
+/// How many may be connected, and a few more from the broker's own host: a broker that is full is well, and its probe
+/// has to be able to see that.
+struct Places {
+    all: Arc<Semaphore>,
+    loopback: Arc<Semaphore>,
+}
+
+impl Places {
+    fn new(all: usize, loopback: usize) -> Self {
+        Self { all: Arc::new(Semaphore::new(all)), loopback: Arc::new(Semaphore::new(loopback)) }
+    }
+
+    /// A place for this peer, until it is dropped; None where all are taken.
+    fn take(&self, ip: Option<IpAddr>) -> Option<OwnedSemaphorePermit> {
+        let place = self.all.clone().try_acquire_owned().ok();
+        match ip {
+            // A socket of both families shows callers of IPv4 as addresses of IPv6.
+            Some(ip) if place.is_none() && ip.to_canonical().is_loopback() => {
+                self.loopback.clone().try_acquire_owned().ok()
+            }
+            _ => place,
         }
     }
 }
@@ -80,14 +113,14 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 impl Listener {
     /// Accepts until it drains. A connection beyond the limit is closed at once rather than kept waiting.
     pub async fn serve(self) {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+        let places = Places::new(MAX_CONNECTIONS, LOOPBACK_RESERVE);
         let this = Arc::new(self);
         loop {
             let accepted = tokio::select! {
                 () = this.draining.cancelled() => return,
                 accepted = accept(&this.socket) => accepted,
             };
-            let (stream, peer) = match accepted {
+            let Accepted { stream, peer, ip } = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     // Out of descriptors, or the peer left: neither goes away by asking again at once.
@@ -96,7 +129,7 @@ impl Listener {
                     continue;
                 }
             };
-            let Ok(place) = places.clone().try_acquire_owned() else {
+            let Some(place) = places.take(ip) else {
                 this.refused("limit");
                 continue;
             };
@@ -299,6 +332,9 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 /// Each costs some 40 KB with its buffers.
 const MAX_CONNECTIONS: usize = 8192;
 
+/// Beyond the limit, for probes.
+const LOOPBACK_RESERVE: usize = 16;
+
 /// Calls at once on one connection; 4,000 open streams would cost 32 MB (measured).
 const MAX_STREAMS: u32 = 256;
 
@@ -327,3 +363,22 @@ const PREFACE_BYTES: usize = 24;
 const OUTGOING_BYTES: usize = 64 * 1024;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests {
+    use super::Places;
+
+    #[test]
+    fn a_full_listener_has_places_left_for_its_own_host_and_not_without_end() {
+        let (places, ip) = (Places::new(1, 2), |text: &str| Some(text.parse().expect("an address")));
+        let _caller = places.take(ip("192.0.2.1")).expect("the first");
+        assert!(places.take(ip("192.0.2.1")).is_none());
+        assert!(places.take(None).is_none(), "a Unix socket's callers are callers like others");
+        let probe = places.take(ip("127.0.0.1"));
+        let _mapped = places.take(ip("::ffff:127.0.0.1")).expect("the same host");
+        assert!(places.take(ip("::1")).is_none());
+        drop(probe);
+        assert!(places.take(ip("192.0.2.1")).is_none(), "the reserve is nobody else's");
+        assert!(places.take(ip("::1")).is_some());
+    }
+}

@@ -4,7 +4,7 @@ terraform {
   required_providers {
     google = {
       source  = "hashicorp/google"
-      version = ">= 6.0"
+      version = "~> 6.0"
     }
     azurerm = {
       source  = "hashicorp/azurerm"

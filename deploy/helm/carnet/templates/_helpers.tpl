@@ -175,14 +175,22 @@ labels:
 {{- if and .Values.agent.enabled (not (or .Values.agent.config.allow_uids .Values.agent.config.allow_all_uids)) -}}
 {{- fail "agent.config.allow_uids is missing: the users of the node who may ask the agent" -}}
 {{- end -}}
+{{- $policy := .Values.networkPolicy -}}
+{{- if and .Values.agent.enabled $policy.enabled (eq $policy.flavor "kubernetes") (not $policy.clientCidrs) -}}
+{{- fail "networkPolicy.clientCidrs is missing: the agent calls from its node's address, which no selector of pods takes; name the ranges of the nodes" -}}
+{{- end -}}
+{{- if and .Values.storeKey.generate (gt (len .Values.storeKey.keys) 1) -}}
+{{- fail "storeKey.generate makes one key, once: to replace it make a Secret with both, name it in storeKey.secretName and set storeKey.generate to false" -}}
+{{- end -}}
 {{- end -}}
 
 {{/* Restricted Pod Security Standard. */}}
 {{- define "carnet.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ .Values.runAsUser }}
-runAsGroup: {{ .Values.runAsUser }}
-fsGroup: {{ .Values.runAsUser }}
+{{- /* Large numbers of a file of values are floats. */}}
+runAsUser: {{ .Values.runAsUser | int64 }}
+runAsGroup: {{ .Values.runAsUser | int64 }}
+fsGroup: {{ .Values.runAsUser | int64 }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: { type: RuntimeDefault }
 {{- end -}}
@@ -193,13 +201,11 @@ readOnlyRootFilesystem: true
 capabilities: { drop: [ALL] }
 {{- end -}}
 
-{{/* How a probe asks: `(list . "grpc")` whether the broker is ready, `(list . "alive")` whether it answers. */}}
+{{/* How a probe asks: `(list . "grpc")` whether the broker is ready, `(list . "alive")` whether it answers. Over loopback, for
+     which a broker with as many connections as it takes has places left. */}}
 {{- define "carnet.asks" -}}
 {{- $top := index . 0 -}}
 {{- $what := index . 1 -}}
-{{- if and (eq $what "alive") (not $top.Values.tls.clientCa.secretName) -}}
-httpGet: { path: /healthz, port: http, scheme: HTTPS }
-{{- else -}}
 exec:
   command:
     - /usr/local/bin/carnet
@@ -213,7 +219,6 @@ exec:
     - --client-certificate=/etc/carnet/probe/tls.crt
     - --client-key=/etc/carnet/probe/tls.key
     {{- end }}
-{{- end -}}
 {{- end -}}
 
 {{/* The pod, for a Deployment or a StatefulSet. */}}

@@ -45,9 +45,10 @@ locals {
   )
 
   pool = "projects/${var.project_number}/locations/global/workloadIdentityPools/${var.pool}"
+  # By what is bound: two targets of one account and rule share a binding, and neither takes it from the other.
   bindings = merge([
-    for name, target in var.targets : {
-      for rule in target.rules : "${name}/${rule}" => {
+    for target in values(var.targets) : {
+      for rule in distinct(target.rules) : "${target.service_account}/${rule}" => {
         service_account = target.service_account
         member          = "principalSet://iam.googleapis.com/${local.pool}/attribute.rule/${rule}"
       }

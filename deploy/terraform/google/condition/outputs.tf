@@ -12,7 +12,7 @@ output "mapping" {
 }
 
 output "bindings" {
-  description = "By target and rule: who may become which service account"
+  description = "By service account and rule: who may become which service account"
   value       = local.bindings
 }
 

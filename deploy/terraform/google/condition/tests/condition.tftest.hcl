@@ -22,7 +22,7 @@ run "one_tenant_and_one_rule" {
     error_message = output.audience
   }
   assert {
-    condition     = output.bindings["vertex-training/vision-training"].member == "principalSet://iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/attribute.rule/vision-training"
+    condition     = output.bindings["trainer@ml-prod.iam.gserviceaccount.com/vision-training"].member == "principalSet://iam.googleapis.com/projects/123456789/locations/global/workloadIdentityPools/ml-pool/attribute.rule/vision-training"
     error_message = jsonencode(output.bindings)
   }
   assert {
@@ -48,6 +48,20 @@ run "several_of_each" {
   assert {
     condition     = length(output.bindings) == 3 && output.mapping["attribute.team"] == "has(assertion.team) ? assertion.team : \"\""
     error_message = jsonencode([output.bindings, output.mapping])
+  }
+}
+
+run "two_targets_of_one_account_share_a_binding" {
+  command = plan
+  variables {
+    targets = {
+      day   = { service_account = "a@p.iam.gserviceaccount.com", rules = ["one", "one"] }
+      night = { service_account = "a@p.iam.gserviceaccount.com", rules = ["one", "two"] }
+    }
+  }
+  assert {
+    condition     = join(" ", keys(output.bindings)) == "a@p.iam.gserviceaccount.com/one a@p.iam.gserviceaccount.com/two"
+    error_message = jsonencode(output.bindings)
   }
 }
 
