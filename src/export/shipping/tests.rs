@@ -58,8 +58,32 @@ impl FakeLog {
 
 #[async_trait::async_trait]
 impl AuditReader for FakeLog {
+    async fn rows(&self, _chain: Uuid, _behind: (u64, i64), _most: u64) -> Result<Vec<(i64, Group)>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn hashes(&self, _chain: Uuid, _position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError> {
+        Ok(None)
+    }
+
+    async fn unchained(&self) -> Result<(u64, i64), AuditError> {
+        Ok((0, 0))
+    }
+
     async fn checkpoints(&self, _behind: (Uuid, u64), _most: u32) -> Result<Vec<Checkpoint>, AuditError> {
         Ok(Vec::new())
+    }
+
+    async fn rows(&self, _chain: Uuid, _behind: (u64, i64), _most: u64) -> Result<Vec<(i64, Group)>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn hashes(&self, _chain: Uuid, _position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError> {
+        Ok(None)
+    }
+
+    async fn unchained(&self) -> Result<(u64, i64), AuditError> {
+        Ok((0, 0))
     }
 
     async fn newest_first(
@@ -243,11 +267,19 @@ async fn of_several_replicas_one_ships_and_another_follows_when_it_dies() {
     }
     world.log.write(1, 10);
     advance(HOLD + Duration::from_secs(1)).await;
+    let slow = one.claim.take();
     assert_eq!(rounds(&mut two).await, Round::Idle);
     assert_eq!(world.sink.taken(), [world.expected(1, 1..=10), world.expected(2, 1..=10)].concat());
     // The first was only slow: it finds that it has no claim, and delivers nothing.
     assert_eq!(rounds(&mut one).await, Round::Theirs);
     assert_eq!(world.sink.taken().len(), 20);
+    // And when it has it again, it goes on where the other one stopped.
+    two.note().await.expect("noted");
+    world.shipments.release("test", two.owner).await.expect("released");
+    one.claim = slow;
+    world.log.write(1, 1);
+    assert_eq!(rounds(&mut one).await, Round::Idle);
+    assert_eq!(world.sink.taken().split_off(20), world.expected(2, 11..=11));
 }
 
 #[tokio::test(start_paused = true)]

@@ -26,6 +26,11 @@ impl Explainer {
         let log = self.records.as_ref().ok_or_else(unknown)?;
         let records = found(log, id).await?;
         let Some(first) = records.first() else { return Err(unknown()) };
+        // What operators did and what the log says of itself is for those who may read it all.
+        let refused_operator = first.action.starts_with("operator.") && !first.reason.is_empty();
+        if !refused_operator && ["operator.", "broker.", "audit."].iter().any(|own| first.action.starts_with(own)) {
+            return Err(unknown());
+        }
         let identity = self.recorded_identity(log, first).await?;
         let mut steps = vec![Step::passed("record", summary(first, &records))];
         let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == first.reason);

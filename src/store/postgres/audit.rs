@@ -18,6 +18,7 @@ pub(super) const CHAIN: &str = "
     ALTER TABLE audit ADD COLUMN hashes bytea; -- 32 bytes for each record
     ALTER TABLE audit ADD COLUMN own boolean NOT NULL DEFAULT false; -- nothing but records of the log about itself
     CREATE UNIQUE INDEX audit_chain ON audit (chain, position) WHERE chain IS NOT NULL;
+    CREATE INDEX audit_unchained ON audit (newest_ms, records) WHERE chain IS NULL;
     CREATE TABLE audit_checkpoint (
         chain bytea NOT NULL,
         position bigint NOT NULL,

@@ -20,6 +20,7 @@ pub(super) const CHAIN: &str = "
     CREATE UNIQUE INDEX audit_chain ON audit (chain, position) WHERE chain IS NOT NULL;
     CREATE INDEX audit_newest ON audit (newest_ms);
     CREATE INDEX audit_token_sequence ON audit_token (sequence);
+    CREATE INDEX audit_unchained ON audit (newest_ms, records) WHERE chain IS NULL;
     CREATE TABLE audit_checkpoint (
         chain BLOB NOT NULL,
         position INTEGER NOT NULL,
