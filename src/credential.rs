@@ -68,6 +68,15 @@ pub struct Call {
     pub subject_token: Option<SubjectToken>,
     /// Goes into the clouds' own logs.
     pub exchange_id: Uuid,
+    pub purpose: Purpose,
+}
+
+/// What becomes of what a cloud issues for a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    Exchange,
+    /// Nothing: somebody looks whether it would. Assertions and marks say so.
+    Probe,
 }
 
 /// A token of a cloud, as it was issued.
@@ -515,6 +524,10 @@ impl Signer {
         let no_issuer = || IssueError::not_set_up(Hop::Broker, "no_issuer", SetUpFault::NoIssuer);
         let issuer = self.issuer.as_ref().ok_or_else(no_issuer)?;
         let assertion = Assertion::for_grant(&call.grant).ok_or_else(no_issuer)?;
+        let assertion = match call.purpose {
+            Purpose::Exchange => assertion,
+            Purpose::Probe => assertion.marked_as_probe(),
+        };
         let unsigned = |_cause| IssueError::not_set_up(Hop::Broker, "no_signature", SetUpFault::NoSignature);
         issuer.sign(&assertion, call.exchange_id, lifetime).map_err(unsigned)
     }

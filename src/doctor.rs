@@ -188,6 +188,7 @@ pub async fn examine(
     }
     let found = join_all(checks.into_iter().map(within_deadline)).await;
     findings.extend(found.into_iter().flatten());
+    issuer::weigh(&examination, &mut findings);
     Ok(findings)
 }
 

@@ -31,7 +31,7 @@ use self::record::Record;
 use self::request::Asks;
 use crate::audit::{Audit, AuditError};
 use crate::clock::Clock;
-use crate::credential::{Call, Credentials};
+use crate::credential::{Call, Credentials, Purpose};
 use crate::policy::{Grant, Inquiry, Policy, Tenure};
 use crate::subject::{SubjectError, SubjectToken, VerifiedIdentity, Verifier};
 use crate::telemetry::SPANS;
@@ -131,7 +131,12 @@ impl Exchange {
         subject_token: Option<&SubjectToken>,
         exchange_id: Uuid,
     ) -> Result<IssuedCredential, ExchangeError> {
-        let call = Call { grant: grant.clone(), subject_token: subject_token.cloned(), exchange_id };
+        let call = Call {
+            grant: grant.clone(),
+            subject_token: subject_token.cloned(),
+            exchange_id,
+            purpose: Purpose::Exchange,
+        };
         match self.credentials.credential(call).instrument(stage("issue")).await {
             Ok(hit) => Ok(IssuedCredential::new(grant, hit, self.clock.now())),
             Err(error) => Err(ExchangeError::Credential { target: grant.target().name.to_string(), error }),

@@ -188,6 +188,12 @@ impl<'a> Assertion<'a> {
         Some(Self { algorithm, target: target.name.as_str(), audience, subject, claims })
     }
 
+    /// With the claim that probes have, for a grant that is tried and not used.
+    pub fn marked_as_probe(mut self) -> Self {
+        self.claims.push(("probe", Claim::Any(&Value::Bool(true))));
+        self
+    }
+
     pub fn subject(&self) -> &str {
         &self.subject
     }

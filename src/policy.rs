@@ -332,8 +332,17 @@ impl Policy {
 
     /// The rules that allow the target, in the order of the file.
     pub fn admissions(&self, target: &Name) -> impl Iterator<Item = Admission<'_>> {
+        self.rules_of(target, Effect::Allow)
+    }
+
+    /// The rules that deny the target: whom they are about has it under no other rule.
+    pub fn denials(&self, target: &Name) -> impl Iterator<Item = Admission<'_>> {
+        self.rules_of(target, Effect::Deny)
+    }
+
+    fn rules_of(&self, target: &Name, effect: Effect) -> impl Iterator<Item = Admission<'_>> {
         let rules = self.targets.get(target).map(|(_target, rules)| rules.as_slice()).unwrap_or_default();
-        rules.iter().filter(|rule| rule.effect == Effect::Allow).map(|rule| rule.admission())
+        rules.iter().filter(move |rule| rule.effect == effect).map(|rule| rule.admission())
     }
 
     /// All that is asked for, or nothing.

@@ -126,6 +126,11 @@ impl Trust<'_> {
         set_up::set_up(self, format, wishes)
     }
 
+    /// What of the target's rules its cloud does not enforce where it is shown the callers' own tokens, in sentences.
+    pub fn unenforced(&self) -> Vec<String> {
+        google::Google::of(self).map(|google| google.warnings()).unwrap_or_default()
+    }
+
     fn accepts(&self, tenant: Uuid) -> bool {
         self.entra.tenants.contains(&tenant)
     }
@@ -168,6 +173,15 @@ pub enum CannotSetUp {
          their own"
     )]
     LongCondition(usize),
+    #[error(
+        "the mapping of `{0}` would have {1} characters and Google takes 2048: name groups or roles instead of single \
+         people or applications, or divide the rule"
+    )]
+    LongMapping(String, usize),
+    #[error(
+        "the provider would map {0} attributes and Google takes 50: give some of the targets a provider of their own"
+    )]
+    ManyAttributes(usize),
     #[error("Entra's keys are fetched: --jwks goes with `subject_token: issuer`")]
     EntrasKeys,
     #[error("the machine's own identity is assigned to the machine: use --format az")]

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::Value;
 use uuid::Uuid;
 
-use super::{Call, Hop, IssueError};
+use super::{Call, Hop, IssueError, Purpose};
 use crate::http::{Request, Response, USER_AGENT};
 use crate::secret::Secret;
 
@@ -59,6 +59,9 @@ pub(super) struct Mark {
 impl Mark {
     pub fn of(call: &Call) -> Self {
         let exchange_id = call.exchange_id;
+        if call.purpose == Purpose::Probe {
+            return Self::of_probe(exchange_id);
+        }
         let mut reason = format!("carnet exchange={exchange_id}");
         if let Some(job) = &call.grant.job().id {
             reason.push_str(" job=");

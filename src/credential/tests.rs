@@ -94,6 +94,7 @@ fn call_for(
         grant: Arc::new(grant),
         subject_token: Some(SubjectToken::new(Secret::new("x.y.z")).expect("a token")),
         exchange_id: Uuid::now_v7(),
+        purpose: super::Purpose::Exchange,
     }
 }
 

@@ -6,8 +6,8 @@ use uuid::Uuid;
 
 use super::targets::refused;
 use super::{Examination, Finding, Severity};
-use crate::credential::{Call, CredentialProvider as _};
-use crate::policy::{Ask, ExcessScopes, Inquiry, Question};
+use crate::credential::{Call, CredentialProvider as _, Purpose};
+use crate::policy::{Ask, ExcessScopes, FLOOR, Inquiry, Question};
 use crate::secret::Secret;
 use crate::subject::{EntraVerifier, Groups, SubjectError, SubjectToken, VerifiedIdentity, Verifier as _};
 use crate::target::{Job, Scopes, Target, TokenType};
@@ -53,7 +53,8 @@ async fn try_target(
         excess: ExcessScopes::Refuse,
         token_type: TokenType::AccessToken,
         audience: None,
-        lifetime: None,
+        // As short as it can be had: nobody uses it.
+        lifetime: Some(FLOOR),
         beyond: None,
     };
     let (job, now) = (Arc::new(Job::default()), examination.clock.now());
@@ -70,7 +71,12 @@ async fn try_target(
             return Finding::new(Severity::Note, "denied", about, seen).repair(remedies.join("; "), &[]);
         }
     };
-    let call = Call { grant: grant.clone(), subject_token: Some(token.clone()), exchange_id: Uuid::now_v7() };
+    let call = Call {
+        grant: grant.clone(),
+        subject_token: Some(token.clone()),
+        exchange_id: Uuid::now_v7(),
+        purpose: Purpose::Probe,
+    };
     match examination.clouds.issue(&call).await {
         Ok(credential) => {
             let life = credential.expires_at.duration_since(credential.issued_at).unwrap_or_default();

@@ -9,7 +9,7 @@ use super::certificate::Validity;
 use super::network::{Fetched, addresses, is_private, is_success, unreachable};
 use super::{Examination, Finding, Severity};
 use crate::issuer::{Algorithm, Issuer};
-use crate::target::{AzureSource, GoogleSubjectToken, Platform};
+use crate::target::{AzureSource, GoogleSubjectToken, Platform, Target};
 
 pub(super) async fn examine(examination: &Examination<'_>) -> Vec<Finding> {
     let Some(settings) = &examination.config.issuer else { return Vec::new() };
@@ -28,6 +28,47 @@ pub(super) async fn examine(examination: &Examination<'_>) -> Vec<Finding> {
     findings
 }
 
+/// What was seen of the issuer's place from here is no fault where a cloud has verified its signatures meanwhile: names
+/// resolve otherwise inside, or the keys were uploaded.
+pub(super) fn weigh(examination: &Examination<'_>, findings: &mut [Finding]) {
+    let Some(uses) = Uses::of(examination) else { return };
+    let verified = |target: &&Target| {
+        let about = format!("target {}", target.name);
+        // A client that redeems people's tokens shows its own assertion first.
+        let passed = |finding: &Finding| match finding.code.as_str() {
+            "target" => finding.severity == Severity::Ok,
+            "needs_token" => matches!(&target.platform, Platform::Azure(_)),
+            _ => false,
+        };
+        findings.iter().any(|finding| finding.about == about && passed(finding))
+    };
+    let targets = examination.targets();
+    // Google may have uploaded keys, which says nothing of the way to the issuer that Entra needs.
+    let verified = match uses.azure {
+        true => targets.iter().filter(|target| by_azure(target)).any(|target| verified(target)),
+        false => targets.iter().filter(|target| by_google(target)).any(|target| verified(target)),
+    };
+    if !verified {
+        return;
+    }
+    let of_place = |finding: &&mut Finding| {
+        finding.about == "issuer" && ["issuer_private", "issuer_unreachable"].contains(&finding.code.as_str())
+    };
+    for finding in findings.iter_mut().filter(of_place) {
+        finding.severity = Severity::Note;
+        finding.seen.push_str(" from here, and a cloud verified its signature all the same");
+    }
+}
+
+fn by_google(target: &Target) -> bool {
+    matches!(&target.platform, Platform::Google(google) if google.subject_token == GoogleSubjectToken::Issuer)
+}
+
+fn by_azure(target: &Target) -> bool {
+    matches!(&target.platform, Platform::Azure(azure)
+        if matches!(azure.source, AzureSource::Issuer { .. } | AzureSource::OnBehalfOf { .. }))
+}
+
 /// Who has to read what the issuer publishes.
 #[derive(Clone, Copy)]
 struct Uses {
@@ -39,13 +80,8 @@ impl Uses {
     /// `None` where nobody does.
     fn of(examination: &Examination<'_>) -> Option<Self> {
         let targets = examination.targets();
-        let google = targets.iter().any(|target| {
-            matches!(&target.platform, Platform::Google(google) if google.subject_token == GoogleSubjectToken::Issuer)
-        });
-        let azure = targets.iter().any(|target| {
-            matches!(&target.platform, Platform::Azure(azure)
-                if matches!(azure.source, AzureSource::Issuer { .. } | AzureSource::OnBehalfOf { .. }))
-        });
+        let google = targets.iter().any(|target| by_google(target));
+        let azure = targets.iter().any(|target| by_azure(target));
         (google || azure).then_some(Self { google, azure })
     }
 

@@ -23,17 +23,30 @@ pub(super) fn examine(config: &Config, now: SystemTime) -> Vec<Finding> {
     }
     let mut findings = Vec::new();
     let TlsSettings { certificate, client_ca, .. } = tls;
+    let judged = |der: &CertificateDer<'_>, what: &str| Validity::of(der).map(|validity| validity.judge(now, what));
     for (place, der) in certificates(certificate).iter().enumerate() {
-        let what = if place == 0 { ABOUT.to_owned() } else { format!("{ABOUT}, authority {place}") };
-        findings.extend(Validity::of(der).map(|validity| validity.judge(now, &what)));
         if place == 0 {
+            findings.extend(judged(der, ABOUT));
             findings.extend(names(config, der));
+        } else {
+            // Clients find their way with the authorities that they have.
+            findings.extend(judged(der, &format!("{ABOUT}, authority {place}")).map(beside_others));
         }
     }
-    for der in client_ca.iter().flat_map(|path| certificates(path)) {
-        findings.extend(Validity::of(&der).map(|validity| validity.judge(now, "server.tls.client_ca")));
-    }
+    let authorities = client_ca.iter().flat_map(|path| certificates(path));
+    let authorities: Vec<Finding> = authorities.filter_map(|der| judged(&der, "server.tls.client_ca")).collect();
+    let any_good = authorities.iter().any(|finding| !is_invalid(finding));
+    findings.extend(authorities.into_iter().map(|finding| if any_good { beside_others(finding) } else { finding }));
     findings
+}
+
+fn is_invalid(finding: &Finding) -> bool {
+    ["certificate_expired", "certificate_early"].contains(&finding.code.as_str())
+}
+
+/// One of several, of which another does: worth a warning.
+fn beside_others(finding: Finding) -> Finding {
+    Finding { severity: finding.severity.min(Severity::Warning), ..finding }
 }
 
 fn certificates(path: &std::path::Path) -> Vec<CertificateDer<'static>> {

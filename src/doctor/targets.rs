@@ -22,7 +22,12 @@ pub(super) async fn examine(examination: &Examination<'_>, target: &Target) -> V
     match &target.platform {
         Platform::Google(google) => match google.subject_token {
             GoogleSubjectToken::Issuer => asking.google(google, &rules).await,
-            GoogleSubjectToken::Entra => asking.without_a_token(&rules).await,
+            GoogleSubjectToken::Entra => {
+                let mut findings = asking.without_a_token(&rules).await;
+                let unenforced = examination.trust(target).unenforced().into_iter();
+                findings.extend(unenforced.map(|text| Finding::new(Severity::Note, "unenforced", about(target), text)));
+                findings
+            }
         },
         Platform::Azure(azure) => match azure.source {
             AzureSource::OnBehalfOf { .. } => asking.without_a_user(&rules).await,
@@ -44,6 +49,8 @@ struct Asking<'a> {
 struct Tried {
     rule: String,
     subject: String,
+    /// What the subject was made up for, which conditions and bindings may go by: options that would tell.
+    invented: Vec<String>,
 }
 
 impl Asking<'_> {
@@ -106,33 +113,50 @@ impl Asking<'_> {
         findings
     }
 
-    /// I19: a provider without a condition takes whatever its issuer signs, for any tenant and rule.
-    async fn open_pool(&self, rules: &[Admission<'_>]) -> Option<Finding> {
-        let foreign = ProbeSubject {
+    /// I19: a provider without a condition takes whatever its issuer signs, for any tenant and rule. Each is tried by
+    /// itself: a condition on one of them does not stand for the other.
+    async fn open_pool(&self, rules: &[Admission<'_>]) -> Vec<Finding> {
+        let usual = self.subject(rules.first());
+        let of_tenant = ProbeSubject {
             tenant: uuid::Builder::from_custom_bytes(*b"carnet-doctor--8").into_uuid(),
-            rule: "carnet-doctor-no-such-rule".to_owned(),
-            ..self.subject(rules.first())
+            ..usual.clone()
         };
-        let asked = Asked { rule: rules.first().map(|rule| rule.rule.as_str()), subject: None };
-        match self.ask(foreign, Reach::Provider, FLOOR).await {
+        let of_rule = ProbeSubject { rule: "carnet-doctor-no-such-rule".to_owned(), ..usual };
+        let mut findings = Vec::new();
+        // What is shared names no tenant.
+        if self.target.sharing == Sharing::Subject {
+            findings.extend(self.foreign(of_tenant, "tenant", rules).await);
+        }
+        findings.extend(self.foreign(of_rule, "rule", rules).await);
+        findings
+    }
+
+    /// Whether an assertion whose `what` is nobody's is taken.
+    async fn foreign(&self, subject: ProbeSubject, what: &str, rules: &[Admission<'_>]) -> Option<Finding> {
+        match self.ask(subject, Reach::Provider, FLOOR).await {
             Ok(_taken) => {
                 let fault = CloudError {
                     hop: crate::credential::Hop::GoogleSts,
                     code: None,
                     fault: Some(SetUpFault::GoogleCondition),
                 };
+                let asked = Asked { rule: rules.first().map(|rule| rule.rule.as_str()), subject: None };
                 let remedy = self.examination.trust(self.target).remedy(fault, asked);
-                let finding = Finding::new(
-                    Severity::Error,
-                    "pool_open",
-                    about(self.target),
-                    "an assertion of another tenant and rule was taken",
-                );
+                let seen = format!("an assertion of another {what} was taken");
+                let finding = Finding::new(Severity::Error, "pool_open", about(self.target), seen);
                 let meaning = "the provider's attribute condition is missing or too wide".to_owned();
                 Some(finding.remedied(crate::trust::Remedy { meaning, ..remedy }))
             }
-            // Whatever it was refused for, it was.
-            Err(_refused) => None,
+            Err(error) if error.fault() == Some(SetUpFault::GoogleCondition) => None,
+            Err(error) => {
+                let seen = format!(
+                    "whether an assertion of another {what} is taken was not decided: {} said something else{}",
+                    error.hop(),
+                    error.code().map(|code| format!(" ({code})")).unwrap_or_default()
+                );
+                let finding = Finding::new(Severity::Note, "pool_undecided", about(self.target), seen);
+                Some(finding.repair("ask again later", &[]))
+            }
         }
     }
 
@@ -153,33 +177,31 @@ impl Asking<'_> {
     /// Google's token service cannot be shown a token of Entra's here: as much is told as it tells without one.
     async fn without_a_token(&self, rules: &[Admission<'_>]) -> Vec<Finding> {
         let probed = self.ask(self.subject(rules.first()), Reach::Credential, FLOOR).await;
-        // What is said of the token itself tells nothing: it is none.
-        let telling = [SetUpFault::GoogleProvider, SetUpFault::GoogleApi];
-        let told =
-            |error: &IssueError| error.is_transient() || error.fault().is_some_and(|fault| telling.contains(&fault));
         match probed {
-            Err(error) if told(&error) => vec![self.judge(Err(error), None)],
-            _ => {
-                let seen = "the provider is there; the rest needs a caller's token";
+            // What is said of the token itself tells nothing: it is none.
+            Err(error) if error.fault() == Some(SetUpFault::GoogleToken) => {
+                let seen = "the provider is there; the rest, and whether its condition holds anybody back, needs a \
+                            caller's token";
                 let finding = Finding::new(Severity::Note, "needs_token", about(self.target), seen);
                 vec![finding.repair("give one with --subject-token-file", &[])]
             }
+            probed @ (Ok(_) | Err(_)) => vec![self.judge(probed, None)],
         }
     }
 
     /// Entra looks at the client's own credential first: that can be tried, a user's consent cannot.
     async fn without_a_user(&self, rules: &[Admission<'_>]) -> Vec<Finding> {
         let probed = self.ask(self.subject(rules.first()), Reach::Credential, FLOOR).await;
-        let of_client =
-            |error: &IssueError| error.is_transient() || error.code().is_some_and(|code| OF_CLIENT.contains(&code));
-        match probed {
-            Err(error) if of_client(&error) => vec![self.judge(Err(error), None)],
-            _ => {
-                let seen = "Entra knows the client's credential; consent needs a user's token";
-                let finding = Finding::new(Severity::Note, "needs_token", about(self.target), seen);
-                vec![finding.repair("give one with --subject-token-file", &[])]
-            }
+        let client_passed = match &probed {
+            Ok(_issued) => true,
+            Err(error) => error.code().is_some_and(|code| AFTER_CLIENT.contains(&code)),
+        };
+        if !client_passed {
+            return vec![self.judge(probed, None)];
         }
+        let seen = "Entra knows the client's credential; consent needs a user's token";
+        let finding = Finding::new(Severity::Note, "needs_token", about(self.target), seen);
+        vec![finding.repair("give one with --subject-token-file", &[])]
     }
 
     fn tried(&self, subject: &ProbeSubject) -> Tried {
@@ -187,7 +209,13 @@ impl Asking<'_> {
             Sharing::Subject => format!("entra:{}:{}", subject.tenant, subject.object),
             Sharing::Target => format!("carnet:{}", self.target.name),
         };
-        Tried { rule: subject.rule.clone(), subject: of }
+        let given = &self.examination.options.attributes;
+        let unknown = subject.attributes.iter().filter(|(name, _value)| given.iter().all(|(given, _)| given != name));
+        let mut invented: Vec<String> = unknown.map(|(name, _value)| format!("--attribute {name}=VALUE")).collect();
+        if self.target.sharing == Sharing::Subject && subject.object.is_nil() {
+            invented.insert(0, "--as OBJECT_ID".to_owned());
+        }
+        Tried { rule: subject.rule.clone(), subject: of, invented }
     }
 
     fn judge(&self, probed: Result<Probed, IssueError>, tried: Option<&Tried>) -> Finding {
@@ -201,11 +229,16 @@ impl Asking<'_> {
         };
         let asked =
             Asked { rule: tried.map(|tried| tried.rule.as_str()), subject: tried.map(|tried| tried.subject.as_str()) };
-        let mut finding = refused(self.examination, self.target, &error, asked, &of_rule);
-        if error.fault() == Some(SetUpFault::GoogleImpersonation) && self.examination.options.object.is_none() {
-            finding.advice.push_str("; bindings that name single people are tried with --as OBJECT_ID");
+        let finding = refused(self.examination, self.target, &error, asked, &of_rule);
+        let by_whom = matches!(error.fault(), Some(SetUpFault::GoogleImpersonation | SetUpFault::GoogleCondition));
+        let invented = tried.map(|tried| tried.invented.join(" ")).unwrap_or_default();
+        if !by_whom || invented.is_empty() {
+            return finding;
         }
-        finding
+        // Real callers may pass, and what would let this one pass could let in others who must not.
+        let seen = format!("{}; not decided: it was asked for nobody real", finding.seen);
+        let advice = format!("give {invented} of a caller whom the rule admits");
+        Finding { severity: Severity::Warning, seen, advice, commands: Vec::new(), ..finding }
     }
 }
 
@@ -243,23 +276,8 @@ fn about(target: &Target) -> String {
     format!("target {}", target.name)
 }
 
-/// What Entra says of a client before it looks at a user.
-const OF_CLIENT: [&str; 14] = [
-    "AADSTS70021",
-    "AADSTS700211",
-    "AADSTS700212",
-    "AADSTS700213",
-    "AADSTS7002138",
-    "AADSTS700222",
-    "AADSTS70023",
-    "AADSTS700024",
-    "AADSTS700027",
-    "AADSTS7000272",
-    "AADSTS700016",
-    "AADSTS700011",
-    "AADSTS90002",
-    "AADSTS700025",
-];
+/// What Entra says only of a client whose credential it has taken: consent and assignments are missing.
+const AFTER_CLIENT: [&str; 3] = ["AADSTS65001", "AADSTS50105", "AADSTS501051"];
 
 /// Each costs a call or two of the project's quota.
 const MOST_RULES: usize = 16;

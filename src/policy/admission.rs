@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::subject::Kind;
 use crate::target::Name;
 
-/// The fixed part of a rule that allows; what its expression asks besides stands nowhere in it. `None` admits everybody.
+/// The fixed part of a rule; what its expression asks besides stands nowhere in it. `None` is about everybody.
 #[derive(Debug, Clone)]
 pub struct Admission<'a> {
     pub rule: &'a Name,
@@ -19,6 +19,9 @@ pub struct Admission<'a> {
     pub scopes: Option<&'a [String]>,
     pub clients: Option<&'a [Uuid]>,
     pub objects: Option<&'a [Uuid]>,
+    pub auth_contexts: Option<&'a [String]>,
+    /// Whether the rule has an expression, which only the broker evaluates.
+    pub has_condition: bool,
     /// Names of the claims that the rule adds to the broker's assertion.
     pub attributes: Vec<&'a str>,
 }

@@ -108,7 +108,7 @@ impl Rule {
     }
 
     pub fn admission(&self) -> Admission<'_> {
-        let Subject { tenants, kinds, groups, roles, scopes, clients, objects, .. } = &self.subject;
+        let Subject { tenants, kinds, groups, roles, scopes, clients, objects, auth_contexts } = &self.subject;
         Admission {
             rule: &self.name,
             max_lifetime: self.max_lifetime,
@@ -119,6 +119,8 @@ impl Rule {
             scopes: scopes.as_deref(),
             clients: clients.as_deref(),
             objects: objects.as_deref(),
+            auth_contexts: auth_contexts.as_deref(),
+            has_condition: self.when.is_some(),
             attributes: self.attributes.iter().map(|(name, _expression)| name.as_str()).collect(),
         }
     }

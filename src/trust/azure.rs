@@ -139,16 +139,17 @@ impl<'a> Azure<'a> {
             Holder::Application => {
                 let command = Command::new("az ad app federated-credential create");
                 let command = command.option("id", &self.azure.client_id.to_string());
-                let (issuer, subject) = (federated.issuer.text(), federated.subject.text());
-                let audiences = [&federated.audience];
-                let parameters = json!({"name": name, "issuer": issuer, "subject": subject, "audiences": audiences});
-                match (&federated.issuer, &federated.subject) {
-                    (Place::Known(_), Place::Known(_)) => command.option("parameters", &parameters.to_string()),
-                    // The shell fills in its variables; no quote can be in what stands beside them.
-                    _ => command.raw(&format!("--parameters \"{}\"", parameters.to_string().replace('"', "\\\""))),
-                }
+                with_parameters(command, &name, federated)
             }
         }
+    }
+
+    /// Changes an application's credential of the same name, which `create` refuses to do.
+    pub fn update_credential(&self, federated: &Federated) -> Command {
+        let name = credential_name(&federated.subject.text());
+        let command = Command::new("az ad app federated-credential update");
+        let command = command.option("id", &self.azure.client_id.to_string());
+        with_parameters(command.option("federated-credential-id", &name), &name, federated)
     }
 
     /// The commands' own sign-in: cloud and tenant.
@@ -177,6 +178,17 @@ impl<'a> Azure<'a> {
             Err(_name) => format!("servicePrincipalNames/any(name:name eq '{}')", resource.replace('\'', "''")),
         };
         Command::new("az ad sp list").option("filter", &filter).option("query", "[].{name:displayName,appId:appId}")
+    }
+}
+
+fn with_parameters(command: Command, name: &str, federated: &Federated) -> Command {
+    let (issuer, subject) = (federated.issuer.text(), federated.subject.text());
+    let audiences = [&federated.audience];
+    let parameters = json!({"name": name, "issuer": issuer, "subject": subject, "audiences": audiences}).to_string();
+    match (&federated.issuer, &federated.subject) {
+        (Place::Known(_), Place::Known(_)) => command.option("parameters", &parameters),
+        // The shell fills in its variables; no quote can be in what stands beside them.
+        _ => command.raw(&format!("--parameters \"{}\"", parameters.replace('"', "\\\""))),
     }
 }
 

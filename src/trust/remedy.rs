@@ -49,10 +49,18 @@ fn of_fault(trust: &Trust<'_>, hop: Hop, fault: SetUpFault, asked: Asked<'_>) ->
 fn of_google(google: &Google<'_>, fault: SetUpFault, asked: Asked<'_>) -> Option<Row> {
     let by_broker = google.google.subject_token == GoogleSubjectToken::Issuer;
     let update = || google.provider("update-oidc");
+    // The name may have led to somebody else's provider, which nobody must rewrite unseen.
+    let own = |advice: String, change: Vec<Command>| {
+        let own = "look first; only if this provider is the broker's own, run the lines after `#`";
+        let advice = if advice.is_empty() { own.to_owned() } else { format!("{advice}; {own}") };
+        let look = google.provider("describe").to_string();
+        let commands = std::iter::once(look).chain(change.iter().map(Command::commented)).collect();
+        Row { who: Who::Google, advice, commands }
+    };
     Some(match fault {
         SetUpFault::GoogleAudience => {
             let advice = format!("`aud` is {}", google.audiences().join(" or "));
-            row(Who::Google, advice, vec![update().flag("allowed-audiences", &google.audiences().join(","))])
+            own(advice, vec![update().flag("allowed-audiences", &google.audiences().join(","))])
         }
         SetUpFault::GoogleIssuer => {
             let advice = match by_broker {
@@ -64,16 +72,16 @@ fn of_google(google: &Google<'_>, fault: SetUpFault, asked: Asked<'_>) -> Option
                     google.tenant()
                 ),
             };
-            row(Who::Google, advice, vec![update().flag("issuer-uri", &google.issuer())])
+            own(advice, vec![update().flag("issuer-uri", &google.issuer())])
         }
         SetUpFault::GoogleClock => clock(),
         SetUpFault::GoogleSubjectLength | SetUpFault::GoogleMapping => {
-            row(Who::Google, "", vec![google.mapping_flag(update())])
+            own(String::new(), vec![google.mapping_flag(update())])
         }
         SetUpFault::GoogleKey if by_broker => {
             let upload = update().flag("jwk-json-path", "jwks.json");
             let advice = "where the keys are fetched instead of uploaded, Google has old ones: wait, or upload them";
-            row(Who::Google, advice, vec![jwks(CONFIG), upload])
+            own(advice.to_owned(), vec![jwks(CONFIG), upload])
         }
         SetUpFault::GoogleKey => {
             let advice = "Entra's keys are fetched: the provider must hold no uploaded ones; make it anew without";
@@ -111,12 +119,18 @@ fn of_google(google: &Google<'_>, fault: SetUpFault, asked: Asked<'_>) -> Option
                 }
                 false => "it must let the callers of the target's rules pass".to_owned(),
             };
-            row(Who::Google, advice, vec![update().flag("attribute-condition", &google.condition())])
+            let mut row = own(advice, vec![update().flag("attribute-condition", &google.condition())]);
+            row.commands.extend(google.warnings().iter().map(|warning| comment(&format!("WARNING: {warning}"))));
+            row
         }
         SetUpFault::GoogleScope | SetUpFault::GoogleArgument => {
             row(Who::Broker, format!("targets.{}.google.scopes", google.trust.target.name), Vec::new())
         }
-        SetUpFault::GoogleApi => row(Who::Google, "it takes some minutes to be known everywhere", google.apis()),
+        SetUpFault::GoogleApi => Row {
+            who: Who::Google,
+            advice: "it takes some minutes to be known everywhere".to_owned(),
+            commands: google.apis(),
+        },
         SetUpFault::GoogleImpersonation => impersonation(google, asked),
         SetUpFault::GoogleServiceAccount => {
             let account = google.google.service_account.as_ref();
@@ -128,17 +142,18 @@ fn of_google(google: &Google<'_>, fault: SetUpFault, asked: Asked<'_>) -> Option
             row(Who::Google, "it was deleted, or the target names another one", commands)
         }
         SetUpFault::GoogleLifetime => lifetime(google),
-        SetUpFault::GoogleFederatedToken => row(
-            Who::Nobody,
-            "the next call gets a new one; if it stays so, check that the API is enabled",
-            google.apis(),
-        ),
+        SetUpFault::GoogleFederatedToken => Row {
+            who: Who::Nobody,
+            advice: "the next call gets a new one; if it stays so, check that the API is enabled".to_owned(),
+            commands: google.apis(),
+        },
         SetUpFault::IssuerUnreachable if by_broker => {
             let upload = update().flag("jwk-json-path", "jwks.json");
             let look = discovery(&google.issuer());
             let advice = "the URL must answer from the internet as it stands, over https; or upload the keys, after \
                           which Google never asks";
-            row(Who::Broker, advice, vec![look, jwks(CONFIG), upload])
+            let commands = vec![look.to_string(), jwks(CONFIG).to_string(), upload.commented()];
+            Row { who: Who::Broker, advice: advice.to_owned(), commands }
         }
         SetUpFault::IssuerUnreachable => row(Who::Google, "", vec![discovery(&google.issuer())]),
         SetUpFault::ManagedIdentity
@@ -340,6 +355,8 @@ fn credential(azure: &Azure<'_>) -> Row {
     let of_application = [
         azure.list_credentials(Holder::Application).to_string(),
         azure.make_credential(Holder::Application, &federated).to_string(),
+        comment("where one of that name exists:"),
+        azure.update_credential(&federated).commented(),
     ];
     if azure.usual_holder() == Holder::ManagedIdentity {
         commands.extend(azure.variables());
@@ -347,7 +364,11 @@ fn credential(azure: &Azure<'_>) -> Row {
         commands.push(azure.make_credential(Holder::ManagedIdentity, &federated).to_string());
         commands.push(comment("for an app registration instead of a managed identity:"));
         let commented = of_application.iter().flat_map(|command| command.lines());
-        commands.extend(commented.map(comment).collect::<Vec<_>>());
+        commands.extend(
+            commented
+                .map(|line| if line.starts_with('#') { line.to_owned() } else { comment(line) })
+                .collect::<Vec<_>>(),
+        );
     } else {
         commands.extend(of_application);
     }

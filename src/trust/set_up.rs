@@ -64,7 +64,10 @@ fn of_google(google: &Google<'_>, wishes: &Wishes<'_>) -> Vec<Part> {
          `create-oidc` changes them.{}{upload}",
         google.shared_with()
     );
-    let mut parts = vec![part("The APIs that credentials come from.", google.apis()), part(purpose, commands)];
+    let mut parts: Vec<Part> =
+        google.warnings().iter().map(|warning| (format!("WARNING: {warning}"), Vec::new())).collect();
+    parts.push(("The APIs that credentials come from.".to_owned(), google.apis()));
+    parts.push(part(purpose, commands));
     if google.google.subject_token == GoogleSubjectToken::Entra && google.trust.entra.tenants.len() > 1 {
         let text = format!(
             "A provider of Entra's takes tokens of one tenant, {}; those of the others need a provider and a target each.",
@@ -74,10 +77,16 @@ fn of_google(google: &Google<'_>, wishes: &Wishes<'_>) -> Vec<Part> {
     }
     match &google.google.service_account {
         Some(account) => {
-            let purpose = format!(
-                "Who may act as {account}, with access and with ID tokens: the callers of the target's rules, and nobody \
-                 else of the pool."
-            );
+            let purpose = match google.google.subject_token {
+                GoogleSubjectToken::Issuer => format!(
+                    "Who may act as {account}, with access and with ID tokens: the callers of the target's rules, and \
+                     nobody else of the pool."
+                ),
+                GoogleSubjectToken::Entra => format!(
+                    "Who may act as {account}, with access and with ID tokens: those whom the `subject` of one of the \
+                     target's rules admits. {WITHOUT_THE_BROKER}"
+                ),
+            };
             parts.push(part(purpose, google.impersonation(None)));
             if google.trust.target.max_lifetime > GOOGLE_USUAL {
                 let lifetime = lifetime(google);
@@ -89,8 +98,14 @@ fn of_google(google: &Google<'_>, wishes: &Wishes<'_>) -> Vec<Part> {
                 let command = Command::new("gcloud projects add-iam-policy-binding \"$DATA_PROJECT\"");
                 command.raw("--role=\"$ROLE\"").flag("member", &member).flag("condition", "None")
             };
-            let purpose = "Direct access: the pool's principals hold roles themselves. Put your project and role here.";
-            let mut direct = part(purpose, google.members_of(None).into_iter().map(grant));
+            let shown = match google.google.subject_token {
+                GoogleSubjectToken::Issuer => "",
+                GoogleSubjectToken::Entra => WITHOUT_THE_BROKER,
+            };
+            let purpose = format!(
+                "Direct access: the pool's principals hold roles themselves. Put your project and role here. {shown}"
+            );
+            let mut direct = part(purpose.trim_end(), google.members_of(None).into_iter().map(grant));
             let variables = ["DATA_PROJECT=my-project".to_owned(), "ROLE=roles/aiplatform.user".to_owned()];
             direct.1.splice(0..0, variables);
             parts.push(direct);
@@ -184,11 +199,22 @@ impl Google<'_> {
         if !by_broker && wishes.keys == Keys::Uploaded {
             return Err(CannotSetUp::EntrasKeys);
         }
-        if self.condition() == "false" {
+        let condition = self.condition();
+        if condition == "false" || self.members_of(None).is_empty() {
             return Err(CannotSetUp::NoRule(self.trust.target.name.clone()));
         }
-        let length = self.condition().len();
-        if length <= LONGEST_CONDITION { Ok(()) } else { Err(CannotSetUp::LongCondition(length)) }
+        if condition.len() > LONGEST_CONDITION {
+            return Err(CannotSetUp::LongCondition(condition.len()));
+        }
+        let mapping = self.mapping();
+        let attributes = mapping.iter().filter(|(key, _expression)| key.starts_with("attribute.")).count();
+        if attributes > MOST_ATTRIBUTES {
+            return Err(CannotSetUp::ManyAttributes(attributes));
+        }
+        match mapping.into_iter().find(|(_key, expression)| expression.len() > LONGEST_MAPPING) {
+            Some((key, expression)) => Err(CannotSetUp::LongMapping(key, expression.len())),
+            None => Ok(()),
+        }
     }
 
     /// The other targets of the provider: its mapping and condition are for all of them.
@@ -256,3 +282,10 @@ const ROLES: [(&str, &str, &str); 7] = [
 
 /// Google (attributeCondition).
 const LONGEST_CONDITION: usize = 4096;
+
+/// Google (attributeMapping).
+const LONGEST_MAPPING: usize = 2048;
+const MOST_ATTRIBUTES: usize = 50;
+
+const WITHOUT_THE_BROKER: &str = "They can show their Entra tokens to Google themselves, without the broker: its lifetimes, \
+                                  leases and records are not Google's.";

@@ -39,6 +39,13 @@ impl Command {
     }
 }
 
+impl Command {
+    /// For a line that somebody takes the `#` from, when it is right.
+    pub fn commented(&self) -> String {
+        comment(&self.words.join(" "))
+    }
+}
+
 impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let length: usize = self.words.iter().map(|word| word.len() + 1).sum();

@@ -4,6 +4,8 @@ use std::fmt::{self, Write as _};
 
 use super::azure::{Azure, Holder, Place, credential_name};
 use super::google::Google;
+use super::remedy::lifetime;
+use super::shell::comment;
 use super::{CannotSetUp, Keys, Wishes};
 use crate::policy::GOOGLE_USUAL;
 
@@ -157,7 +159,8 @@ fn providers(needed: &[(&str, &str)]) -> Block {
 
 pub(super) fn of_google(google: &Google<'_>, wishes: &Wishes<'_>) -> String {
     let provider = &google.google.provider;
-    let (project, name) = (provider.project(), provider.provider());
+    let name = provider.provider();
+    let project = || raw("var.project");
     let apis = texts(["iam.googleapis.com", "iamcredentials.googleapis.com", "sts.googleapis.com"]);
     let Value::Texts(apis) = apis else { return String::new() };
     let list = apis.iter().map(|api| quoted(api)).collect::<Vec<_>>().join(", ");
@@ -170,18 +173,19 @@ pub(super) fn of_google(google: &Google<'_>, wishes: &Wishes<'_>) -> String {
         Keys::Uploaded => oidc.set("jwks_json", raw("file(\"${path.module}/jwks.json\")")),
     };
     let mut blocks = vec![
-        providers(&[("google", ">= 6.0")]),
+        providers(&[("google", "~> 7.0")]),
+        variable("project", &format!("Id of project {}, which has the pool", provider.project())),
         Block::new("resource", &["google_project_service", "carnet"])
             .set("for_each", Value::Raw(format!("toset([{list}])")))
-            .set("project", text(project))
+            .set("project", project())
             .set("service", raw("each.value"))
             .set("disable_on_destroy", raw("false")),
         Block::new("resource", &["google_iam_workload_identity_pool", "carnet"])
-            .set("project", text(project))
+            .set("project", project())
             .set("workload_identity_pool_id", text(provider.pool()))
             .set("depends_on", raw("[google_project_service.carnet]")),
         Block::new("resource", &["google_iam_workload_identity_pool_provider", "carnet"])
-            .set("project", text(project))
+            .set("project", project())
             .set("workload_identity_pool_id", raw("google_iam_workload_identity_pool.carnet.workload_identity_pool_id"))
             .set("workload_identity_pool_provider_id", text(name))
             .set("attribute_condition", text(google.condition()))
@@ -202,9 +206,6 @@ pub(super) fn of_google(google: &Google<'_>, wishes: &Wishes<'_>) -> String {
                     .set("member", raw("each.value"))
                     .set("depends_on", raw(pool)),
             );
-            if google.trust.target.max_lifetime > GOOGLE_USUAL {
-                blocks.extend(longer_lifetime(account.as_str()));
-            }
         }
         None => {
             blocks.extend([variable("data_project", "Where the pool's principals work"), variable("role", "What as")]);
@@ -218,19 +219,21 @@ pub(super) fn of_google(google: &Google<'_>, wishes: &Wishes<'_>) -> String {
             );
         }
     }
-    document(blocks)
+    let mut parts: Vec<String> =
+        google.warnings().iter().map(|warning| comment(&format!("WARNING: {warning}"))).collect();
+    parts.push(document(blocks));
+    if google.google.service_account.is_some() && google.trust.target.max_lifetime > GOOGLE_USUAL {
+        parts.push(longer_lifetime(google));
+    }
+    parts.join("\n\n")
 }
 
-/// The policy lists every account of the organization that may, so this one is added by hand where there are others.
-fn longer_lifetime(account: &str) -> Vec<Block> {
-    let allow = Block::new("allow", &[]).set("values", texts([account]));
-    vec![
-        variable("organization", "Number of the organization whose policy allows tokens of more than an hour"),
-        Block::new("resource", &["google_organization_policy", "carnet"])
-            .set("org_id", raw("var.organization"))
-            .set("constraint", text("constraints/iam.allowServiceAccountCredentialLifetimeExtension"))
-            .block(Block::new("list_policy", &[]).block(allow)),
-    ]
+/// As commands: Terraform's resource would replace the whole policy, which lists every account of the organization.
+fn longer_lifetime(google: &Google<'_>) -> String {
+    let lifetime = lifetime(google);
+    let purpose = format!("Tokens of more than an hour: {}. What adds the account to those that may:", lifetime.advice);
+    let lines = std::iter::once(purpose).chain(lifetime.commands.iter().map(|command| command.replace(" \\\n  ", " ")));
+    lines.map(|line| comment(&line)).collect::<Vec<_>>().join("\n")
 }
 
 fn variable(name: &str, description: &str) -> Block {
@@ -263,7 +266,7 @@ pub(super) fn of_azure(azure: &Azure<'_>, wishes: &Wishes<'_>) -> Result<String,
             blocks.splice(
                 0..0,
                 [
-                    providers(&[("azurerm", ">= 4.0")]),
+                    providers(&[("azurerm", "~> 4.0")]),
                     variable("identity", "Name of the managed identity"),
                     variable("resource_group", "Where the managed identity is"),
                 ],
@@ -285,7 +288,7 @@ pub(super) fn of_azure(azure: &Azure<'_>, wishes: &Wishes<'_>) -> Result<String,
             );
         }
         Holder::Application => {
-            blocks.insert(0, providers(&[("azuread", ">= 3.0")]));
+            blocks.insert(0, providers(&[("azuread", "~> 3.0")]));
             blocks.push(Block::new("data", &["azuread_application", "carnet"]).set("client_id", text(client)));
             blocks.push(
                 Block::new("resource", &["azuread_application_federated_identity_credential", "carnet"])

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::policy::RuleDocument;
-use crate::target::{AppServiceHeader, AzureSource, GoogleSubjectToken, ManagedIdentityEndpoint, Platform, Sharing};
+use crate::target::{AppServiceHeader, AzureSource, GoogleSubjectToken, ManagedIdentityEndpoint, Sharing};
 
 const POOL: &str = "//iam.googleapis.com/projects/1/locations/global/workloadIdentityPools/pool";
 const TENANT: &str = "00000000-0000-0000-0000-000000000001";
@@ -123,7 +123,16 @@ fn every_refusal_of_google_has_its_command() {
         ),
         sts("unauthorized_client", Fault::GoogleCondition, Who::Google, &[&condition, "rule vision"]),
         sts("invalid_scope", Fault::GoogleScope, Who::Broker, &["targets.google.google.scopes"]),
-        sts("PERMISSION_DENIED", Fault::GoogleApi, Who::Google, &["gcloud services enable iam.googleapis.com sts."]),
+        sts(
+            "PERMISSION_DENIED",
+            Fault::GoogleApi,
+            Who::Google,
+            &[
+                "PROJECT=$(gcloud projects describe 1 --format='value(projectId)')",
+                "gcloud services enable iam.googleapis.com sts.googleapis.com iamcredentials.googleapis.com \
+             --project=\"$PROJECT\"",
+            ],
+        ),
         sts("", Fault::IssuerUnreachable, Who::Broker, &unreachable),
         iam("PERMISSION_DENIED", Fault::GoogleImpersonation, Who::Google, &[&binding, &caller]),
         iam("PERMISSION_DENIED", Fault::GoogleApi, Who::Google, &["iamcredentials.googleapis.com --project=ml"]),
@@ -155,7 +164,7 @@ fn where_entras_tokens_are_presented_the_values_are_entras() {
     });
     let sts = |fault, who, pieces: &[&str]| row(Hop::GoogleSts, "invalid_grant", Some(fault), who, pieces);
     let issuer = format!("--issuer-uri=https://login.microsoftonline.com/{TENANT}/v2.0");
-    let condition = format!("--attribute-condition='assertion.tid == \"{TENANT}\"'");
+    let condition = format!("--attribute-condition='assertion.tid == \"{TENANT}\" && has(assertion.azp) && ");
     let rows = [
         sts(SetUpFault::GoogleIssuer, Who::Google, &[&issuer, "https://sts.windows.net/"]),
         sts(
@@ -175,7 +184,13 @@ fn every_refusal_of_entra_has_its_command() {
          \"$RESOURCE_GROUP\" --issuer https://carnet.example.com --subject carnet:ml --audiences \
          api://AzureADTokenExchange";
     let identity = format!("IDENTITY=$(az identity list --query '[?clientId=='\\''{CLIENT}'\\''].name' -o tsv)");
-    let made: &[&str] = &[credential, &identity, "# az ad app federated-credential create"];
+    let made: &[&str] = &[
+        credential,
+        &identity,
+        "# az ad app federated-credential create",
+        "# az ad app federated-credential update --id",
+        "--federated-credential-id carnet-ml --parameters",
+    ];
     let consent = format!("az ad app permission admin-consent --id {CLIENT}");
     let tenant = format!("az login --tenant {TENANT}");
     let metadata = format!("curl -sS https://login.microsoftonline.com/{TENANT}/v2.0/.well-known/openid-configuration");
@@ -313,32 +328,194 @@ fn i19_a_condition_names_the_tenants_and_rules_of_all_targets_of_the_provider() 
 }
 
 #[test]
-fn i19_a_condition_on_entras_tokens_asks_what_the_rules_ask() {
-    let client = "55555555-5555-5555-5555-555555555555";
-    let entra =
-        || Target::google_for_test("google").with_google(|google| google.subject_token = GoogleSubjectToken::Entra);
-    let one = World::of(
-        vec![entra()],
-        json!([{"name": "a", "targets": ["google"],
-            "subject": {"clients": [client], "roles": ["Train\"ing"], "kinds": ["service_principal"]}}]),
-    );
-    let demands = format!(
-        "assertion.azp == \"{client}\" && has(assertion.roles) && (\"Train\\\"ing\" in assertion.roles) && \
-         !has(assertion.scp)"
-    );
-    assert_eq!(condition(&one), format!("assertion.tid == \"{TENANT}\" && {demands}"));
-    let two = World::of(
-        vec![entra()],
-        json!([
-            {"name": "a", "targets": ["google"], "subject": {"clients": [client]}},
-            {"name": "b", "targets": ["google"], "subject": {"kinds": ["user"]}}
-        ]),
-    );
-    assert_eq!(
-        condition(&two),
-        format!("assertion.tid == \"{TENANT}\" && (assertion.azp == \"{client}\" || has(assertion.scp))")
-    );
-    let wide = World::of(vec![entra()], json!([{"name": "a", "targets": ["google"], "when": "true"}]));
-    assert_eq!(condition(&wide), format!("assertion.tid == \"{TENANT}\""));
-    assert!(matches!(wide.trust("google").target.platform, Platform::Google(_)));
+fn no_remedy_rewrites_a_provider_that_nobody_has_looked_at() {
+    let world = World::with(Target::google_for_test("google"));
+    for fault in SetUpFault::ALL {
+        let error = CloudError { hop: Hop::GoogleSts, code: None, fault: Some(fault) };
+        let remedy = world.trust("google").remedy(error, Asked::default());
+        for command in remedy.commands.iter().filter(|command| command.contains("update-oidc")) {
+            let only_on = command.contains("--no-disabled");
+            assert!(only_on || command.starts_with("# "), "{fault:?}: {command}");
+        }
+    }
+}
+
+/// A target `name` of a provider of Entra's, with an account of its own.
+fn through_entra(name: &str) -> Target {
+    Target::google_for_test(name).with_google(|google| {
+        google.subject_token = GoogleSubjectToken::Entra;
+        google.service_account = Some(format!("{name}@ml.iam.gserviceaccount.com").parse().expect("an account"));
+    })
+}
+
+fn entra_world(rules: serde_json::Value) -> World {
+    World::of(vec![through_entra("google")], rules)
+}
+
+/// What a mapping makes of a token, by attribute, and whether the condition holds.
+fn evaluate(world: &World, target: &str, token: &serde_json::Value) -> (Vec<String>, bool) {
+    let trust = world.trust(target);
+    let google = google::Google::of(&trust).expect("a Google target");
+    let run = |source: &str| {
+        let mut context = cel::Context::default();
+        context.add_variable("assertion", token.clone()).expect("claims");
+        cel::Program::compile(source).unwrap_or_else(|error| panic!("{source}: {error}")).execute(&context)
+    };
+    let holds = matches!(run(&google.condition()), Ok(cel::Value::Bool(true)));
+    let mut admitted = Vec::new();
+    for (key, expression) in google.mapping().iter().filter(|(key, _)| key.starts_with("attribute.r_")) {
+        match run(expression).unwrap_or_else(|error| panic!("{expression}: {error}")) {
+            cel::Value::String(text) if text.as_str() == "y" => admitted.push(key.clone()),
+            other => assert_eq!(other, cel::Value::String("n".to_owned().into()), "{expression}"),
+        }
+    }
+    (admitted, holds)
+}
+
+/// Whether somebody with this token could act as the account of `target`.
+fn is_let_in(world: &World, target: &str, token: &serde_json::Value) -> bool {
+    let (admitted, holds) = evaluate(world, target, token);
+    let trust = world.trust(target);
+    let members = google::Google::of(&trust).expect("a Google target").members_of(None);
+    holds && admitted.iter().any(|key| members.iter().any(|member| member.ends_with(&format!("/{key}/y"))))
+}
+
+const OTHER: &str = "99999999-9999-9999-9999-999999999999";
+
+fn user(claims: serde_json::Value) -> serde_json::Value {
+    let mut token = json!({"ver": "2.0", "tid": TENANT, "oid": OTHER, "sub": "pairwise", "azp": OTHER, "scp": "x"});
+    let all = token.as_object_mut().expect("an object");
+    all.extend(claims.as_object().expect("an object").clone());
+    all.retain(|_name, value| !value.is_null());
+    token
+}
+
+#[test]
+fn every_field_of_a_subject_is_asked_of_entras_tokens() {
+    const ID: &str = "55555555-5555-5555-5555-555555555555";
+    let app = |claims: serde_json::Value| {
+        let mut token = user(json!({"scp": null, "sub": OTHER}));
+        token.as_object_mut().expect("an object").extend(claims.as_object().expect("an object").clone());
+        token
+    };
+    // A subject, a token that it admits, tokens that it does not.
+    let none = || user(json!({}));
+    let rows = [
+        (json!({"clients": [ID]}), user(json!({"azp": ID})), vec![none(), user(json!({"azp": null}))]),
+        (json!({"objects": [ID]}), user(json!({"oid": ID})), vec![none(), user(json!({"oid": null}))]),
+        (
+            json!({"groups": [ID, OTHER]}),
+            user(json!({"groups": [ID]})),
+            vec![none(), user(json!({"groups": [CLIENT]}))],
+        ),
+        (
+            json!({"roles": ["Tr\"a, b"]}),
+            user(json!({"roles": ["Tr\"a, b"]})),
+            vec![none(), user(json!({"roles": ["b"]}))],
+        ),
+        (
+            json!({"scopes": ["Jobs.Submit", "b"]}),
+            user(json!({"scp": "a Jobs.Submit c"})),
+            vec![none(), user(json!({"scp": "Jobs.SubmitAll xb"})), app(json!({}))],
+        ),
+        (json!({"auth_contexts": ["c1"]}), user(json!({"acrs": ["c1"]})), vec![none(), user(json!({"acrs": ["c2"]}))]),
+        (json!({"kinds": ["user"]}), none(), vec![app(json!({})), app(json!({"xms_mirid": "/x"}))]),
+        (json!({"kinds": ["service_principal"]}), app(json!({})), vec![none(), app(json!({"xms_mirid": "/x"}))]),
+        (json!({"kinds": ["managed_identity"]}), app(json!({"xms_mirid": "/x"})), vec![none(), app(json!({}))]),
+        (
+            json!({"tenants": [TENANT]}),
+            none(),
+            vec![user(json!({"tid": OTHER})), user(json!({"scp": null})), user(json!({"azp": null}))],
+        ),
+    ];
+    for (subject, admitted, others) in rows {
+        let world = entra_world(json!([{"name": "a-b", "targets": ["google"], "subject": subject}]));
+        assert!(is_let_in(&world, "google", &admitted), "{subject}: {}", condition(&world));
+        for other in others {
+            assert!(!is_let_in(&world, "google", &other), "{subject} lets in {other}: {}", condition(&world));
+        }
+        // The same subject, denied: what it does not name passes.
+        let rules = json!([
+            {"name": "all", "targets": ["google"], "subject": {"tenants": [TENANT]}},
+            {"name": "not", "targets": ["google"], "subject": subject, "deny": true}
+        ]);
+        assert!(!is_let_in(&entra_world(rules), "google", &admitted), "{subject} denied");
+    }
+    let rules = json!([
+        {"name": "all", "targets": ["google"], "subject": {"tenants": [TENANT]}},
+        {"name": "not", "targets": ["google"], "subject": {"groups": [ID]}, "deny": true}
+    ]);
+    let world = entra_world(rules);
+    assert!(is_let_in(&world, "google", &user(json!({"groups": [OTHER]}))));
+    for overage in [json!({"hasgroups": true}), json!({"_claim_names": {"groups": "src1"}})] {
+        assert!(!is_let_in(&world, "google", &user(overage.clone())), "{overage}");
+    }
+}
+
+#[test]
+fn through_entra_nobody_becomes_another_targets_account() {
+    let rules = json!([
+        {"name": "wide", "targets": ["one"], "subject": {"tenants": [TENANT]}},
+        {"name": "narrow", "targets": ["two"], "subject": {"roles": ["Two"]}},
+        {"name": "elsewhere", "targets": ["two"], "subject": {"tenants": ["00000000-0000-0000-0000-000000000007"]}},
+        {"name": "both", "targets": ["one", "two"], "subject": {"roles": ["Both"]}},
+        {"name": "not-two", "targets": ["two"], "subject": {"objects": [CLIENT]}, "deny": true}
+    ]);
+    let world = World::of(vec![through_entra("one"), through_entra("two")], rules);
+    let let_in = |token| (is_let_in(&world, "one", &token), is_let_in(&world, "two", &token));
+    assert_eq!(let_in(user(json!({}))), (true, false));
+    assert_eq!(let_in(user(json!({"roles": ["Two"]}))), (true, true));
+    assert_eq!(let_in(user(json!({"roles": ["Both"]}))), (true, true));
+    assert_eq!(let_in(user(json!({"roles": ["Both"], "oid": CLIENT}))), (true, false));
+    assert_eq!(let_in(user(json!({"tid": "00000000-0000-0000-0000-000000000007"}))), (false, false));
+    let nobody = entra_world(json!([
+        {"name": "a", "targets": ["google"], "subject": {"tenants": [TENANT]}},
+        {"name": "b", "targets": ["google"], "subject": {"tenants": [TENANT]}, "deny": true}
+    ]));
+    assert_eq!(condition(&nobody), "false");
+}
+
+fn wishes() -> Wishes<'static> {
+    Wishes { config: "carnet.yaml", keys: Keys::Fetched, holder: None, presented: None }
+}
+
+#[test]
+fn what_google_cannot_enforce_of_the_rules_is_said_in_the_output() {
+    let world = entra_world(json!([
+        {"name": "careful", "targets": ["google"], "subject": {"tenants": [TENANT]}, "when": "job.name == 'x'"},
+        {"name": "never", "targets": ["google"], "when": "job.name == 'y'", "deny": true}
+    ]));
+    for format in [Format::Shell, Format::Terraform] {
+        let printed = world.trust("google").set_up(format, &wishes()).expect("a set-up");
+        for rule in ["rule careful", "rule never"] {
+            let said = printed.lines().any(|line| line.starts_with("# WARNING: ") && line.contains(rule));
+            assert!(said, "{rule} in\n{printed}");
+        }
+    }
+    assert_eq!(world.trust("google").unenforced().len(), 2);
+    let plain = entra_world(json!([{"name": "a", "targets": ["google"], "subject": {"tenants": [TENANT]}}]));
+    let printed = plain.trust("google").set_up(Format::Shell, &wishes()).expect("a set-up");
+    assert!(!printed.contains("WARNING") && printed.contains("without the broker"), "{printed}");
+}
+
+#[test]
+fn what_google_would_not_take_is_refused() {
+    let ids = |count: u128| (0..count).map(|id| Uuid::from_u128(id).to_string()).collect::<Vec<_>>();
+    let long = entra_world(json!([{"name": "a", "targets": ["google"], "subject": {"clients": ids(60)}}]));
+    let refused = long.trust("google").set_up(Format::Shell, &wishes()).expect_err("too long");
+    assert!(matches!(refused, CannotSetUp::LongMapping(..)), "{refused}");
+    let rules: Vec<_> = (0..50)
+        .map(|rule| json!({"name": format!("r{rule}"), "targets": ["google"], "subject": {"roles": ["a"]}}))
+        .collect();
+    let refused = entra_world(json!(rules)).trust("google").set_up(Format::Shell, &wishes()).expect_err("too many");
+    assert!(matches!(refused, CannotSetUp::ManyAttributes(51)), "{refused}");
+}
+
+#[test]
+fn a_longer_lifetime_is_added_to_the_organizations_policy_and_never_replaces_it() {
+    let target =
+        Target { max_lifetime: std::time::Duration::from_secs(12 * 3600), ..Target::google_for_test("google") };
+    let printed = World::with(target).trust("google").set_up(Format::Terraform, &wishes()).expect("a set-up");
+    assert!(!printed.contains("google_organization_policy"), "{printed}");
+    assert!(printed.contains("\n# gcloud resource-manager org-policies allow constraints/iam."), "{printed}");
 }

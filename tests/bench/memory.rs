@@ -90,7 +90,7 @@ impl Caller {
         let job = Arc::new(Job { id: Some(format!("run-{job}")), ..Job::default() });
         let grant = self.policy.decide(Inquiry::once(&self.identity, &job, clock.now()), &ask)?;
         let (grant, subject_token) = (Arc::new(grant), Some(self.subject_token.clone()));
-        Ok(Call { grant, subject_token, exchange_id: Uuid::now_v7() })
+        Ok(Call { grant, subject_token, exchange_id: Uuid::now_v7(), purpose: carnet::credential::Purpose::Exchange })
     }
 }
 

@@ -257,7 +257,12 @@ impl World {
         let identity = self.verifier.verify(&subject_token).await.unwrap();
         let policy = Policy::compile(&rules, vec![target]).unwrap();
         let grant = policy.decide(Inquiry::once(&identity, &Arc::new(job), self.clock.now()), &ask).unwrap();
-        Call { grant: Arc::new(grant), subject_token: Some(subject_token), exchange_id: Uuid::now_v7() }
+        Call {
+            grant: Arc::new(grant),
+            subject_token: Some(subject_token),
+            exchange_id: Uuid::now_v7(),
+            purpose: carnet::credential::Purpose::Exchange,
+        }
     }
 
     async fn call_for_job(&self, target: Target, job: Job) -> Call {

@@ -91,7 +91,12 @@ fn apply_to_google(broker: &Broker, calls: &[Vec<String>]) {
         for audience in flags["--allowed-audiences"].split(',') {
             provider = provider.allowed_audience(audience);
         }
-        for pair in flags["--attribute-mapping"].split(',') {
+        let mapping = &flags["--attribute-mapping"];
+        let (separator, mapping) = match mapping.strip_prefix('^').and_then(|rest| rest.split_once('^')) {
+            Some(other) => other,
+            None => (",", mapping.as_str()),
+        };
+        for pair in mapping.split(separator) {
             let (key, expression) = pair.split_once('=').expect("a pair");
             provider = provider.map(key, expression);
         }

@@ -100,5 +100,13 @@ async fn a_good_callers_chain_is_tried_to_its_end() {
         let found = findings.iter().find(|finding| finding.about == about).expect("a finding");
         assert_eq!(found.severity, carnet::doctor::Severity::Ok, "{about}: {}", found.seen);
     }
+    // Marked, and as short as it can be had.
+    let calls = world.broker.google.calls().all();
+    let bodies: Vec<String> = calls.iter().map(|call| String::from_utf8_lossy(&call.body).into_owned()).collect();
+    let asked: Vec<&String> = bodies.iter().filter(|body| body.contains("\"lifetime\"")).collect();
+    assert!(!asked.is_empty() && asked.iter().all(|body| body.contains("\"360s\"")), "{asked:?}");
+    let reasons = calls.iter().filter_map(|call| call.headers.get("x-goog-request-reason"));
+    assert!(reasons.clone().count() > 0);
+    assert!(reasons.clone().all(|reason| reason.to_str().is_ok_and(|reason| reason.contains("carnet probe="))));
     world.end().await;
 }

@@ -18,6 +18,45 @@ fn rule_set(rule: &str) -> String {
     format!("principalSet:{POOL}/attribute.rule/{rule}")
 }
 
+/// As `--as OBJECT_ID`: what a condition or a binding says of nobody in particular decides nothing.
+fn for_somebody(world: &mut World) {
+    world.options.object = Some(crate::support::PERSON.parse().expect("an id"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_of_nobody_real_decides_nothing_and_repairs_nothing() {
+    let mut world = World::good().await;
+    world.broker.google.unbind(TRAINER, &rule_set("training"));
+    world.replace("max_lifetime: 1h", "max_lifetime: 1h\n    attributes: { team: 'job.name' }");
+    for (object, wanted) in [(None, "--as OBJECT_ID --attribute team=VALUE"), (Some(()), "--attribute team=VALUE")] {
+        if object.is_some() {
+            for_somebody(&mut world);
+        }
+        let findings = world.examine().await;
+        let found = findings.iter().find(|finding| finding.code == "google_impersonation").expect("a finding");
+        assert_eq!(found.severity, carnet::doctor::Severity::Warning, "{}", found.seen);
+        assert!(found.commands.is_empty() && found.advice.contains(wanted), "{}", found.advice);
+    }
+    world.options.attributes = vec![("team".to_owned(), "x".to_owned())];
+    super::expect(&error("bound to nobody", |_world| {}, "google_impersonation", BINDING), &world.examine().await);
+    world.end().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn i19_a_condition_on_the_tenant_does_not_stand_for_one_on_the_rule() {
+    for (condition, foreign) in [
+        ("assertion.tid == \"11111111-1111-1111-1111-111111111111\"", "another rule"),
+        ("assertion.rule == \"training\"", "another tenant"),
+    ] {
+        let world = World::good().await;
+        world.register(world.provider().condition_in_cel(condition));
+        let findings = world.examine().await;
+        let open: Vec<_> = findings.iter().filter(|finding| finding.code == "pool_open").collect();
+        assert!(open.len() == 1 && open[0].seen.contains(foreign), "{condition}");
+        world.end().await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn faults_of_the_provider_are_named() {
     check(&[
@@ -60,7 +99,10 @@ async fn faults_of_the_provider_are_named() {
         ),
         error(
             "a condition for another rule",
-            |world| world.register(world.provider().condition_in_cel("assertion.rule == \"old\"")),
+            |world| {
+                for_somebody(world);
+                world.register(world.provider().condition_in_cel("assertion.rule == \"old\""));
+            },
             "google_condition",
             CONDITION,
         ),
@@ -94,13 +136,17 @@ async fn faults_of_the_service_account_are_named() {
     check(&[
         error(
             "no binding",
-            |world| world.broker.google.unbind(TRAINER, &rule_set("training")),
+            |world| {
+                for_somebody(world);
+                world.broker.google.unbind(TRAINER, &rule_set("training"));
+            },
             "google_impersonation",
             BINDING,
         ),
         error(
             "a binding by the rule's old name",
             |world| {
+                for_somebody(world);
                 world.broker.google.unbind(TRAINER, &rule_set("training"));
                 world.broker.google.bind(TRAINER, &rule_set("vision-training"));
             },
@@ -115,7 +161,10 @@ async fn faults_of_the_service_account_are_named() {
         ),
         error(
             "an account that never was",
-            |world| world.replace("trainer@ml.", "trainer@mll."),
+            |world| {
+                for_somebody(world);
+                world.replace("trainer@ml.", "trainer@mll.");
+            },
             "google_impersonation",
             "gcloud iam service-accounts describe trainer@mll.iam.gserviceaccount.com",
         ),
@@ -155,7 +204,7 @@ async fn faults_on_the_way_to_google_are_named() {
             "the token service is not enabled",
             |world| off(world, "/v1/token"),
             "google_api",
-            "gcloud services enable iam.googleapis.com sts.googleapis.com iamcredentials.googleapis.com --project=123456789",
+            "gcloud services enable iam.googleapis.com sts.googleapis.com iamcredentials.googleapis.com --project=\"$PROJECT\"",
         ),
         error(
             "the impersonation is not enabled",

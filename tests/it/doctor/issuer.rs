@@ -1,11 +1,12 @@
 //! What can be wrong with the broker as an issuer.
 
-use carnet::sandbox::{Fault, OidcIssuer};
+use carnet::sandbox::{Fault, OidcIssuer, PoolProvider};
 use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::world::World;
 use super::{check, error, expect, warning};
+use crate::support::PROVIDER;
 
 /// Serves `document` as the discovery document of the issuer's URL.
 fn serve(world: &World, change: impl FnOnce(&str, &mut Value)) {
@@ -107,6 +108,23 @@ async fn google_alone_can_do_with_uploaded_keys() {
         "curl -sS",
     );
     check(&[row]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_a_cloud_verified_a_signature_the_way_from_here_is_no_fault() {
+    let mut world = World::good().await;
+    let url = world.broker.http.clone();
+    world.replace(&format!("url: '{url}'"), "url: 'https://127.0.0.1:9'");
+    world.options.target = Some("vertex".to_owned());
+    let keys = reqwest::get(format!("{url}/keys")).await.expect("an answer").text().await.expect("keys");
+    let provider = PoolProvider::new(PROVIDER, "https://127.0.0.1:9").keys(keys);
+    let provider = provider.map("attribute.tid", "assertion.tid").map("attribute.rule", "assertion.rule");
+    world.register(provider.condition_in_cel("assertion.tid != \"\" && assertion.rule == \"training\""));
+    let findings = world.examine().await;
+    let of_issuer: Vec<_> = findings.iter().filter(|finding| finding.about == "issuer").collect();
+    assert!(of_issuer.iter().any(|finding| finding.code == "issuer_private"));
+    assert!(of_issuer.iter().all(|finding| finding.severity <= carnet::doctor::Severity::Note), "{of_issuer:?}");
+    world.end().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
