@@ -37,6 +37,8 @@ pub(super) struct Shipper {
     claim: Option<Claim>,
     /// Records of a batch: fewer after the other side refused one.
     most: usize,
+    /// Single records that were refused, with none between that was taken.
+    refused_in_a_row: u32,
     failures: u32,
     complained_at: Option<Instant>,
     meters: Meters,
@@ -101,6 +103,7 @@ impl Shipper {
             owner: Uuid::now_v7(),
             claim: None,
             most: BATCH,
+            refused_in_a_row: 0,
             failures: 0,
             complained_at: None,
             meters: Meters::of(outlet),
@@ -156,6 +159,7 @@ impl Shipper {
         match timeout(SEND_DEADLINE, self.sink.send(batch)).await {
             Ok(Ok(taken)) => {
                 let sent = batch.len();
+                self.refused_in_a_row = 0;
                 self.deliver(sent, taken);
                 self.most = (self.most * 2).min(BATCH);
                 self.note_when_due().await?;
@@ -167,7 +171,12 @@ impl Shipper {
                 tracing::debug!(export.outlet = self.outlet, cause, "a batch was refused, its half is tried");
                 Ok(Round::Shipped)
             }
+            // Whoever refuses one after the other refuses everything: that is not the records' fault.
+            Ok(Err(SendError::Refused(cause))) if self.refused_in_a_row >= REFUSED_IN_A_ROW => {
+                Err(SendError::Unavailable { cause, retry_after: None }.into())
+            }
             Ok(Err(SendError::Refused(why))) => {
+                self.refused_in_a_row += 1;
                 self.deliver(1, Taken { rejected: 1, why });
                 Ok(Round::Shipped)
             }
@@ -407,6 +416,8 @@ const NOTE_EVERY: Duration = Duration::from_secs(5);
 
 const SEND_DEADLINE: Duration = Duration::from_secs(10);
 const STORE_DEADLINE: Duration = Duration::from_secs(5);
+
+const REFUSED_IN_A_ROW: u32 = 3;
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_LONGEST: Duration = Duration::from_secs(60);
