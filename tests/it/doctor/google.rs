@@ -27,7 +27,8 @@ fn for_somebody(world: &mut World) {
 async fn a_refusal_of_nobody_real_decides_nothing_and_repairs_nothing() {
     let mut world = World::good().await;
     world.broker.google.unbind(TRAINER, &rule_set("training"));
-    world.replace("max_lifetime: 1h", "max_lifetime: 1h\n    attributes: { team: 'job.name' }");
+    let subject = "    subject: { roles: [Training.Submit] }\n";
+    world.replace(subject, &format!("{subject}    attributes: {{ team: job.name }}\n"));
     for (object, wanted) in [(None, "--as OBJECT_ID --attribute team=VALUE"), (Some(()), "--attribute team=VALUE")] {
         if object.is_some() {
             for_somebody(&mut world);

@@ -167,7 +167,7 @@ async fn the_command_prints_a_table_and_what_repairs_it() {
     std::fs::write(&path, &world.text).expect("written");
     let doctor = async || {
         let mut command = carnet(&["doctor", "--config"]);
-        command.arg(&path).env_remove("HTTPS_PROXY").env_remove("https_proxy");
+        command.arg(&path).args(["--as", crate::support::PERSON]).env_remove("HTTPS_PROXY").env_remove("https_proxy");
         run(command).await
     };
     let good = doctor().await;
