@@ -45,8 +45,8 @@ pub(super) fn weigh(examination: &Examination<'_>, findings: &mut [Finding]) {
     let targets = examination.targets();
     // Google may have uploaded keys, which says nothing of the way to the issuer that Entra needs.
     let verified = match uses.azure {
-        true => targets.iter().filter(|target| by_azure(target)).any(|target| verified(target)),
-        false => targets.iter().filter(|target| by_google(target)).any(|target| verified(target)),
+        true => targets.iter().filter(|target| by_azure(target)).any(&verified),
+        false => targets.iter().filter(|target| by_google(target)).any(verified),
     };
     if !verified {
         return;

@@ -173,7 +173,7 @@ pub(super) fn of_google(google: &Google<'_>, wishes: &Wishes<'_>) -> String {
         Keys::Uploaded => oidc.set("jwks_json", raw("file(\"${path.module}/jwks.json\")")),
     };
     let mut blocks = vec![
-        providers(&[("google", "~> 7.0")]),
+        providers(&[("google", "~> 6.0")]),
         variable("project", &format!("Id of project {}, which has the pool", provider.project())),
         Block::new("resource", &["google_project_service", "carnet"])
             .set("for_each", Value::Raw(format!("toset([{list}])")))

@@ -58,6 +58,18 @@ impl FakeLog {
 
 #[async_trait::async_trait]
 impl AuditReader for FakeLog {
+    async fn rows(&self, _chain: Uuid, _behind: (u64, i64), _most: u64) -> Result<Vec<(i64, Group)>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn hashes(&self, _chain: Uuid, _position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError> {
+        Ok(None)
+    }
+
+    async fn unchained(&self) -> Result<(u64, i64), AuditError> {
+        Ok((0, 0))
+    }
+
     async fn checkpoints(&self, _behind: (Uuid, u64), _most: u32) -> Result<Vec<Checkpoint>, AuditError> {
         Ok(Vec::new())
     }
