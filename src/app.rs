@@ -35,7 +35,7 @@ use crate::exchange::{Exchange, History, PLACES};
 use crate::export::{Log, OtlpError, Outlets};
 use crate::grpc::{self, Doors, Health};
 use crate::http;
-use crate::issuer::{Issuer, KeyStore, Rotation};
+use crate::issuer::{Issuer, KeyStore, Rotation, StatementKeys};
 use crate::lease::{LeaseStoreError, Leases};
 use crate::oauth::{self, Http, Ready};
 use crate::operator::{Operator, SEARCHES};
@@ -313,6 +313,18 @@ pub async fn key_source(config: &Config, clock: Arc<dyn Clock>) -> Result<Option
     }
     let store = store::open(&config.store, sealing(config)?).await?;
     Ok(Some(KeySource::Store(Rotation::new(store.keys, settings.schedule, clock))))
+}
+
+/// What the issuer's checkpoints of the audit log are verified with, by those who run no broker and change nothing.
+///
+/// # Errors
+/// The keys cannot be read; none where the configuration has no issuer.
+pub async fn statement_keys(config: &Config) -> anyhow::Result<StatementKeys> {
+    let Some(settings) = &config.issuer else { return Ok(StatementKeys::default()) };
+    if !settings.key_files.is_empty() {
+        return Ok(StatementKeys::of(&KeySource::Files(settings.key_files.clone()).load().await?));
+    }
+    Ok(StatementKeys::stored(&store::read_issuer_keys(&config.store, &*sealing(config)?).await?))
 }
 
 /// How one listener ends.

@@ -12,6 +12,7 @@ mod remembered;
 mod search;
 mod shipments;
 mod upkeep;
+mod verify;
 mod writer;
 
 pub use asked::{ask, asked_duration, facts_digest, job};
@@ -31,6 +32,7 @@ pub use search::{Filter, Search};
 pub use shipments::FakeShipments;
 pub use shipments::Shipments;
 pub use upkeep::Upkeep;
+pub use verify::{ExportError, Exported, Fault, FaultKind, Report, Scope, Signatures, Verification};
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

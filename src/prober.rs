@@ -53,7 +53,8 @@ pub struct Prober {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Proof {
     Refused,
-    /// It was not, or for another reason than the one that it was made for.
+    /// It was, for another reason than the one that it was made for: that check may not work.
+    OtherReason,
     Taken,
     /// Nobody answered, or not about the token.
     Unproven,
@@ -63,6 +64,7 @@ impl Proof {
     const fn as_str(self) -> &'static str {
         match self {
             Self::Refused => "refused",
+            Self::OtherReason => "other_reason",
             Self::Taken => "taken",
             Self::Unproven => "unproven",
         }
@@ -73,6 +75,7 @@ impl Proof {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Round {
     pub refused: usize,
+    pub other_reason: usize,
     pub taken: usize,
     pub unproven: usize,
 }
@@ -97,6 +100,8 @@ impl Prober {
         loop {
             if let Err(error) = self.round().await {
                 tracing::error!(error = &error as &dyn std::error::Error, "the negative proof was not made");
+                let mut nothing = Round::default();
+                Fault::ALL.into_iter().for_each(|fault| nothing.note("checks", fault, Proof::Unproven));
             }
             sleep(every.mul_f64(rand::random_range(0.9..=1.1))).await;
         }
@@ -126,7 +131,8 @@ impl Prober {
         for fault in Fault::ALL {
             let proof = match judge(forger.token(fault, forger.key.kid()).map_err(ProberError::Sign)?) {
                 Err(error) if error.reason() == fault.reason() => Proof::Refused,
-                Err(_) | Ok(()) => Proof::Taken,
+                Err(_otherwise) => Proof::OtherReason,
+                Ok(()) => Proof::Taken,
             };
             round.note("checks", fault, proof);
         }
@@ -193,6 +199,15 @@ impl Round {
         metrics::counter!("carnet_negative_proofs_total", &labels).increment(1);
         match proof {
             Proof::Refused => self.refused += 1,
+            Proof::OtherReason => {
+                self.other_reason += 1;
+                tracing::error!(
+                    proof.door = door,
+                    proof.fault = fault.as_str(),
+                    "a token that is {} was refused for another reason: the check that it was made for may not work",
+                    fault.as_str()
+                );
+            }
             Proof::Unproven => {
                 self.unproven += 1;
                 tracing::warn!(

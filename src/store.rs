@@ -24,7 +24,7 @@ use crate::audit::{AuditLog, AuditReader, Shipments};
 use crate::credential::SharedCredentials;
 use crate::exchange::RunHistory;
 use crate::http;
-use crate::issuer::KeyStore;
+use crate::issuer::{KeyStore, KeyStoreError, StoredKey};
 use crate::lease::{Lease, LeaseStore};
 use crate::secret::{SealingKeys, Secret};
 use crate::telemetry::Causes;
@@ -115,6 +115,29 @@ pub async fn open_to_read(settings: &StoreSettings) -> Result<Arc<dyn AuditReade
         StoreSettings::Sqlite(path) => Arc::new(SqliteReader::open(path)?),
         StoreSettings::Postgres { settings, .. } => Arc::new(PostgresReader::open(settings).await?),
     })
+}
+
+/// The issuer's keys of a store that is only read: none is made where there is none.
+///
+/// # Errors
+/// As [`open_to_read`], or a key cannot be decrypted.
+pub async fn read_issuer_keys(
+    settings: &StoreSettings,
+    sealing: &SealingKeys,
+) -> Result<Vec<StoredKey>, ReadKeysError> {
+    Ok(match settings {
+        StoreSettings::Sqlite(path) => SqliteReader::open(path)?.issuer_keys(sealing).await?,
+        StoreSettings::Postgres { settings, .. } => PostgresReader::open(settings).await?.issuer_keys(sealing).await?,
+    })
+}
+
+/// Why keys cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadKeysError {
+    #[error(transparent)]
+    Store(#[from] OpenError),
+    #[error(transparent)]
+    Keys(#[from] KeyStoreError),
 }
 
 /// The lease of `row`. One that cannot be read is no reason to leave the others as they are.

@@ -170,7 +170,7 @@ pub const COUNTERS: [(&str, &str); 18] = [
     ("carnet_audit_write_failures_total", "Groups of audit records that could not be written"),
     (
         "carnet_negative_proofs_total",
-        "Tokens that had to be refused, by door, fault and outcome: refused, taken, unproven",
+        "Tokens that had to be refused, by door, fault and outcome: refused, other_reason, taken, unproven",
     ),
     ("carnet_policy_reloads_total", "Reloads of the configuration file by outcome"),
     (

@@ -151,11 +151,19 @@ impl Listener {
             tokio::select! {
                 _ended = serving.as_mut() => return,
                 () = self.draining.cancelled(), if !asked_to_end => {
+                    asked_to_end = true;
+                    farewell_said.cancel();
+                    // Whoever has just connected may have a call on its way.
+                    let last = Instant::now() + FIRST_WORDS;
+                    while !began() && Instant::now() < last {
+                        tokio::select! {
+                            _ended = serving.as_mut() => return,
+                            () = sleep(LISTEN_EVERY) => {}
+                        }
+                    }
                     if !began() {
                         return;
                     }
-                    asked_to_end = true;
-                    farewell_said.cancel();
                     serving.as_mut().graceful_shutdown();
                 }
                 () = age.as_mut() => {
@@ -298,6 +306,9 @@ const MAX_HEADER_BYTES: u32 = 16 * 1024;
 
 /// For TLS, for the first byte after it, and for the head of an HTTP/1.1 request.
 const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+/// For a call that was sent when the drain began: longer than it takes to arrive.
+const FIRST_WORDS: Duration = Duration::from_secs(1);
+const LISTEN_EVERY: Duration = Duration::from_millis(20);
 
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(30);
 const KEEP_ALIVE_DEADLINE: Duration = Duration::from_secs(10);

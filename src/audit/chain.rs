@@ -66,7 +66,6 @@ pub(super) fn shown(hash: &Hash) -> String {
 pub(super) const BEGINNING: Hash = [0; 32];
 
 /// The hash of the record `frame`, its length before it, at `position` of `chain`, after the record with `before`.
-#[cfg(test)]
 pub(super) fn link(chain: Uuid, position: u64, before: &Hash, frame: &[u8]) -> Hash {
     let mut linked = Vec::with_capacity(DOMAIN.len() + 16 + 8 + 32 + frame.len());
     link_in(&mut linked, chain, position, before, frame)
@@ -95,6 +94,12 @@ pub struct Chain {
 impl Chain {
     pub fn new(id: Uuid) -> Self {
         Self { head: Head { chain: id, position: 0, hash: BEGINNING } }
+    }
+
+    /// A chain that somebody else has written so far.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn resume(head: Head) -> Self {
+        Self { head }
     }
 
     /// `None` before the first record.

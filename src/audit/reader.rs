@@ -12,6 +12,7 @@ use super::search::{Filter, Search};
 use super::{AuditError, Checkpoint, Group, Head, chain, encoding};
 use crate::clock::unix_milliseconds;
 use crate::proto;
+use crate::secret::sha256;
 
 /// Reads the log beside its writer, whom it never holds up. A broker's spool is no part of the log: what waits there is
 /// read when it has been moved.
@@ -31,6 +32,16 @@ pub trait AuditReader: fmt::Debug + Send + Sync {
 
     /// Every chain that is in the log, in the order of their beginnings.
     async fn chains(&self) -> Result<Vec<Extent>, AuditError>;
+
+    /// Every row of `chain` behind the one with this position and number, in that order, and its number: for those who
+    /// trust nothing in the store. No more than hold some `most` records.
+    async fn rows(&self, chain: Uuid, behind: (u64, i64), most: u64) -> Result<Vec<(i64, Group)>, AuditError>;
+
+    /// The hashes of the group that has the record at `position` of `chain`, and the position of its first record.
+    async fn hashes(&self, chain: Uuid, position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError>;
+
+    /// How many records are older than the chain, and the time of the newest of them in milliseconds since 1970.
+    async fn unchained(&self) -> Result<(u64, i64), AuditError>;
 
     /// The checkpoints behind that of this chain at this position, chain by chain, at most `most`.
     async fn checkpoints(&self, behind: (Uuid, u64), most: u32) -> Result<Vec<Checkpoint>, AuditError>;
@@ -190,9 +201,11 @@ impl Records {
         Ok(())
     }
 
-    /// The facts that a record's attribute `identity` names, as JSON.
+    /// The facts that a record's attribute `identity` names, as JSON. Others in their place are none: a record is linked to
+    /// the digest only.
     pub async fn facts(&self, digest: &[u8; 32]) -> Result<Option<String>, AuditError> {
-        self.reader.facts(digest).await
+        let facts = self.reader.facts(digest).await?;
+        Ok(facts.filter(|facts| sha256(facts.as_bytes()) == *digest))
     }
 }
 

@@ -1,14 +1,14 @@
 //! What the log does for itself: checkpoints of the chain, the naming of others' chains, and retention.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::time::{MissedTickBehavior, interval_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::progress::{Progress, Reach};
 use super::writer::MOST_HEADS;
 use super::{Audit, AuditError, AuditLog, AuditRecord, Checkpoint, Expired, Head, Kept, PRUNE, WITNESS};
-use crate::clock::{Clock, unix_milliseconds};
+use crate::clock::{Clock, from_unix_milliseconds, unix_milliseconds};
 use crate::issuer::Issuer;
 use crate::telemetry::Causes;
 
@@ -20,6 +20,8 @@ pub struct Upkeep {
     /// Signs the checkpoints.
     issuer: Option<Arc<Issuer>>,
     clock: Arc<dyn Clock>,
+    /// By what retention was counted first in this life, and when.
+    reference: Arc<Mutex<Option<(SystemTime, Instant)>>>,
 }
 
 /// Which chains a witness names.
@@ -38,13 +40,13 @@ impl Upkeep {
         issuer: Option<Arc<Issuer>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { log, progress, issuer, clock }
+        Self { log, progress, issuer, clock, reference: Arc::default() }
     }
 
     /// Makes a checkpoint every minute in which something was recorded; every hour names the chains of others and drops
     /// what is older than `retention`.
     pub async fn keep(self, audit: Audit, retention: Duration) {
-        let start = tokio::time::Instant::now();
+        let start = Instant::now();
         let (mut minute, mut hour) = (interval_at(start + SOON, CHECKPOINT_EVERY), interval_at(start, PRUNE_EVERY));
         for tick in [&mut minute, &mut hour] {
             tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -75,16 +77,20 @@ impl Upkeep {
     /// Makes checkpoints of what has none. What fails is tried again a minute later, and says so in the log.
     pub async fn checkpoint(&self) {
         for reach in self.progress.uncovered() {
-            match self.checkpoint_of(&reach).await {
-                Ok(Kept::Yes) => self.progress.covered(&reach),
+            match self.checkpoint_of(&reach, self.issuer.as_deref()).await {
+                Ok(Kept::Yes) => {
+                    self.progress.covered(&reach);
+                    // Whoever keeps the logs elsewhere can hold the store against them.
+                    tracing::info!(audit.head = %reach.head, "checkpoint of the audit log");
+                }
                 Ok(Kept::NotYet) => {}
                 Err(error) => tracing::error!(error = %Causes(&error), "no checkpoint of the audit log was made"),
             }
         }
     }
 
-    async fn checkpoint_of(&self, reach: &Reach) -> Result<Kept, AuditError> {
-        let checkpoint = Checkpoint::make(reach, self.issuer.as_deref(), self.clock.now());
+    async fn checkpoint_of(&self, reach: &Reach, issuer: Option<&Issuer>) -> Result<Kept, AuditError> {
+        let checkpoint = Checkpoint::make(reach, issuer, self.clock.now());
         self.log.checkpoint(checkpoint.map_err(|_no_signature| AuditError::Unsigned)?).await
     }
 
@@ -112,6 +118,21 @@ impl Upkeep {
         }
     }
 
+    /// `now`, as far as it is believed: a clock that has jumped ahead writes its time into new records too, and must not
+    /// empty the log. What a process saw first moves on by a day in an hour at most.
+    fn not_ahead(&self, now: SystemTime) -> SystemTime {
+        let reference = self.reference.lock().unwrap_or_else(PoisonError::into_inner);
+        let believed = reference.and_then(|(seen, at)| seen.checked_add(at.elapsed() * 24 + PRUNE_EVERY));
+        believed.map_or(now, |believed| now.min(believed))
+    }
+
+    fn seen_at(&self, expired: &Expired) {
+        let mut reference = self.reference.lock().unwrap_or_else(PoisonError::into_inner);
+        if reference.is_none() && expired.reference_ms > 0 {
+            *reference = Some((from_unix_milliseconds(expired.reference_ms), Instant::now()));
+        }
+    }
+
     /// Drops what is older than `retention`, and says in the log what that was before it does.
     async fn prune(&self, audit: &Audit, retention: Duration) {
         match self.prune_once(audit, retention).await {
@@ -124,18 +145,24 @@ impl Upkeep {
     /// Whole spans up to a checkpoint, which stays: where the rest of the chain begins. Returns how many records.
     pub async fn prune_once(&self, audit: &Audit, retention: Duration) -> Result<u64, AuditError> {
         let now = self.clock.now();
-        let mut expired = self.log.expired(now, retention).await?;
+        let mut expired = self.log.expired(self.not_ahead(now), retention).await?;
+        self.seen_at(&expired);
         // Of writers that were killed, or had no time for a last checkpoint.
         for tail in std::mem::take(&mut expired.tails) {
-            if self.checkpoint_of(&tail).await? == Kept::Yes {
+            // Unsigned: what others wrote is only read here. That it was dropped stands in a record of this chain.
+            if self.checkpoint_of(&tail, None).await? == Kept::Yes {
                 expired.spans.retain(|span| span.chain != tail.head.chain);
                 expired.spans.push(tail.head);
             }
         }
-        if !expired.spans.is_empty() {
-            let spans: Vec<String> = expired.spans.iter().map(Head::to_string).collect();
+        for spans in expired.spans.chunks(SPANS_OF_ONE_RECORD) {
+            let spans: Vec<String> = spans.iter().map(Head::to_string).collect();
             let attributes = vec![("heads", spans.join(",")), ("retention", retention.as_secs().to_string())];
             audit.record(vec![AuditRecord::own(PRUNE, now, attributes)]).await?;
+        }
+        if !expired.spans.is_empty() {
+            // Signed before anything is gone: what no signature covers excuses nothing.
+            self.checkpoint().await;
         }
         self.log.prune(&expired).await
     }
@@ -155,6 +182,9 @@ const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 
 /// After a start, so that a broker that does not live a minute leaves a checkpoint too.
 const SOON: Duration = Duration::from_secs(5);
+
+/// Some 6 KB: no way out takes records of megabytes.
+const SPANS_OF_ONE_RECORD: usize = 64;
 
 const PRUNE_EVERY: Duration = Duration::from_secs(3600);
 

@@ -2,12 +2,14 @@
 
 mod output;
 mod trace;
+mod verify;
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
 use self::output::{Out, head, line, row};
 use self::trace::{Trace, heading};
+use self::verify::Verify;
 use super::broker::usage;
 use super::records::{Filter, Records, Source};
 use super::table::table;
@@ -16,7 +18,7 @@ use crate::clock::{Clock as _, SystemClock};
 use crate::export::{Format, json as record_json};
 use crate::proto::{AuditRecord, SearchAuditRequest};
 
-/// Records of every decision: search them, follow them, take them elsewhere
+/// Records of every decision: search them, follow them, take them elsewhere, verify them
 ///
 /// Records come from the broker (permission audit.read; what is searched for is on
 /// record, too), or with --config straight from its store.
@@ -31,6 +33,7 @@ pub(super) enum Audit {
     Export(Box<Export>),
     /// Print the records of one exchange, and the queries that find it in the clouds' own logs
     Trace(Box<TraceExchange>),
+    Verify(Verify),
 }
 
 #[derive(Debug, Args)]
@@ -103,6 +106,7 @@ impl Audit {
             Self::Tail(tail) => tail.run().await,
             Self::Export(export) => export.run().await,
             Self::Trace(trace) => trace.run().await,
+            Self::Verify(verify) => verify.run().await,
         }
     }
 }

@@ -46,7 +46,6 @@ use crate::subject::EntraVerifier;
 /// Exit codes: 0 allowed, 3 it would be denied, 4 the subject token would be refused; 1 the rules allow it and something
 /// else fails, or nothing could be explained; 2 usage; 5 the broker is unavailable.
 #[derive(Debug, Args)]
-#[command(verbatim_doc_comment)]
 pub(super) struct Explain {
     /// A decision that is on record, by the id that its caller was told: why it came out so, and whether it would again
     #[arg(value_name = "EXCHANGE_ID", conflicts_with_all = ["targets", "claims"])]

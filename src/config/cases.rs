@@ -1,24 +1,27 @@
 //! Tests of rules as a file writes them: a table of subjects and jobs with the decision that is expected.
 
+mod document;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use serde::Deserialize;
-use serde::de::value::{MapAccessDeserializer, SeqAccessDeserializer};
-use serde::de::{Deserializer, Error, MapAccess, SeqAccess, Unexpected, Visitor};
 use serde_json::{Map, Value, json};
 use uuid::Uuid;
 
+use self::document::{
+    CaseDocument, DecisionDocument, Document, ExpectDocument, GroupsDocument, JobDocument, NameOr, SubjectDocument,
+    TokenTypeDocument,
+};
 use super::ConfigError;
 use super::source::Source;
 use crate::clock::{from_unix_seconds, unix_seconds};
-use crate::policy::{Ask, Bound, Case, Decision, ExcessScopes, Expected, ExpectedLease, KindDocument, Mistake};
+use crate::policy::{Ask, Case, Decision, ExcessScopes, Expected, KindDocument, Mistake};
 use crate::reason::Reason;
 use crate::secret::sha256;
 use crate::subject::Identity;
-use crate::target::{Guid, IdTokenAudience, Invalid, Job, Name, Scope, Span, TokenType};
+use crate::target::{IdTokenAudience, Invalid, Job, TokenType};
 
 /// A file of cases, each with its line.
 #[derive(Debug)]
@@ -54,204 +57,6 @@ impl Cases {
             }
             _ => Err(failed(faults)),
         }
-    }
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Document {
-    /// Of cases that have none of their own.
-    now: Option<jiff::Timestamp>,
-    /// Those whom several cases are about.
-    #[serde(default)]
-    subjects: BTreeMap<String, SubjectDocument>,
-    cases: Vec<CaseDocument>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct CaseDocument {
-    name: String,
-    subject: NameOr<SubjectDocument>,
-    #[serde(default)]
-    job: JobDocument,
-    target: Option<String>,
-    #[serde(default)]
-    targets: Vec<String>,
-    lifetime: Option<Span>,
-    #[serde(default)]
-    scopes: Vec<Scope>,
-    #[serde(default)]
-    token_type: TokenTypeDocument,
-    /// Of an ID token.
-    audience: Option<String>,
-    /// Of the lease that is asked for where one is expected.
-    lease_duration: Option<Span>,
-    now: Option<jiff::Timestamp>,
-    expect: NameOr<ExpectDocument>,
-}
-
-#[derive(Debug, Clone, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct SubjectDocument {
-    kind: KindDocument,
-    tenant: Option<Guid>,
-    object: Option<Guid>,
-    client: Option<Guid>,
-    #[serde(default)]
-    roles: Vec<String>,
-    #[serde(default)]
-    groups: GroupsDocument,
-    #[serde(default)]
-    scopes: Vec<String>,
-    #[serde(default)]
-    auth_contexts: Vec<String>,
-    /// More claims of the token.
-    #[serde(default)]
-    claims: Map<String, Value>,
-    /// What is left of the token; default: an hour.
-    token_lifetime: Option<Span>,
-}
-
-#[derive(Debug, Clone)]
-enum GroupsDocument {
-    Known(Vec<Guid>),
-    /// Entra left them out.
-    Overage,
-}
-
-impl<'de> Deserialize<'de> for GroupsDocument {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Groups;
-
-        impl<'de> Visitor<'de> for Groups {
-            type Value = GroupsDocument;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a list of groups, or the word overage")
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<GroupsDocument, E> {
-                match text {
-                    "overage" => Ok(GroupsDocument::Overage),
-                    _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
-                }
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<GroupsDocument, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(list)).map(GroupsDocument::Known)
-            }
-        }
-
-        deserializer.deserialize_any(Groups)
-    }
-}
-
-impl Default for GroupsDocument {
-    fn default() -> Self {
-        Self::Known(Vec::new())
-    }
-}
-
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct JobDocument {
-    id: Option<String>,
-    name: Option<String>,
-    duration: Option<Span>,
-    #[serde(default)]
-    labels: BTreeMap<String, String>,
-    #[serde(default)]
-    datasets: Vec<String>,
-}
-
-#[derive(Debug, Clone, Copy, Default, Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum TokenTypeDocument {
-    #[default]
-    AccessToken,
-    IdToken,
-    Jwt,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ExpectDocument {
-    decision: DecisionDocument,
-    rule: Option<Name>,
-    lifetime: Option<Span>,
-    bound: Option<Bound>,
-    lease: Option<LeaseWord>,
-    reason: Option<String>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum DecisionDocument {
-    Allowed,
-    Denied,
-}
-
-/// A text, or a whole section.
-#[derive(Debug)]
-enum NameOr<T> {
-    Name(String),
-    Written(T),
-}
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for NameOr<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either<T>(std::marker::PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Either<T> {
-            type Value = NameOr<T>;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a text or a section")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Self::Value, E> {
-                Ok(NameOr::Name(text.to_owned()))
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(map)).map(NameOr::Written)
-            }
-        }
-
-        deserializer.deserialize_any(Either(std::marker::PhantomData))
-    }
-}
-
-/// `true`, `false`, `yes`, `no` or a length.
-#[derive(Debug, Clone, Copy)]
-struct LeaseWord(ExpectedLease);
-
-impl<'de> Deserialize<'de> for LeaseWord {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Word;
-
-        impl Visitor<'_> for Word {
-            type Value = LeaseWord;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("yes, no or a duration such as 72h")
-            }
-
-            fn visit_bool<E>(self, truth: bool) -> Result<LeaseWord, E> {
-                Ok(LeaseWord(if truth { ExpectedLease::OfAnyLength } else { ExpectedLease::None }))
-            }
-
-            fn visit_str<E: Error>(self, text: &str) -> Result<LeaseWord, E> {
-                match text {
-                    "yes" => self.visit_bool(true),
-                    "no" => self.visit_bool(false),
-                    _ => text.parse().map(|Span(length)| LeaseWord(ExpectedLease::Of(length))).map_err(E::custom),
-                }
-            }
-        }
-
-        deserializer.deserialize_any(Word)
     }
 }
 

@@ -356,5 +356,5 @@ defaults! {
     default_iam_credentials: Endpoint = literal("https://iamcredentials.googleapis.com");
     default_store: Secret = Secret::new("sqlite:carnet.db");
     default_retention: Span = seconds(90 * 86_400);
-    default_prove_every: Span = seconds(15 * 60);
+    default_prove_every: Span = seconds(3600);
 }

@@ -153,7 +153,8 @@ impl Asking<'_> {
     /// Google's token service cannot be shown a token of Entra's here: as much is told as it tells without one.
     async fn without_a_token(&self, rules: &[Admission<'_>]) -> Vec<Finding> {
         let probed = self.ask(self.subject(rules.first()), Reach::Credential, FLOOR).await;
-        let telling = [SetUpFault::GoogleProvider, SetUpFault::GoogleProviderName, SetUpFault::GoogleApi];
+        // What is said of the token itself tells nothing: it is none.
+        let telling = [SetUpFault::GoogleProvider, SetUpFault::GoogleApi];
         let told =
             |error: &IssueError| error.is_transient() || error.fault().is_some_and(|fault| telling.contains(&fault));
         match probed {
@@ -200,7 +201,11 @@ impl Asking<'_> {
         };
         let asked =
             Asked { rule: tried.map(|tried| tried.rule.as_str()), subject: tried.map(|tried| tried.subject.as_str()) };
-        refused(self.examination, self.target, &error, asked, &of_rule)
+        let mut finding = refused(self.examination, self.target, &error, asked, &of_rule);
+        if error.fault() == Some(SetUpFault::GoogleImpersonation) && self.examination.options.object.is_none() {
+            finding.advice.push_str("; bindings that name single people are tried with --as OBJECT_ID");
+        }
+        finding
     }
 }
 

@@ -9,7 +9,7 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
 use serde_json::{Map, Value, json};
 
-use super::{Algorithm, Issuer, Keyring, encode};
+use super::{Algorithm, Issuer, Keyring, SigningKey, StoredKey, encode};
 use crate::clock::unix_seconds;
 
 impl Issuer {
@@ -117,6 +117,12 @@ impl StatementKeys {
     /// All that `ring` has, withdrawn or not.
     pub fn of(ring: &Keyring) -> Self {
         Self(ring.all().filter_map(|signing| key(&signing.jwk())).collect())
+    }
+
+    /// Those of a store; what is no key is passed over.
+    pub fn stored(keys: &[StoredKey]) -> Self {
+        let parsed = keys.iter().filter_map(|stored| SigningKey::from_pkcs8(&stored.pkcs8).ok());
+        Self(parsed.filter_map(|signing| key(&signing.jwk())).collect())
     }
 
     pub fn and(mut self, others: Self) -> Self {

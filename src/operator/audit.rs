@@ -15,7 +15,7 @@ use crate::lease::Failed;
 use crate::policy::{Denial, Permission, Refusal};
 use crate::proto;
 use crate::secret::Secret;
-use crate::subject::VerifiedIdentity;
+use crate::subject::{SubjectError, VerifiedIdentity};
 
 /// What to show of the log.
 #[derive(Debug)]
@@ -152,8 +152,12 @@ impl AuditRecords {
         Ok(())
     }
 
-    /// The configuration may have changed since.
+    /// The configuration may have changed since, and no token is good for longer than it says: roles and groups may have
+    /// been taken away, of which only a new one tells.
     fn still_permitted(&self) -> Result<(), Failed> {
+        if let Ok(late) = self.operator.clock.now().duration_since(self.identity.expires_at()) {
+            return Err(Failed::new(ExchangeError::Subject(SubjectError::Expired(late))));
+        }
         let accepted = self.operator.verifier.still_accepts(&self.identity);
         accepted.map_err(|refused| Failed::new(ExchangeError::Subject(refused)))?;
         match self.operator.operators.load().permit(&self.identity, Permission::AuditRead) {

@@ -87,7 +87,10 @@ impl Operator {
         if let ExplainSubject::Recorded(id) = &request.subject {
             details.push(("explained_exchange", id.to_string()));
         }
+        // Whoever looks for a record that is not there has the whole log read.
+        let place = matches!(request.subject, ExplainSubject::Recorded(_)).then(|| self.searches.try_acquire());
         let explained = match &admission.allowed {
+            Ok(_operator) if matches!(place, Some(Err(_))) => Err(ExchangeError::Overloaded),
             Ok(_operator) => self.explainer().explain(request).await,
             // What is told is why the operator is none.
             Err(_refused) => Err(ExchangeError::Internal),
@@ -181,7 +184,7 @@ impl Explainer {
     async fn rules(&self, whom: Whom, asked: Asked) -> Result<Explanation, ExchangeError> {
         let (policy, now) = (self.policy.clone(), self.clock.now());
         let learned = match &self.running {
-            Some(running) => running.exchange.history.learned(whom.identity(), &asked.job).await,
+            Some(running) => running.exchange.history.glimpse(whom.identity(), &asked.job).await,
             None => None,
         };
         let explain = move || {

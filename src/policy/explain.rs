@@ -269,7 +269,9 @@ fn lifetime_step(caps: &Caps, target: &Target, rule: &Rule, ask: &Ask) -> Step {
         caps.bounds.iter().map(|(bound, most)| format!("{} {}", cap(*bound, rule), length(*most))).collect();
     match caps.cloud {
         CloudLimit::UpTo(most) => shown.push(format!("cloud {}", length(most))),
-        CloudLimit::Fixed => shown.push("the cloud takes no wish: its tokens live as long as they do".to_owned()),
+        CloudLimit::Fixed => {
+            shown.push("the cloud takes no wish and may give more, to managed identities some 24h".to_owned())
+        }
     }
     let (wanted, shown) = (wanted(caps.wanted), shown.join(", "));
     match caps.plan(ask) {

@@ -54,6 +54,8 @@ enum PostgresError {
     Lease(#[from] LeaseRowError),
     #[error(transparent)]
     Tls(#[from] ClientError),
+    #[error("other records have the place in the chain that these were to have")]
+    PlaceTaken,
 }
 
 impl PostgresStore {
@@ -105,18 +107,7 @@ impl PostgresStore {
 #[async_trait::async_trait]
 impl KeyStore for PostgresStore {
     async fn keys(&self) -> Result<Vec<StoredKey>, KeyStoreError> {
-        let read = async {
-            let sql = "SELECT kid, algorithm, created_ms, signs_from_ms, sealed FROM issuer_key
-                       ORDER BY signs_from_ms, created_ms, kid";
-            let unsealed = |row: tokio_postgres::Row| -> Result<StoredKey, PostgresError> {
-                let (kid, algorithm, sealed) = (row.try_get(0)?, row.try_get(1)?, row.try_get(4)?);
-                let row =
-                    KeyRow { kid, algorithm, created_ms: row.try_get(2)?, signs_from_ms: row.try_get(3)?, sealed };
-                Ok(row.unseal(&self.sealing)?)
-            };
-            self.pool.query(sql, &[]).await?.into_iter().map(unsealed).collect::<Result<_, _>>()
-        };
-        read.await.map_err(|error: PostgresError| KeyStoreError { action: "read", source: error.into() })
+        keys(&self.pool, &self.sealing).await
     }
 
     async fn add(&self, key: &StoredKey, after: Option<&str>) -> Result<(), KeyStoreError> {
@@ -131,6 +122,20 @@ impl KeyStore for PostgresStore {
         let removed = self.pool.query("DELETE FROM issuer_key WHERE kid = $1", &[(&kid, Type::TEXT)]).await;
         removed.map(drop).map_err(|error| KeyStoreError { action: "removed", source: Box::new(error) })
     }
+}
+
+async fn keys(pool: &Pool, sealing: &SealingKeys) -> Result<Vec<StoredKey>, KeyStoreError> {
+    let read = async {
+        let sql = "SELECT kid, algorithm, created_ms, signs_from_ms, sealed FROM issuer_key
+                   ORDER BY signs_from_ms, created_ms, kid";
+        let unsealed = |row: tokio_postgres::Row| -> Result<StoredKey, PostgresError> {
+            let (kid, algorithm, sealed) = (row.try_get(0)?, row.try_get(1)?, row.try_get(4)?);
+            let row = KeyRow { kid, algorithm, created_ms: row.try_get(2)?, signs_from_ms: row.try_get(3)?, sealed };
+            Ok(row.unseal(sealing)?)
+        };
+        pool.query(sql, &[]).await?.into_iter().map(unsealed).collect::<Result<_, _>>()
+    };
+    read.await.map_err(|error: PostgresError| KeyStoreError { action: "read", source: error.into() })
 }
 
 impl PostgresStore {

@@ -45,6 +45,8 @@ enum JobError {
     Key(#[from] KeyRowError),
     #[error(transparent)]
     Lease(#[from] LeaseRowError),
+    #[error("other records have the place in the chain that these were to have")]
+    PlaceTaken,
     #[error("the store is closed")]
     Closed,
 }
@@ -181,18 +183,8 @@ fn checkpoint(connection: &Connection, written: &Receiver<()>) {
 #[async_trait::async_trait]
 impl KeyStore for SqliteStore {
     async fn keys(&self) -> Result<Vec<StoredKey>, KeyStoreError> {
-        let read = |connection: &mut Connection| {
-            let sql = "SELECT kid, algorithm, created_ms, signs_from_ms, sealed FROM issuer_key
-                       ORDER BY signs_from_ms, created_ms, kid";
-            let mut select = connection.prepare_cached(sql)?;
-            let rows = select.query_map([], |row| {
-                let (kid, algorithm, sealed) = (row.get(0)?, row.get(1)?, row.get(4)?);
-                Ok(KeyRow { kid, algorithm, created_ms: row.get(2)?, signs_from_ms: row.get(3)?, sealed })
-            })?;
-            Ok(rows.collect::<Result<Vec<KeyRow>, _>>()?)
-        };
         let failed = |error: JobError| KeyStoreError { action: "read", source: Box::new(error) };
-        let rows = self.run(read).await.map_err(failed)?;
+        let rows = self.run(|connection| key_rows(connection)).await.map_err(failed)?;
         rows.into_iter().map(|row| row.unseal(&self.sealing).map_err(|error| failed(error.into()))).collect()
     }
 
@@ -220,6 +212,17 @@ impl KeyStore for SqliteStore {
         };
         self.run(remove).await.map_err(|error| KeyStoreError { action: "removed", source: Box::new(error) })
     }
+}
+
+fn key_rows(connection: &Connection) -> Result<Vec<KeyRow>, JobError> {
+    let sql = "SELECT kid, algorithm, created_ms, signs_from_ms, sealed FROM issuer_key
+               ORDER BY signs_from_ms, created_ms, kid";
+    let mut select = connection.prepare_cached(sql)?;
+    let rows = select.query_map([], |row| {
+        let (kid, algorithm, sealed) = (row.get(0)?, row.get(1)?, row.get(4)?);
+        Ok(KeyRow { kid, algorithm, created_ms: row.get(2)?, signs_from_ms: row.get(3)?, sealed })
+    })?;
+    Ok(rows.collect::<Result<Vec<KeyRow>, _>>()?)
 }
 
 /// Another process that backs the file up holds it for moments only.

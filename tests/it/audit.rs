@@ -1,4 +1,6 @@
-//! The audit log as operators see it: searched and followed through the gRPC door.
+//! The audit log as operators see it: searched and followed through the gRPC door, and verified.
+
+mod verify;
 
 use std::time::Duration;
 

@@ -8,6 +8,9 @@ use carnet::config::{AgentConfig, Config};
 use carnet::telemetry::{COUNTERS, GAUGES, HISTOGRAMS};
 use serde_json::{Map, Value};
 
+use crate::command_line::{carnet, run, text};
+use crate::support::STORE_KEY;
+
 const CHART: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/helm/carnet");
 
 fn read(path: impl AsRef<Path>) -> String {
@@ -67,7 +70,7 @@ fn the_charts_schema_holds_the_configuration_to_what_the_program_takes() {
     let mut schema: Map<String, Value> = serde_json::from_str(&read(&path)).expect("JSON");
     let mut definitions = Map::new();
     let theirs = [
-        ("Config", Config::schema().to_value(), &["server", "store", "store_key"][..]),
+        ("Config", Config::schema().to_value(), &["server", "store", "store_key", "shadow"][..]),
         ("AgentConfig", AgentConfig::schema().to_value(), &["listen"]),
     ];
     for (name, mut root, written_by_the_chart) in theirs {
@@ -133,6 +136,26 @@ fn every_value_of_the_chart_is_in_its_table() {
     assert_eq!(missing, Vec::<String>::new(), "the chart's README.md has a table of all values");
 }
 
+/// The module's own tests expect this condition; the program prints it for the same configuration.
+#[tokio::test(flavor = "multi_thread")]
+async fn terraform_tells_google_the_same_as_the_program_does() {
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/carnet.yaml");
+    let asked = ["trust", "google", "--config", example, "--target", "vertex-training", "--format", "terraform"];
+    let mut command = carnet(&asked);
+    command.env("CARNET_STORE_KEY", STORE_KEY);
+    let printed = text(&run(command).await.stdout);
+    let argument = |name: &str| {
+        let found =
+            printed.lines().find_map(|line| line.trim().strip_prefix(name)?.split_once('=').map(|(_, value)| value));
+        found.unwrap_or_else(|| panic!("no {name} in {printed}")).trim().to_owned()
+    };
+    let module = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/terraform/google/condition");
+    let tests = read(format!("{module}/tests/condition.tftest.hcl"));
+    let (condition, audience) = (argument("attribute_condition"), argument("allowed_audiences"));
+    assert!(tests.contains(&format!("== {condition}\n")), "{condition}");
+    assert!(tests.contains(&format!("== {}\n", audience.trim_matches(['[', ']']))), "{audience}");
+}
+
 /// What deploy/check/run rendered; none where it did not run or had no Helm.
 #[expect(clippy::print_stderr, reason = "says what was left out")]
 fn rendered() -> Vec<PathBuf> {
@@ -156,22 +179,27 @@ fn what_the_chart_writes_is_a_configuration_that_the_program_takes() {
     };
     place("postgres/url", "postgres://carnet:secret@db.example.com/carnet\n");
     for key in ["store-key", "store-key-2026", "store-key-2027"] {
-        place(&format!("store-key/{key}"), crate::support::STORE_KEY);
+        place(&format!("store-key/{key}"), STORE_KEY);
     }
     let (files, mut checked) = (rendered(), BTreeSet::new());
     for path in &files {
         let text = read(path);
         let case = path.file_stem().expect("a name").to_string_lossy().into_owned();
         for document in text.split("\n---") {
-            for name in ["carnet.yaml", "agent.yaml"] {
+            for name in ["shadow.yaml", "carnet.yaml", "agent.yaml"] {
                 let Some((_before, block)) = document.split_once(&format!("\n  {name}: |\n")) else { continue };
                 let lines = block.lines().take_while(|line| line.starts_with("    ") || line.trim().is_empty());
                 let own = lines.map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or_default()));
                 let own = own.collect::<String>().replace("/etc/carnet/", &format!("{etc}/"));
                 place(name, &own);
                 let found = match name {
+                    // Together with the file that names it.
+                    "shadow.yaml" => continue,
                     "agent.yaml" => AgentConfig::load(&folder.path().join(name)).map(drop),
-                    _ => Config::load(&folder.path().join(name)).map(drop),
+                    _ => Config::load(&folder.path().join(name)).and_then(|config| match config.shadow {
+                        Some(shadow) => shadow.load().map(drop),
+                        None => Ok(()),
+                    }),
                 };
                 let complaints = found.err().map(|error| error.to_string()).unwrap_or_default();
                 if case == "default" {

@@ -88,7 +88,11 @@ impl Cluster<'_> {
                 self.forget(&pod).await;
             }
         }
-        tokio::task::spawn_blocking(move || pod.process.child.wait().expect("an end")).await.expect("no panic")
+        let log = pod.process.log.clone();
+        let status = tokio::task::spawn_blocking(move || pod.process.child.wait().expect("an end"));
+        let (status, log) = (status.await.expect("no panic"), std::fs::read_to_string(log).expect("a log"));
+        assert!(log.contains("draining") && !log.contains("cut off"), "it did not let its calls end:\n{log}");
+        status
     }
 }
 
@@ -119,8 +123,7 @@ impl Load {
         }
     }
 
-    /// With the retry policy that deploy/README.md gives to clients: what is UNAVAILABLE is tried again, three times. What
-    /// never left the client, other libraries of gRPC send again by themselves; tonic says CANCELLED.
+    /// With the retry policy that deploy/README.md gives to clients: what is UNAVAILABLE is tried again, three times.
     async fn exchange(&self, client: &TokenExchangeClient<Channel>, request: ExchangeRequest) {
         for attempt in 1..=ATTEMPTS {
             match client.clone().exchange(request.clone()).await {
@@ -128,7 +131,9 @@ impl Load {
                     self.answered.fetch_add(1, Ordering::Relaxed);
                     return;
                 }
-                Err(status) if attempt < ATTEMPTS && (status.code() == Code::Unavailable || never_sent(&status)) => {
+                Err(status)
+                    if attempt < ATTEMPTS && (status.code() == Code::Unavailable || lost_connection(&status)) =>
+                {
                     self.tried_again.fetch_add(1, Ordering::Relaxed);
                     tokio::time::sleep(BACKOFF * attempt).await;
                 }
@@ -138,9 +143,9 @@ impl Load {
     }
 }
 
-fn never_sent(status: &Status) -> bool {
-    let causes = std::iter::successors(status.source(), |cause| (*cause).source());
-    causes.filter_map(|cause| cause.downcast_ref::<hyper::Error>()).any(hyper::Error::is_canceled)
+/// What libraries of gRPC call UNAVAILABLE, or send again by themselves; tonic says CANCELLED or UNKNOWN.
+fn lost_connection(status: &Status) -> bool {
+    status.source().is_some_and(|cause| cause.is::<tonic::transport::Error>())
 }
 
 /// Where the issuer and the token endpoint are: each connection goes to a pod that is ready.

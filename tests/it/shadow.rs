@@ -3,7 +3,8 @@
 use std::path::Path;
 
 use crate::command_line::{carnet, run, text};
-use crate::support::{Broker, Setup, captured_logs, eventually, reason, with_setup};
+use crate::process::serve;
+use crate::support::{Broker, Setup, captured_logs, eventually, reason, with_broker, with_setup};
 
 const RULES: &str = "
 rules:
@@ -132,6 +133,22 @@ async fn the_check_of_a_configuration_is_one_of_its_shadow_too() {
         assert!(text(&output.stderr).contains("rules.next.yaml cannot be used"), "{}", text(&output.stderr));
         next(broker, RULES);
         assert!(check(&config).await.status.success());
+    })
+    .await;
+}
+
+/// In a process of its own, for the metric is the process's.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_shadow_that_cannot_be_used_shows_in_a_metric_until_it_can() {
+    with_broker(async |broker| {
+        let process = serve(broker, "shadow: { file: coming.yaml }", "off").await;
+        let stale = async |expected: &str| {
+            let metrics = reqwest::get(format!("{}/metrics", process.http)).await.expect("an answer").text().await;
+            metrics.expect("metrics").lines().any(|line| line == format!("carnet_shadow_stale {expected}"))
+        };
+        assert!(stale("1").await);
+        std::fs::write(broker.folder.path().join("coming.yaml"), "rules: []").expect("written");
+        eventually("a good shadow", async || stale("0").await).await;
     })
     .await;
 }

@@ -1,4 +1,5 @@
 use super::*;
+use crate::policy::{Bound, ExpectedLease};
 use crate::subject::{Groups, Kind};
 
 const TENANT: Uuid = Uuid::from_u128(1);

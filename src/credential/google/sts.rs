@@ -120,7 +120,7 @@ fn judge(response: &Response) -> Verdict {
 }
 
 /// Google's refusals by error and a piece of their text (seen in public threads); the first row that fits counts.
-const FAULTS: [(&str, &str, SetUpFault); 18] = [
+const FAULTS: [(&str, &str, SetUpFault); 19] = [
     ("invalid_grant", "does not match the expected audience", SetUpFault::GoogleAudience),
     ("invalid_grant", "does not match the expected ones", SetUpFault::GoogleIssuer),
     ("invalid_grant", "stale to sign-in", SetUpFault::GoogleClock),
@@ -133,7 +133,8 @@ const FAULTS: [(&str, &str, SetUpFault); 18] = [
     ("invalid_grant", "signing key", SetUpFault::GoogleKey),
     ("invalid_grant", "", SetUpFault::GoogleToken),
     ("invalid_target", "", SetUpFault::GoogleProvider),
-    ("invalid_request", "", SetUpFault::GoogleProviderName),
+    ("invalid_request", "audience", SetUpFault::GoogleProviderName),
+    ("invalid_request", "", SetUpFault::GoogleToken),
     ("access_denied", "", SetUpFault::GoogleSubject),
     ("unauthorized_client", "mapped attribute", SetUpFault::GoogleMapping),
     ("unauthorized_client", "", SetUpFault::GoogleCondition),

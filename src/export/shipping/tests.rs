@@ -62,6 +62,18 @@ impl AuditReader for FakeLog {
         Ok(Vec::new())
     }
 
+    async fn rows(&self, _chain: Uuid, _behind: (u64, i64), _most: u64) -> Result<Vec<(i64, Group)>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn hashes(&self, _chain: Uuid, _position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError> {
+        Ok(None)
+    }
+
+    async fn unchained(&self) -> Result<(u64, i64), AuditError> {
+        Ok((0, 0))
+    }
+
     async fn newest_first(
         &self,
         _window: Window,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use chrono::{DateTime, SecondsFormat};
 use uuid::Uuid;
 
 use super::clouds::{presented, told};
@@ -26,6 +27,11 @@ impl Explainer {
         let log = self.records.as_ref().ok_or_else(unknown)?;
         let records = found(log, id).await?;
         let Some(first) = records.first() else { return Err(unknown()) };
+        // What operators did and what the log says of itself is for those who may read it all.
+        let refused_operator = first.action.starts_with("operator.") && !first.reason.is_empty();
+        if !refused_operator && ["operator.", "broker.", "audit."].iter().any(|own| first.action.starts_with(own)) {
+            return Err(unknown());
+        }
         let identity = self.recorded_identity(log, first).await?;
         let mut steps = vec![Step::passed("record", summary(first, &records))];
         let reason = Reason::ALL.iter().copied().find(|reason| reason.as_str() == first.reason);
@@ -173,7 +179,8 @@ fn unknown() -> ExchangeError {
 
 /// When, what, of whom, and how it came out.
 fn summary(first: &proto::AuditRecord, records: &[proto::AuditRecord]) -> String {
-    let time = first.time.map(|time| time.to_string()).unwrap_or_default();
+    let time = first.time.and_then(|time| DateTime::from_timestamp(time.seconds, time.nanos.unsigned_abs()));
+    let time = time.map(|time| time.to_rfc3339_opts(SecondsFormat::Millis, true)).unwrap_or_default();
     let targets: Vec<&str> = records.iter().map(|record| record.target.as_str()).collect();
     let whom = if first.subject.is_empty() { "somebody who was not verified" } else { &first.subject };
     let said = |name: &str| first.attributes.get(name).map(|value| format!(", {value}")).unwrap_or_default();

@@ -118,8 +118,8 @@ const REUSED_PATHS: [&str; 2] = ["xms_mirid", "xms_az_rid"];
 fn unguarded(rule: &Rule<'_>, reading: &Reading, at: &str) -> Option<Finding> {
     let first = reading.unguarded.first().filter(|_any| reading.always.is_none())?;
     let asked = match first.strip_suffix("[...]") {
-        Some(map) => format!("KEY in {map} && ..."),
-        None => format!("has({first}) && ..."),
+        Some(map) => format!("(KEY in {map})"),
+        None => format!("has({first})"),
     };
     let missing = listed(&reading.unguarded);
     let (code, message, change) = match rule.document.deny {
@@ -129,15 +129,12 @@ fn unguarded(rule: &Rule<'_>, reading: &Reading, at: &str) -> Option<Finding> {
                 "rule {} refuses everybody without {missing}: a condition that fails counts as holding",
                 rule.name()
             ),
-            format!(
-                "If that is not meant, ask first: {asked}. If it is, write !{}.",
-                asked.replace("&& ...", "|| ...")
-            ),
+            format!("If that is not meant, begin it with `{asked} &&`; if it is, say so with `!{asked} ||`."),
         ),
         false => (
             Code::FailsSilently,
             format!("rule {} allows nobody without {missing}: a condition that fails does not hold", rule.name()),
-            format!("If that is not meant, ask first: !{}.", asked.replace("&& ...", "|| ...")),
+            format!("If that is not meant, begin it with `!{asked} ||`; if it is, say so with `{asked} &&`."),
         ),
     };
     Some(Finding { code, at: at.to_owned(), message, change })

@@ -18,6 +18,7 @@ pub(super) const CHAIN: &str = "
     ALTER TABLE audit ADD COLUMN hashes bytea; -- 32 bytes for each record
     ALTER TABLE audit ADD COLUMN own boolean NOT NULL DEFAULT false; -- nothing but records of the log about itself
     CREATE UNIQUE INDEX audit_chain ON audit (chain, position) WHERE chain IS NOT NULL;
+    CREATE INDEX audit_unchained ON audit (newest_ms, records) WHERE chain IS NULL;
     CREATE TABLE audit_checkpoint (
         chain bytea NOT NULL,
         position bigint NOT NULL,
@@ -58,7 +59,11 @@ impl PostgresStore {
                 (&digests as _, Type::BYTEA_ARRAY),
                 (&facts as _, Type::TEXT_ARRAY),
             ];
-            Ok(self.pool.query(APPEND, &values).await.map(drop)?)
+            let rows = self.pool.query(APPEND, &values).await?;
+            match rows.first().map(|row| row.try_get(0)).transpose()? {
+                Some(true) => Ok(()),
+                Some(false) | None => Err(PostgresError::PlaceTaken),
+            }
         };
         append.await.map_err(written)
     }
@@ -138,9 +143,12 @@ const APPEND: &str = "
         INSERT INTO audit_identity (digest, seen_ms, facts)
         SELECT digest, $4, facts FROM unnest($9, $10) AS new (digest, facts)
         ON CONFLICT (digest) DO UPDATE SET seen_ms = greatest(audit_identity.seen_ms, excluded.seen_ms)
+    ), tokens AS (
+        INSERT INTO audit_token (token_sha256, sequence)
+        SELECT token, sequence FROM appended, unnest($8) AS token
     )
-    INSERT INTO audit_token (token_sha256, sequence)
-    SELECT token, sequence FROM appended, unnest($8) AS token";
+    SELECT EXISTS (SELECT 1 FROM appended)
+        OR EXISTS (SELECT 1 FROM audit WHERE chain = $1 AND position = $2 AND hashes = $7)";
 
 /// With one row for each chain that is there: from one to the next through the index, whatever the number of groups.
 macro_rules! from_chain_to_chain {

@@ -9,8 +9,10 @@ use uuid::Uuid;
 use super::audit::{CHAINS, checkpoint, extent, uuid};
 use super::pool::{Pool, StatementError};
 use super::schema::SCHEMA_VERSION;
-use super::{PostgresError, PostgresSettings};
+use super::{PostgresError, PostgresSettings, keys};
 use crate::audit::{AuditError, AuditReader, Checkpoint, Extent, Group, Place, Window};
+use crate::issuer::{KeyStoreError, StoredKey};
+use crate::secret::SealingKeys;
 use crate::store::{OpenError, signed, unsigned};
 
 /// Changes nothing, not even the schema.
@@ -29,6 +31,11 @@ impl PostgresReader {
         let version = version(&pool).await.map_err(|error| failed(error.into()))?;
         OpenError::unless_equal(&store, version, SCHEMA_VERSION)?;
         Ok(Self { pool })
+    }
+
+    /// The issuer's keys, as its brokers would read them.
+    pub async fn issuer_keys(&self, sealing: &SealingKeys) -> Result<Vec<StoredKey>, KeyStoreError> {
+        keys(&self.pool, sealing).await
     }
 
     /// To the database of `pool`, which is known to be of this version.
@@ -83,6 +90,44 @@ impl AuditReader for PostgresReader {
     async fn chains(&self) -> Result<Vec<Extent>, AuditError> {
         let chains = self.pool.query(CHAINS, &[]).await.map_err(|error| failed(error.into()))?;
         chains.iter().map(extent).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn rows(&self, chain: Uuid, behind: (u64, i64), most: u64) -> Result<Vec<(i64, Group)>, AuditError> {
+        let (chain, position, most) = (chain.as_bytes().as_slice(), signed(behind.0), signed(most));
+        let values = [
+            (&chain as _, Type::BYTEA),
+            (&position as _, Type::INT8),
+            (&behind.1 as _, Type::INT8),
+            (&most as _, Type::INT8),
+        ];
+        let rows = self.pool.query(ROWS, &values).await.map_err(|error| failed(error.into()))?;
+        let numbered = |row: &Row| Ok((row.try_get(0)?, group(row)?));
+        rows.iter().map(numbered).collect::<Result<_, _>>().map_err(failed)
+    }
+
+    async fn hashes(&self, chain: Uuid, position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError> {
+        let (chain, position) = (chain.as_bytes().as_slice(), signed(position));
+        let sql = "SELECT position, coalesce(hashes, '') FROM audit
+                   WHERE chain = $1 AND position <= $2 ORDER BY position DESC LIMIT 1";
+        let read = async {
+            let rows = self.pool.query(sql, &[(&chain, Type::BYTEA), (&position, Type::INT8)]).await?;
+            Ok(rows
+                .first()
+                .map(|row| Ok::<_, PostgresError>((unsigned(row.try_get(0)?), row.try_get(1)?)))
+                .transpose()?)
+        };
+        read.await.map_err(failed)
+    }
+
+    async fn unchained(&self) -> Result<(u64, i64), AuditError> {
+        let sql =
+            "SELECT coalesce(sum(records), 0)::bigint, coalesce(max(newest_ms), 0) FROM audit WHERE chain IS NULL";
+        let read = async {
+            let rows = self.pool.query(sql, &[]).await?;
+            let counted = rows.first().map(|row| Ok::<_, PostgresError>((unsigned(row.try_get(0)?), row.try_get(1)?)));
+            Ok(counted.transpose()?.unwrap_or_default())
+        };
+        read.await.map_err(failed)
     }
 
     async fn checkpoints(&self, behind: (Uuid, u64), most: u32) -> Result<Vec<Checkpoint>, AuditError> {
@@ -142,6 +187,15 @@ const ONWARDS: &str = "
             ), 0) AND position + records > $2 ORDER BY position LIMIT $3
         ) AS next
     ) AS page USING (sequence) WHERE page.before < $3 ORDER BY position";
+
+const ROWS: &str = "
+    SELECT sequence, chain, position, records, newest_ms, own, hashes, bytes FROM audit JOIN (
+        SELECT sequence, sum(greatest(records, 1)) OVER (ORDER BY position, sequence) - records AS before FROM (
+            SELECT sequence, position, records FROM audit
+            WHERE chain = $1 AND position >= $2 AND (position, sequence) > ($2, $3)
+            ORDER BY position, sequence LIMIT $4
+        ) AS next
+    ) AS page USING (sequence) WHERE page.before < $4 ORDER BY position, sequence";
 
 /// For searches, and those who follow.
 const CONNECTIONS: usize = 3;

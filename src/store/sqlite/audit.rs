@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
 
-use super::{SqliteStore, retention};
+use super::{JobError, SqliteStore, retention};
 use crate::audit::{AuditError, AuditLog, Checkpoint, Expired, Group, HandOut, Head, Kept, find_hand_out};
 use crate::store::{signed, unsigned};
 use crate::subject::Facts;
@@ -20,6 +20,7 @@ pub(super) const CHAIN: &str = "
     CREATE UNIQUE INDEX audit_chain ON audit (chain, position) WHERE chain IS NOT NULL;
     CREATE INDEX audit_newest ON audit (newest_ms);
     CREATE INDEX audit_token_sequence ON audit_token (sequence);
+    CREATE INDEX audit_unchained ON audit (newest_ms, records) WHERE chain IS NULL;
     CREATE TABLE audit_checkpoint (
         chain BLOB NOT NULL,
         position INTEGER NOT NULL,
@@ -50,6 +51,13 @@ impl SqliteStore {
             let hashes = chain.map(|_chain| hashes);
             let values = params![chain, place, signed(records), newest_ms, own, hashes, bytes];
             let is_new = transaction.prepare_cached(sql)?.execute(values)? > 0;
+            if !is_new {
+                let sql = "SELECT hashes = ?3 FROM audit WHERE chain = ?1 AND position = ?2";
+                let same = transaction.query_row(sql, params![chain, place, hashes], |row| row.get(0)).optional()?;
+                if same != Some(true) {
+                    return Err(JobError::PlaceTaken);
+                }
+            }
             let sequence = transaction.last_insert_rowid();
             for token in tokens.iter().filter(|_token| is_new) {
                 let sql = "INSERT INTO audit_token (token_sha256, sequence) VALUES (?1, ?2)";

@@ -10,8 +10,10 @@ use uuid::Uuid;
 use super::audit::{CHAINS, GROUP, group};
 use super::retention::checkpoint;
 use super::worker::Worker;
-use super::{BUSY_TIMEOUT, JobError, SCHEMA_VERSION};
+use super::{BUSY_TIMEOUT, JobError, SCHEMA_VERSION, key_rows};
 use crate::audit::{AuditError, AuditReader, Checkpoint, Extent, Group, Place, Window};
+use crate::issuer::{KeyStoreError, StoredKey};
+use crate::secret::SealingKeys;
 use crate::store::{OpenError, signed, unsigned};
 
 /// Changes nothing, not even the schema.
@@ -38,6 +40,13 @@ impl SqliteReader {
         OpenError::unless_equal(&store, version, SCHEMA_VERSION)?;
         let worker = Worker::start("store-reader", connection, |_connection| {}, |_connection| {});
         Ok(Self { worker: worker.map_err(|error| failed(error.into()))? })
+    }
+
+    /// The issuer's keys, as its broker would read them.
+    pub async fn issuer_keys(&self, sealing: &SealingKeys) -> Result<Vec<StoredKey>, KeyStoreError> {
+        let failed = |error: JobError| KeyStoreError { action: "read", source: Box::new(error) };
+        let rows = self.worker.run(|connection| key_rows(connection)).await.map_err(failed)?;
+        rows.into_iter().map(|row| row.unseal(sealing).map_err(|error| failed(error.into()))).collect()
     }
 
     async fn read<T: Send + 'static>(
@@ -120,6 +129,48 @@ impl AuditReader for SqliteReader {
                 })
             })?;
             Ok(extents.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn rows(&self, chain: Uuid, behind: (u64, i64), most: u64) -> Result<Vec<(i64, Group)>, AuditError> {
+        self.read(move |connection| {
+            let sql = format!(
+                "SELECT sequence, {GROUP} FROM audit
+                 WHERE chain = ?1 AND position >= ?2 AND (position, sequence) > (?2, ?3) ORDER BY position, sequence"
+            );
+            let mut select = connection.prepare_cached(&sql)?;
+            let mut rows = select.query(params![chain.as_bytes(), signed(behind.0), behind.1])?;
+            let (mut groups, mut room) = (Vec::new(), most);
+            while let Some(row) = rows.next()? {
+                let group = group(row, 1)?;
+                room = room.saturating_sub(group.records.max(1));
+                groups.push((row.get(0)?, group));
+                if room == 0 {
+                    break;
+                }
+            }
+            Ok(groups)
+        })
+        .await
+    }
+
+    async fn hashes(&self, chain: Uuid, position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError> {
+        self.read(move |connection| {
+            let sql = "SELECT position, coalesce(hashes, x'') FROM audit
+                       WHERE chain = ?1 AND position <= ?2 ORDER BY position DESC LIMIT 1";
+            let mut select = connection.prepare_cached(sql)?;
+            let row = select
+                .query_row(params![chain.as_bytes(), signed(position)], |row| Ok((unsigned(row.get(0)?), row.get(1)?)));
+            Ok(row.optional()?)
+        })
+        .await
+    }
+
+    async fn unchained(&self) -> Result<(u64, i64), AuditError> {
+        self.read(|connection| {
+            let sql = "SELECT coalesce(sum(records), 0), coalesce(max(newest_ms), 0) FROM audit WHERE chain IS NULL";
+            Ok(connection.query_row(sql, [], |row| Ok((unsigned(row.get(0)?), row.get(1)?)))?)
         })
         .await
     }

@@ -85,12 +85,13 @@ labels:
 {{- default (printf "%s.%s.svc" (include "carnet.fullname" .) .Release.Namespace) .Values.metrics.serviceMonitor.serverName -}}
 {{- end -}}
 
-{{/* Targets, rules and operators: what a running broker takes up. */}}
+{{/* Targets, rules, shadow rules and operators: what a running broker takes up. */}}
 {{- define "carnet.reloaded" -}}
 {{- $sections := dict -}}
 {{- range $name := list "targets" "rules" "operators" -}}
 {{- with index $.Values.config $name }}{{ $_ := set $sections $name . }}{{ end -}}
 {{- end -}}
+{{- if .Values.shadow }}{{ $_ := set $sections "shadow" (dict "file" "shadow.yaml") }}{{ end -}}
 {{- toYaml $sections -}}
 {{- end -}}
 
