@@ -361,6 +361,12 @@ fn filter(asked: &SearchAuditRequest) -> anyhow::Result<audit::Filter> {
     })
 }
 
+/// A time for people: with milliseconds, in UTC; empty where there is none.
+pub(super) fn milliseconds(time: Option<prost_types::Timestamp>) -> String {
+    let time = time.and_then(|time| Timestamp::new(time.seconds, time.nanos).ok());
+    time.map(|time| time.strftime("%Y-%m-%dT%H:%M:%S%.3fZ").to_string()).unwrap_or_default()
+}
+
 fn order(time: prost_types::Timestamp) -> (i64, i32) {
     (time.seconds, time.nanos)
 }

@@ -325,6 +325,11 @@ The broker and the stand-ins run until you press Ctrl-C. In another terminal:
   # why another caller is denied, and what would mend it: see When a request is denied in the README
   carnet explain --target vertex-training --subject-token-file {reader} --operator-token-file {operator}
 
+  # what was recorded, who used what, and where the clouds' own logs show it: see Audit in the README
+  carnet audit search --subject-token-file {operator}
+  carnet audit trace --subject-token-file {operator} EXCHANGE   # an id that the search shows
+  carnet report access --subject-token-file {operator}
+
   # for tools that run a program to get credentials; see the README for docker, kubectl and Google's libraries
   printf 'protocol=https\\nhost=dev.azure.com\\n\\n' | carnet credential git get --host dev.azure.com=azure-devops
 

@@ -104,7 +104,7 @@ impl Sink for Otlp {
         for (name, value) in &self.headers {
             request.metadata_mut().insert(name.clone(), value.clone());
         }
-        let answer = self.client.export(request).await.map_err(|status| failure(&status, batch.len()))?.into_inner();
+        let answer = self.client.export(request).await.map_err(|status| failure(&status))?.into_inner();
         // OTLP: what is rejected in an answer that is a success must not be sent again.
         let Some(partial) = answer.partial_success else { return Ok(Taken::default()) };
         let rejected = usize::try_from(partial.rejected_log_records).unwrap_or_default().min(batch.len());
@@ -114,14 +114,13 @@ impl Sink for Otlp {
 
 /// OTLP (specification, failures) lists what may be asked again; a batch that is too large or malformed is sent in parts.
 /// Whatever else is wrong, such as a missing permission, is for somebody to mend: nothing is dropped meanwhile.
-/// Of a batch of so many records.
-fn failure(status: &Status, records: usize) -> SendError {
+fn failure(status: &Status) -> SendError {
     let retry_after = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
     let cause = format!("{:?}: {}", status.code(), line(status.message()));
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange => SendError::Refused(cause),
-        // Without a time to wait it may be the size that is exhausted; that of one record is not.
-        Code::ResourceExhausted if retry_after.is_none() && records > 1 => SendError::Refused(cause),
+        // Without a time to wait, it is the size that is exhausted.
+        Code::ResourceExhausted if retry_after.is_none() => SendError::Refused(cause),
         _ => SendError::Unavailable { cause, retry_after },
     }
 }

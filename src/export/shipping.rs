@@ -37,8 +37,7 @@ pub(super) struct Shipper {
     claim: Option<Claim>,
     /// Records of a batch: fewer after the other side refused one.
     most: usize,
-    /// Single records that were refused, with none between that was taken.
-    refused_in_a_row: u32,
+    trust: Trust,
     failures: u32,
     complained_at: Option<Instant>,
     meters: Meters,
@@ -56,8 +55,18 @@ struct Claim {
     /// Chains whose position the store does not know yet.
     unnoted: BTreeSet<Uuid>,
     noted_at: Instant,
+    measured_at: Instant,
     /// The last position that was in the log, by chain: of a chain that is gone, it tells what was lost.
     seen: BTreeMap<Uuid, u64>,
+}
+
+/// Whether it is a record's fault when it is refused alone, or the other side's, which then gets it when it is mended.
+#[derive(Debug, Default)]
+struct Trust {
+    /// It has taken some at least.
+    has_taken: bool,
+    /// Records in a row that were refused alone.
+    refused: u32,
 }
 
 #[derive(Debug)]
@@ -103,7 +112,7 @@ impl Shipper {
             owner: Uuid::now_v7(),
             claim: None,
             most: BATCH,
-            refused_in_a_row: 0,
+            trust: Trust::default(),
             failures: 0,
             complained_at: None,
             meters: Meters::of(outlet),
@@ -159,7 +168,7 @@ impl Shipper {
         match timeout(SEND_DEADLINE, self.sink.send(batch)).await {
             Ok(Ok(taken)) => {
                 let sent = batch.len();
-                self.refused_in_a_row = 0;
+                self.trust = Trust { has_taken: true, refused: 0 };
                 self.deliver(sent, taken);
                 self.most = (self.most * 2).min(BATCH);
                 self.note_when_due().await?;
@@ -171,15 +180,12 @@ impl Shipper {
                 tracing::debug!(export.outlet = self.outlet, cause, "a batch was refused, its half is tried");
                 Ok(Round::Shipped)
             }
-            // Whoever refuses one after the other refuses everything: that is not the records' fault.
-            Ok(Err(SendError::Refused(cause))) if self.refused_in_a_row >= REFUSED_IN_A_ROW => {
-                Err(SendError::Unavailable { cause, retry_after: None }.into())
-            }
-            Ok(Err(SendError::Refused(why))) => {
-                self.refused_in_a_row += 1;
+            Ok(Err(SendError::Refused(why))) if self.trust.has_taken && self.trust.refused < REFUSED_IN_A_ROW => {
+                self.trust.refused += 1;
                 self.deliver(1, Taken { rejected: 1, why });
                 Ok(Round::Shipped)
             }
+            Ok(Err(error @ SendError::Refused(_))) => Err(error.into()),
             Ok(Err(error @ SendError::Unavailable { .. })) => Err(error.into()),
             Err(_elapsed) => Err(RoundError::Stuck),
         }
@@ -212,6 +218,7 @@ impl Shipper {
                     delivered,
                     unnoted: BTreeSet::new(),
                     noted_at: asked_at,
+                    measured_at: asked_at,
                     seen: BTreeMap::new(),
                 });
             }
@@ -219,12 +226,20 @@ impl Shipper {
         Ok(true)
     }
 
-    /// What comes next, where nothing waits.
+    /// What comes next, where nothing waits; and how much there is behind it.
     async fn read(&mut self) -> Result<(), RoundError> {
-        let Some(claim) = self.claim.as_mut().filter(|claim| claim.waiting.is_empty()) else { return Ok(()) };
+        let Some(claim) = &mut self.claim else { return Ok(()) };
+        if !claim.waiting.is_empty() && claim.measured_at.elapsed() < MEASURE_EVERY {
+            return Ok(());
+        }
         let there = in_time(self.log.records.reader().chains()).await?;
         let behind = claim.behind(&there);
+        claim.measured_at = Instant::now();
         self.meters.behind.set(behind as f64);
+        if !claim.waiting.is_empty() {
+            self.warn_of(behind);
+            return Ok(());
+        }
         let mut read = claim.read.clone();
         let records = in_time(self.log.records.read_on(&mut read, self.log.clock.now())).await?;
         for (chain, lost) in claim.lost(&there, &records) {
@@ -402,6 +417,9 @@ impl Meters {
 /// Records of one batch. With the largest jobs it is some 10 MB.
 const BATCH: usize = 256;
 
+/// More than so many that are at fault are hardly ever next to each other.
+const REFUSED_IN_A_ROW: u32 = 3;
+
 /// A record is on its way out within this, when all is well.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
@@ -414,10 +432,11 @@ const CLAIM_EVERY: Duration = Duration::from_secs(5);
 /// A note is a write of the store, which others wait for.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
 
+/// While a way out is away, how far it is behind is still told.
+const MEASURE_EVERY: Duration = Duration::from_secs(10);
+
 const SEND_DEADLINE: Duration = Duration::from_secs(10);
 const STORE_DEADLINE: Duration = Duration::from_secs(5);
-
-const REFUSED_IN_A_ROW: u32 = 3;
 
 const BACKOFF_FIRST: Duration = Duration::from_secs(1);
 const BACKOFF_LONGEST: Duration = Duration::from_secs(60);

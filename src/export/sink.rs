@@ -66,6 +66,10 @@ impl FakeSink {
         self.state().plan.extend(answers);
     }
 
+    pub fn forgets_its_plan(&self) {
+        self.state().plan.clear();
+    }
+
     pub fn taken(&self) -> Vec<String> {
         self.state().taken.clone()
     }

@@ -89,6 +89,12 @@ impl Collector {
         self.0.lock().expect("no panic")
     }
 
+    /// Sooner or later, these and maybe others.
+    async fn gets(&self, everything: &BTreeSet<String>) {
+        let has_all = async || everything.is_subset(&self.ids().into_keys().collect());
+        eventually("all records at the collector", has_all).await;
+    }
+
     /// How often each record came, by its chain and position.
     fn ids(&self) -> BTreeMap<String, usize> {
         let mut ids = BTreeMap::new();
@@ -141,8 +147,7 @@ async fn a_collector_gets_every_record_once_with_who_sends_it_and_what_it_is() {
         broker.exchange(broker.request(&["vertex", "azure-ml"])).await.expect("credentials");
         broker.exchange(broker.request(&["no-such-target"])).await.err().expect("denied");
         let everything = in_file(&broker.store_path());
-        eventually("all records at the collector", async || collector.ids().len() == everything.len()).await;
-        assert_eq!(collector.ids().into_keys().collect::<BTreeSet<_>>(), everything);
+        collector.gets(&everything).await;
         assert!(collector.ids().values().all(|times| *times == 1));
         let state = collector.state();
         assert!(state.resources.contains("service.name=carnet"), "{:?}", state.resources);
@@ -163,16 +168,15 @@ async fn a_collector_gets_every_record_once_with_who_sends_it_and_what_it_is() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_collector_that_refuses_and_rejects_gets_what_it_takes_and_a_second_way_out_is_not_held_up() {
     let (unwell, well) = (Collector::default(), Collector::default());
-    let plan = [Answer::Refuses(Code::Unavailable), Answer::Refuses(Code::InvalidArgument), Answer::Rejects(1)];
-    unwell.state().plan.extend(plan);
+    unwell.state().plan.extend([Answer::Refuses(Code::Unavailable), Answer::Rejects(1)]);
     let otlp =
         |name: &str, address: &str| format!("{{ name: {name}, otlp: {{ endpoint: '{address}', format: ocsf }} }}");
     let outlets = [otlp("unwell", &unwell.start().await), otlp("well", &well.start().await)];
     with_setup(Setup { more: sinks(&outlets.join(", ")), ..Setup::default() }, async |broker| {
         broker.exchange(broker.request(&["vertex", "azure-ml"])).await.expect("credentials");
-        let everything = in_file(&broker.store_path()).len();
+        let everything = in_file(&broker.store_path());
         for collector in [&well, &unwell] {
-            eventually("all records at a collector", async || collector.ids().len() == everything).await;
+            collector.gets(&everything).await;
         }
         let event = well.state().records.iter().find_map(|record| field(record, "class_uid").cloned());
         assert_eq!(event.and_then(|class| class.value), Some(Kind::IntValue(3002)));
@@ -204,8 +208,7 @@ async fn exchanges_go_on_while_a_collector_hangs_and_it_gets_all_of_them_when_it
     collector.state().hanging = false;
     broker.start_again().await;
     let everything = in_file(&broker.store_path());
-    eventually("all records at the collector", async || collector.ids().len() >= everything.len()).await;
-    assert!(everything.is_subset(&collector.ids().into_keys().collect()));
+    collector.gets(&everything).await;
     broker.stop().await;
     broker.no_secret_was_left_behind();
 }
@@ -299,9 +302,7 @@ async fn of_two_replicas_one_ships_the_records_of_both_and_the_other_follows_whe
             ids_of(rows.iter().map(|row| (row.get(0), row.get(1), row.get(2))))
         };
         let all_there = async || {
-            let everything = everything().await;
-            eventually("all records at the collector", async || collector.ids().len() >= everything.len()).await;
-            assert!(everything.is_subset(&collector.ids().into_keys().collect()));
+            collector.gets(&everything().await).await;
         };
         for _ in 0..10 {
             for broker in [&first, &second] {

@@ -3,7 +3,7 @@
 use std::fmt::Display;
 use std::io::{self, BufWriter, Stdout, Write as _};
 
-use crate::export::rfc3339;
+use crate::cli::records::milliseconds;
 use crate::proto::AuditRecord;
 
 /// Standard output, whose reader may leave when it has seen enough.
@@ -47,7 +47,7 @@ pub(super) fn head() -> [String; 9] {
 pub(super) fn row(record: &AuditRecord) -> [String; 9] {
     let cached = if record.cached { " (cached)" } else { "" };
     [
-        rfc3339(record.time).unwrap_or_default(),
+        milliseconds(record.time),
         record.action.clone(),
         format!("{}{cached}", record.outcome),
         or_dash(&record.reason),
@@ -67,7 +67,7 @@ pub(super) fn line(record: &AuditRecord) -> String {
     let why = ["denial", "error"].iter().find_map(|name| record.attributes.get(*name));
     let text = format!(
         "{} {} {}{}{}{}{}{}{}{} exchange={}{}",
-        rfc3339(record.time).unwrap_or_default(),
+        milliseconds(record.time),
         record.action,
         record.outcome,
         named("reason", &record.reason),

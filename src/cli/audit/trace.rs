@@ -7,8 +7,9 @@ mod quote;
 use jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 
+use crate::cli::records::milliseconds;
 use crate::credential::{Hop, STS_EXCHANGE_ID, UPSTREAM_EXCHANGE_ID};
-use crate::export::{json as record_json, rfc3339};
+use crate::export::json as record_json;
 use crate::proto::AuditRecord;
 
 /// What is known of one record, and where the rest stands.
@@ -174,9 +175,11 @@ impl Window {
     }
 
     fn stretched(from: Timestamp, to: Timestamp, before: SignedDuration) -> Self {
+        // Kusto's times have seven digits after the point at most.
+        let whole = |time: Timestamp| Timestamp::from_second(time.as_second()).unwrap_or(time);
         Self {
-            from: from.checked_sub(before).unwrap_or(Timestamp::MIN),
-            to: to.checked_add(MARGIN).unwrap_or(Timestamp::MAX),
+            from: whole(from.checked_sub(before).unwrap_or(Timestamp::MIN)),
+            to: whole(to.checked_add(MARGIN).unwrap_or(Timestamp::MAX)),
         }
     }
 }
@@ -187,7 +190,7 @@ fn attribute<'a>(record: &'a AuditRecord, name: &str) -> Option<&'a str> {
 
 /// A heading for people.
 pub(super) fn heading(record: &AuditRecord) -> String {
-    let time = rfc3339(record.time).unwrap_or_default();
+    let time = milliseconds(record.time);
     let reason = if record.reason.is_empty() { String::new() } else { format!(" ({})", record.reason) };
     let by_rule = if record.rule.is_empty() { String::new() } else { format!(" by rule {}", record.rule) };
     let text = format!(

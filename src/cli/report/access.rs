@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use prost_types::Timestamp;
 use serde_json::{Value, json};
 
+use crate::cli::records::milliseconds;
 use crate::export::rfc3339;
 use crate::proto::AuditRecord;
 
@@ -112,7 +113,7 @@ impl Access {
         let mut rows = vec![head.map(str::to_owned)];
         rows.extend(self.uses.iter().map(|(key, found)| {
             let Key { subject, target, acts_as, job_name, dataset } = key.clone();
-            let [first, last] = [found.first, found.last].map(|time| rfc3339(Some(time)).unwrap_or_default());
+            let [first, last] = [found.first, found.last].map(|time| milliseconds(Some(time)));
             let numbers = [found.hand_outs, found.minted].map(|number| number.to_string());
             let [hand_outs, minted] = numbers;
             let [shortest, longest] = [found.shortest, found.longest].map(|seconds| seconds.to_string());
@@ -190,9 +191,9 @@ mod tests {
             })
             .collect();
         let expected = [
-            ["azure-ml", "", "1970-01-01T00:00:20Z", "1970-01-01T00:00:20Z", "1", "620", "620"],
-            ["vertex", "gs://a", "1970-01-01T00:00:10Z", "1970-01-01T00:00:30Z", "2", "610", "630"],
-            ["vertex", "gs://b", "1970-01-01T00:00:10Z", "1970-01-01T00:00:10Z", "1", "610", "610"],
+            ["azure-ml", "", "1970-01-01T00:00:20.000Z", "1970-01-01T00:00:20.000Z", "1", "620", "620"],
+            ["vertex", "gs://a", "1970-01-01T00:00:10.000Z", "1970-01-01T00:00:30.000Z", "2", "610", "630"],
+            ["vertex", "gs://b", "1970-01-01T00:00:10.000Z", "1970-01-01T00:00:10.000Z", "1", "610", "610"],
         ];
         assert_eq!(rows, expected.map(|row| row.map(str::to_owned)));
         assert_eq!(access.json()[1]["minted"], 1);

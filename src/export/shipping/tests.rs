@@ -58,6 +58,10 @@ impl FakeLog {
 
 #[async_trait::async_trait]
 impl AuditReader for FakeLog {
+    async fn checkpoints(&self, _behind: (Uuid, u64), _most: u32) -> Result<Vec<Checkpoint>, AuditError> {
+        Ok(Vec::new())
+    }
+
     async fn rows(&self, _chain: Uuid, _behind: (u64, i64), _most: u64) -> Result<Vec<(i64, Group)>, AuditError> {
         Ok(Vec::new())
     }
@@ -68,10 +72,6 @@ impl AuditReader for FakeLog {
 
     async fn unchained(&self) -> Result<(u64, i64), AuditError> {
         Ok((0, 0))
-    }
-
-    async fn checkpoints(&self, _behind: (Uuid, u64), _most: u32) -> Result<Vec<Checkpoint>, AuditError> {
-        Ok(Vec::new())
     }
 
     async fn newest_first(
@@ -213,10 +213,18 @@ async fn a_way_out_that_is_away_is_left_alone_for_longer_and_longer_and_holds_on
         let waiting = shipper.claim.as_ref().map(|claim| claim.waiting.len());
         assert!(waiting.is_some_and(|waiting| waiting < 2048), "{waiting:?}");
     }
+    // How far it is behind is told all the while.
+    world.log.write(0, 100);
+    advance(MEASURE_EVERY).await;
+    shipper.read().await.expect("read");
+    assert_eq!(shipper.claim.as_ref().map(|claim| claim.measured_at.elapsed()), Some(Duration::ZERO));
+    assert_eq!(shipper.claim.as_ref().map(|claim| claim.seen.values().sum()), Some(5000u64));
+    let there = world.log.chains().await.expect("an answer");
+    assert_eq!(shipper.claim.as_ref().map(|claim| claim.behind(&there)), Some(5100));
     assert!(waits[0] <= BACKOFF_FIRST && waits[3] > BACKOFF_FIRST * 4, "{waits:?}");
     assert!(waits.iter().all(|wait| *wait <= BACKOFF_LONGEST) && waits[8] > BACKOFF_LONGEST / 2, "{waits:?}");
     assert_eq!(rounds(&mut shipper).await, Round::Idle);
-    assert_eq!(world.sink.taken(), world.expected(1, 1..=5000));
+    assert_eq!(world.sink.taken(), world.expected(1, 1..=5100));
 }
 
 #[tokio::test(start_paused = true)]
@@ -288,6 +296,25 @@ async fn a_record_that_is_never_taken_is_left_out_alone() {
     let expected = [world.expected(1, 1..=300), world.expected(1, 302..=601)].concat();
     assert_eq!(world.sink.taken(), expected);
     assert_eq!(shipper.claim.as_ref().and_then(|claim| claim.delivered.get(&Uuid::from_u128(1))), Some(&601));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_way_out_that_refuses_whatever_it_is_sent_loses_three_records_at_most() {
+    let world = World::new();
+    world.log.write(0, 20);
+    world.sink.plan([Answer::RefusesAlways("t")]);
+    let mut shipper = world.shipper();
+    assert!(failed(&rounds(&mut shipper).await));
+    world.sink.forgets_its_plan();
+    assert_eq!(rounds(&mut shipper).await, Round::Idle);
+    assert_eq!(world.sink.taken(), world.expected(1, 1..=20));
+
+    world.log.write(0, 20);
+    world.sink.plan([Answer::RefusesAlways("t")]);
+    assert!(failed(&rounds(&mut shipper).await));
+    world.sink.forgets_its_plan();
+    assert_eq!(rounds(&mut shipper).await, Round::Idle);
+    assert_eq!(world.sink.taken().split_off(20), world.expected(1, 24..=40));
 }
 
 #[tokio::test(start_paused = true)]

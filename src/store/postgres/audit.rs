@@ -60,10 +60,14 @@ impl PostgresStore {
                 (&facts as _, Type::TEXT_ARRAY),
             ];
             let rows = self.pool.query(APPEND, &values).await?;
-            match rows.first().map(|row| row.try_get(0)).transpose()? {
-                Some(true) => Ok(()),
-                Some(false) | None => Err(PostgresError::PlaceTaken),
+            if rows.first().map(|row| row.try_get(0)).transpose()? == Some(true) {
+                return Ok(());
             }
+            // Asked anew: what came first may have been committed while this waited for it.
+            let same = "SELECT 1 FROM audit WHERE chain = $1 AND position = $2 AND hashes = $3";
+            let place = [(&chain as _, Type::BYTEA), (&position as _, Type::INT8), (&hashes as _, Type::BYTEA)];
+            let rows = self.pool.query(same, &place).await?;
+            if rows.is_empty() { Err(PostgresError::PlaceTaken) } else { Ok(()) }
         };
         append.await.map_err(written)
     }
@@ -147,8 +151,7 @@ const APPEND: &str = "
         INSERT INTO audit_token (token_sha256, sequence)
         SELECT token, sequence FROM appended, unnest($8) AS token
     )
-    SELECT EXISTS (SELECT 1 FROM appended)
-        OR EXISTS (SELECT 1 FROM audit WHERE chain = $1 AND position = $2 AND hashes = $7)";
+    SELECT EXISTS (SELECT 1 FROM appended)";
 
 /// With one row for each chain that is there: from one to the next through the index, whatever the number of groups.
 macro_rules! from_chain_to_chain {

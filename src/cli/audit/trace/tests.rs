@@ -10,7 +10,7 @@ fn record(outcome: &str, attributes: &[(&str, &str)]) -> AuditRecord {
     AuditRecord {
         exchange_id: EXCHANGE.to_owned(),
         // 2026-11-21T16:20:01Z
-        time: Some(prost_types::Timestamp { seconds: 1_795_278_001, nanos: 0 }),
+        time: Some(prost_types::Timestamp { seconds: 1_795_278_001, nanos: 102_241_964 }),
         action: "exchange".to_owned(),
         outcome: outcome.to_owned(),
         subject: "entra:t:o".to_owned(),
