@@ -13,7 +13,6 @@ pub use error::ExchangeError;
 #[cfg(any(test, feature = "testing"))]
 pub use history::FakeRunHistory;
 pub use history::{History, HistoryError, RunHistory};
-pub(crate) use record::one_line;
 pub use request::{Caller, Door, ExchangeRequest, Peer, Proof, TargetRequest, asks};
 
 use std::panic::AssertUnwindSafe;

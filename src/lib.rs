@@ -19,6 +19,7 @@ pub mod private_file;
 pub mod reason;
 pub mod secret;
 pub mod socket;
+pub mod line;
 pub mod answer;
 pub mod step;
 pub mod entra;

@@ -152,6 +152,8 @@ async fn readyz(State(http): State<Http>) -> Response {
 }
 
 async fn metrics() -> ([(HeaderName, &'static str); 1], String) {
+    let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    metrics::gauge!("carnet_tasks").set(tasks as f64);
     ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry::metrics().render())
 }
 

@@ -18,9 +18,10 @@ use uuid::Uuid;
 
 use crate::audit::{Audit, AuditRecord, Outcome, Records};
 use crate::clock::Clock;
-use crate::exchange::{Caller, Exchange, ExchangeError, one_line};
+use crate::exchange::{Caller, Exchange, ExchangeError};
 use crate::issuer::Issuer;
 use crate::lease::{End, Failed, Lease, LeaseFilter, LeaseQuery, Leases, detached};
+use crate::line::one_line;
 use crate::policy::{Denial, Operators, Permission, Refusal};
 use crate::secret::Secret;
 use crate::subject::{self, SubjectToken, VerifiedIdentity, Verifier};

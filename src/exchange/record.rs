@@ -10,6 +10,7 @@ use uuid::Uuid;
 use super::{Answer, Caller, Door, ExchangeError, ExchangeRequest, IssuedCredential, Proof};
 use crate::audit::{AuditRecord, Issued, Outcome};
 use crate::credential::{CloudIdentity, GOOGLE_PRINCIPAL, STS_EXCHANGE_ID, UPSTREAM_EXCHANGE_ID};
+use crate::line::one_line;
 use crate::policy::{Change, Grant, Tenure};
 use crate::subject::{SubjectToken, VerifiedIdentity};
 use crate::target::{Job, TokenType};
@@ -284,14 +285,6 @@ impl<'a, I: Iterator<Item = &'a str>, F: Fn() -> I> fmt::Display for Listed<F> {
             f.write_str(text)
         })
     }
-}
-
-/// `text` without control characters, cut to `most` characters: it cannot begin a line of a log.
-pub(crate) fn one_line(text: &str, most: usize) -> String {
-    if text.len() <= most && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-        return text.to_owned();
-    }
-    text.chars().take(most).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 impl fmt::Debug for Record {

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 use super::ExchangeError;
-use super::record::one_line;
+use crate::line::one_line;
 use crate::policy::{Ask, ExcessScopes, Tenure};
 use crate::secret::Secret;
 use crate::subject::VerifiedIdentity;

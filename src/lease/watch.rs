@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::ends::Watching;
 use super::{Failed, Lease, Leases, count};
-use crate::exchange::{Caller, ExchangeError, IssuedCredential, TargetRequest, one_line};
+use crate::exchange::{Caller, ExchangeError, IssuedCredential, TargetRequest};
+use crate::line::one_line;
 use crate::secret::Secret;
 
 /// The lease as it is, with credentials that were not sent before.

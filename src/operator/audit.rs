@@ -11,8 +11,9 @@ use tokio::time::sleep;
 use super::searches::Place;
 use super::{Delivery, FILTER_CHARACTERS, Operator};
 use crate::audit::{AuditError, Cursors, Filter, KnownFacts, Search};
-use crate::exchange::{Caller, ExchangeError, one_line};
+use crate::exchange::{Caller, ExchangeError};
 use crate::lease::Failed;
+use crate::line::one_line;
 use crate::policy::{Denial, Permission, Refusal};
 use crate::proto;
 use crate::secret::Secret;
@@ -145,7 +146,7 @@ impl AuditRecords {
             }
             Stage::Following(mut cursors) => {
                 let now = self.operator.clock.now();
-                let new = self.operator.records.read_on(&mut cursors, now).await.map_err(unread)?;
+                let new = self.operator.records.read_on(&mut cursors, now).await.map_err(unread)?.records;
                 if new.is_empty() {
                     sleep(LOOK_EVERY).await;
                 }

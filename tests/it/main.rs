@@ -9,6 +9,7 @@ mod support;
 mod agent;
 mod audit;
 mod audit_commands;
+mod audit_tail;
 mod clients;
 mod clouds;
 mod command_line;

@@ -13,10 +13,11 @@ use super::Output;
 use crate::app::{rfc3339, statement_keys};
 use crate::audit::{Fault, Report, Scope, Signatures, Verification};
 use crate::cli::request::span;
-use crate::cli::{Told, print, remark};
+use crate::cli::{Told, print, print_json, remark};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::issuer::StatementKeys;
+use crate::line::plain;
 use crate::store::open_to_read;
 use crate::target::Span;
 
@@ -70,7 +71,7 @@ impl Verify {
         let report = verification.into_report();
         match self.output {
             Output::Table => print(text(&report)),
-            Output::Json => print(serde_json::to_string_pretty(&json(&report))?),
+            Output::Json => print_json(&json(&report))?,
         }
         if report.faults.is_empty() { Ok(()) } else { Err(Told.into()) }
     }
@@ -149,7 +150,7 @@ fn told(fault: &Fault) -> String {
     let time = fault.time.map(|time: SystemTime| format!(" of {}", rfc3339(time))).unwrap_or_default();
     let text = format!("  {}:{chain}{time}{exchange}: {}", fault.kind.as_str(), fault.detail);
     // The store's writer may have chosen it.
-    text.chars().map(|character| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character }).collect()
+    plain(&text).into_owned()
 }
 
 fn json(report: &Report) -> Value {
