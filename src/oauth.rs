@@ -17,12 +17,14 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, body};
 use serde_json::{Value, json};
+use uuid::Uuid;
 
 use self::answer::{introspection, issued, refused};
 use self::form::Fields;
 use crate::clock::Clock;
-use crate::exchange::{Caller, Door, Exchange, ExchangeError, Exchanged, Peer};
+use crate::exchange::{Caller, Door, Exchange, ExchangeError, Exchanged};
 use crate::issuer::Issuer;
+use crate::limit::Peer;
 use crate::secret::Secret;
 use crate::telemetry;
 
@@ -69,6 +71,11 @@ pub fn router(http: Http) -> Router {
         .with_state(http)
 }
 
+/// The answer to a request for which there is no place.
+pub fn busy() -> Response {
+    refused(Uuid::now_v7(), &ExchangeError::Overloaded)
+}
+
 /// A slow sender must not hold a connection for longer than an exchange takes.
 async fn within_deadline(request: Request, next: Next) -> Response {
     match tokio::time::timeout(DEADLINE, next.run(request)).await {
@@ -103,23 +110,40 @@ async fn token(
 }
 
 /// RFC 7662, for the tokens that this broker handed out. Who holds a token may ask about it: the token is the proof.
-async fn introspect(State(http): State<Http>, headers: HeaderMap, body: body::Bytes) -> Response {
+///
+/// A question is a look into the store: from an address that asks about tokens nobody handed out, it is not taken for ever.
+async fn introspect(
+    State(http): State<Http>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+    body: body::Bytes,
+) -> Response {
+    let peer = peer.map_or_else(|| "".into(), |Extension(peer)| peer);
+    if let Err(wait) = http.exchange.limits.answer(&peer) {
+        metrics::counter!("carnet_limited_total", "limit" => "introspections").increment(1);
+        return answer::too_many(wait);
+    }
     let fields = match Fields::parse(&headers, &body) {
         Ok(fields) => fields,
         Err(message) => return answer::malformed(&message),
     };
     let Some(token) = fields.text("token") else { return answer::malformed("token is missing") };
     match http.exchange.audit.find_issued(&Secret::new(token).sha256()).await {
-        Ok(found) => introspection(found, http.clock.now()),
+        Ok(found) => {
+            if found.is_none() {
+                http.exchange.limits.missed(&peer);
+            }
+            introspection(found, http.clock.now())
+        }
         Err(_unreadable) => answer::unavailable(),
     }
 }
 
 fn caller(peer: Option<Extension<Peer>>, headers: &HeaderMap) -> Caller {
-    let address = peer.map(|Extension(Peer(address))| address).unwrap_or_default();
+    let peer = peer.map_or_else(|| "".into(), |Extension(peer)| peer);
     let user_agent =
         headers.get(axum::http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    Caller::new(Door::Http, address, user_agent)
+    Caller::new(Door::Http, peer, user_agent)
 }
 
 async fn openid_configuration(State(http): State<Http>) -> Response {

@@ -6,6 +6,7 @@ use super::*;
 use crate::audit::{FakeAuditLog, Outcome};
 use crate::clock::ManualClock;
 use crate::credential::FakeProvider;
+use crate::limit::Settings;
 use crate::policy::{ExcessScopes, RuleDocument, Tenure};
 use crate::reason::Reason;
 use crate::secret::Secret;
@@ -20,6 +21,10 @@ struct Stage {
 
 impl Stage {
     fn with_places(places: usize) -> Self {
+        Self::with_limits(places, Settings::WIDE)
+    }
+
+    fn with_limits(places: usize, settings: Settings) -> Self {
         let clock = ManualClock::start();
         let rules =
             json!([{"name": "r", "targets": ["t"], "when": "true"}, {"name": "d", "targets": ["u"], "deny": true}]);
@@ -37,6 +42,7 @@ impl Stage {
             audit,
             clock: Arc::new(clock),
             places: Arc::new(Semaphore::new(places)),
+            limits: Limits::new(settings),
         };
         Self { exchange: Arc::new(exchange), log, provider }
     }
