@@ -41,7 +41,7 @@ use crate::http;
 use crate::issuer::{Issuer, KeyStore, Rotation, StatementKeys};
 use crate::lease::{LeaseStoreError, Leases};
 use crate::limit::Limits;
-use crate::oauth::{self, Http, Ready};
+use crate::oauth::{self, Http, Metrics, Ready};
 use crate::operator::{Operator, SEARCHES};
 use crate::policy::{Operators, Policy};
 use crate::prober::{FrontDoors, Prober, ProberError, Round};
@@ -170,6 +170,7 @@ impl App {
             issuer,
             keys_max_age: config.issuer.as_ref().map(|issuer| issuer.schedule.publish_ahead / 4).unwrap_or_default(),
             ready: ready.clone(),
+            metrics: Metrics::default(),
             clock: clock.clone(),
         });
 

@@ -130,18 +130,18 @@ impl Limits {
         peer.network().is_none_or(|network| self.recorded.take(self.key(&*network), self.now()).is_ok())
     }
 
-    /// Whether a question from there about a token is looked up.
+    /// Takes a question about a token, which is a look into the store.
     ///
     /// # Errors
     /// How long to wait.
-    pub fn answer(&self, peer: &Peer) -> Result<(), Duration> {
-        peer.network().map_or(Ok(()), |network| self.misses.has_room(self.key(&*network), self.now()))
+    pub fn ask(&self, peer: &Peer) -> Result<(), Duration> {
+        peer.network().map_or(Ok(()), |network| self.misses.take(self.key(&*network), self.now()))
     }
 
-    /// The token that was asked about is unknown.
-    pub fn missed(&self, peer: &Peer) {
+    /// The token that was asked about is one that was handed out: the question costs nothing.
+    pub fn found(&self, peer: &Peer) {
         if let Some(network) = peer.network() {
-            let _ = self.misses.take(self.key(&*network), self.now());
+            self.misses.give_back(self.key(&*network));
         }
     }
 

@@ -3,8 +3,8 @@
 mod answer;
 mod form;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,6 +17,7 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, body};
 use serde_json::{Value, json};
+use tokio::time::Instant;
 use uuid::Uuid;
 
 use self::answer::{introspection, issued, refused};
@@ -37,6 +38,7 @@ pub struct Http {
     /// How long relying parties may keep the keys, if less than other documents.
     pub keys_max_age: Duration,
     pub ready: Ready,
+    pub metrics: Metrics,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -119,7 +121,7 @@ async fn introspect(
     body: body::Bytes,
 ) -> Response {
     let peer = peer.map_or_else(|| "".into(), |Extension(peer)| peer);
-    if let Err(wait) = http.exchange.limits.answer(&peer) {
+    if let Err(wait) = http.exchange.limits.ask(&peer) {
         metrics::counter!("carnet_limited_total", "limit" => "introspections").increment(1);
         return answer::too_many(wait);
     }
@@ -130,8 +132,8 @@ async fn introspect(
     let Some(token) = fields.text("token") else { return answer::malformed("token is missing") };
     match http.exchange.audit.find_issued(&Secret::new(token).sha256()).await {
         Ok(found) => {
-            if found.is_none() {
-                http.exchange.limits.missed(&peer);
+            if found.is_some() {
+                http.exchange.limits.found(&peer);
             }
             introspection(found, http.clock.now())
         }
@@ -175,12 +177,33 @@ async fn readyz(State(http): State<Http>) -> Response {
     }
 }
 
-async fn metrics() -> ([(HeaderName, &'static str); 1], String) {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry::metrics().render())
+async fn metrics(State(http): State<Http>) -> ([(HeaderName, &'static str); 1], body::Bytes) {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], http.metrics.text())
+}
+
+/// The metrics, made at most a few times a second and shared by all who ask: anybody may, and they are large.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics(Arc<Mutex<Option<(Instant, body::Bytes)>>>);
+
+impl Metrics {
+    fn text(&self) -> body::Bytes {
+        let mut rendered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*rendered {
+            Some((at, text)) if at.elapsed() < RENDERED_FOR => text.clone(),
+            Some(_) | None => {
+                let text = body::Bytes::from(telemetry::metrics().render());
+                *rendered = Some((Instant::now(), text.clone()));
+                text
+            }
+        }
+    }
 }
 
 /// A subject token has at most 64 KiB, and percent-encoding may add to it.
 const BODY_MAX_BYTES: usize = 256 * 1024;
+
+/// Scrapers ask every few seconds.
+const RENDERED_FOR: Duration = Duration::from_millis(200);
 
 const DEADLINE: Duration = Duration::from_secs(30);
 

@@ -22,7 +22,7 @@ use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::Service as _;
 
-use super::places::{Place, Places, UnderWay};
+use super::places::{Measured, Place, Places, UnderWay};
 use super::tls::Tls;
 use super::watched::Watched;
 use crate::grpc::{self, Farewell};
@@ -53,7 +53,7 @@ pub(super) enum Serves {
 
 impl Serves {
     /// `asked`: none where too many requests are under way.
-    async fn answer(&mut self, request: http::Request<Incoming>, asked: Option<Begun>) -> http::Response<Body> {
+    async fn answer(&mut self, request: http::Request<Measured>, asked: Option<Begun>) -> http::Response<Body> {
         let Some(asked) = asked else {
             metrics::counter!("carnet_limited_total", "limit" => "requests").increment(1);
             return match self {
@@ -151,7 +151,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 impl Listener {
     /// Accepts until it drains. A connection beyond the limit is closed at once rather than kept waiting.
     pub async fn serve(self) {
-        let places = Places::new(MAX_CONNECTIONS, LOOPBACK_RESERVE, MAX_REQUESTS);
+        let places = Places::new(MAX_CONNECTIONS, LOOPBACK_RESERVE, MAX_REQUESTS, MAX_LARGE_BYTES);
         let this = Arc::new(self);
         loop {
             let accepted = tokio::select! {
@@ -213,6 +213,7 @@ impl Listener {
             request.extensions_mut().insert(farewell.clone());
             let mut serves = serves.clone();
             let asked = place.request().map(|place| asked.begin(place));
+            let request = request.map(|body| place.measured(body));
             async move { Ok::<_, Infallible>(serves.answer(request, asked).await) }
         });
         let builder = self.protocol();
@@ -312,6 +313,9 @@ const MAX_CONNECTIONS: usize = 8192;
 /// Ten thousand workers and more at once; one that is sent slowly, or whose answer is, holds its place meanwhile.
 const MAX_REQUESTS: usize = 32_768;
 
+/// What is held of requests that are larger than most and not complete.
+const MAX_LARGE_BYTES: usize = 128 * 1024 * 1024;
+
 /// Answers that go on for as long as their callers listen.
 const STREAMS: [&str; 3] = ["/carnet.v1.Leases/WatchCredentials", "/grpc.health.v1.Health/Watch", "/grpc.reflection."];
 
@@ -353,3 +357,6 @@ const FAREWELL: Duration = Duration::from_secs(60);
 const PREFACE_BYTES: usize = 24;
 
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+#[cfg(test)]
+mod tests;

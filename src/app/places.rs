@@ -1,10 +1,15 @@
 //! Places for connections and for requests, shared out among the addresses that callers come from.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::net::IpAddr;
+use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, ready};
 
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use crate::limit::network;
@@ -34,6 +39,17 @@ struct Neighbour {
 struct Requests {
     most: usize,
     open: AtomicUsize,
+    /// Bytes of bodies that are not small, and are being read.
+    large: AtomicUsize,
+    most_large: usize,
+}
+
+/// The body of a request: what is held of those that come slowly has a bound for all together.
+pub(super) struct Measured {
+    body: Incoming,
+    heard: usize,
+    large: usize,
+    requests: Arc<Requests>,
 }
 
 /// A connection's place, until it is dropped.
@@ -52,12 +68,13 @@ pub(super) struct UnderWay {
 }
 
 impl Places {
-    pub fn new(all: usize, loopback: usize, requests: usize) -> Self {
+    pub fn new(all: usize, loopback: usize, requests: usize, most_large: usize) -> Self {
+        let requests = Requests { most: requests, open: AtomicUsize::new(0), large: AtomicUsize::new(0), most_large };
         Self {
             all: Arc::new(Semaphore::new(all)),
             loopback: Arc::new(Semaphore::new(loopback)),
             neighbours: Arc::default(),
-            requests: Arc::new(Requests { most: requests, open: AtomicUsize::new(0) }),
+            requests: Arc::new(requests),
         }
     }
 
@@ -94,6 +111,51 @@ impl Place {
     }
 }
 
+impl Place {
+    pub fn measured(&self, body: Incoming) -> Measured {
+        Measured { body, heard: 0, large: 0, requests: self.requests.clone() }
+    }
+}
+
+impl Body for Measured {
+    type Data = Bytes;
+    type Error = Box<dyn Error + Send + Sync>;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(context)) else { return Poll::Ready(None) };
+        let frame = frame?;
+        let length = frame.data_ref().map_or(0, Bytes::len);
+        self.heard += length;
+        if self.heard > SMALL && length > 0 {
+            self.large += length;
+            let all = self.requests.large.fetch_add(length, Ordering::Relaxed) + length;
+            if all > self.requests.most_large {
+                return Poll::Ready(Some(Err("too many large requests are under way".into())));
+            }
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl Drop for Measured {
+    fn drop(&mut self) {
+        if self.large > 0 {
+            self.requests.large.fetch_sub(self.large, Ordering::Relaxed);
+        }
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         let mut neighbours = self.neighbours.lock().unwrap_or_else(PoisonError::into_inner);
@@ -109,6 +171,9 @@ impl Drop for UnderWay {
         self.requests.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
+
+/// The first part of a body: most tokens, with all that goes with them, are within it.
+const SMALL: usize = 16 * 1024;
 
 /// Of what is free, for one address.
 const TIMES: usize = 4;
@@ -126,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_full_listener_has_places_left_for_its_own_host_and_not_without_end() {
-        let places = Places::new(1, 2, 1);
+        let places = Places::new(1, 2, 1, 0);
         let _caller = places.take(ip("192.0.2.1")).expect("the first");
         assert!(places.take(ip("192.0.2.1")).is_none());
         assert!(places.take(None).is_none(), "a Unix socket's callers are callers like others");
@@ -140,7 +205,7 @@ mod tests {
 
     #[test]
     fn one_address_gets_four_of_five_connections_and_requests_and_the_next_finds_some() {
-        let places = Places::new(1000, 0, 1000);
+        let places = Places::new(1000, 0, 1000, 0);
         let take = |address: &str| std::iter::from_fn(|| places.take(ip(address))).collect::<Vec<_>>();
         let flood = take("2001:db8::1");
         assert!(places.take(ip("2001:db8::ffff:1")).is_none(), "64 bits are one host's");

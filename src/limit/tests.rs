@@ -66,6 +66,17 @@ async fn an_address_that_shows_bad_tokens_is_not_heard_but_for_those_who_are_kno
     assert_eq!((limits.hear(&flood, || None), limits.hear(&flood, || Some(holder(1)))), (Ok(()), Ok(())));
 }
 
+#[tokio::test(start_paused = true)]
+async fn questions_about_unknown_tokens_are_bounded_and_those_that_are_answered_cost_nothing() {
+    let (limits, peer) = (limits(), Peer::from("192.0.2.1:1"));
+    advance(Duration::from_secs(60)).await;
+    for _ in 0..1000 {
+        limits.ask(&peer).expect("answered");
+        limits.found(&peer);
+    }
+    assert_eq!((0..100).filter(|_| limits.ask(&peer).is_ok()).count(), 40);
+}
+
 #[test]
 fn an_address_is_one_of_ipv4_or_64_bits_of_ipv6() {
     for (address, expected) in [
