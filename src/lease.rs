@@ -193,6 +193,9 @@ impl Leases {
             Err(failed) => return Err(self.refused(failed, None, targets, caller).await),
         };
         count("credentials");
+        if let Err(limited) = self.exchange.charge(&held.1) {
+            return Err(self.refused(Failed::new(limited), Some(held), targets, caller).await);
+        }
         match watch::named(&held.0, targets) {
             Ok(targets) => self.credentials_of(held, targets, caller).await,
             Err(failed) => Err(self.refused(failed, Some(held), targets, caller).await),

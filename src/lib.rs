@@ -25,6 +25,7 @@ pub mod step;
 pub mod entra;
 pub mod target;
 pub mod telemetry;
+pub mod limit;
 
 /// The contract's messages and services, from `proto/`.
 #[expect(missing_debug_implementations, reason = "a derived Debug would print the tokens that the messages carry")]

@@ -18,9 +18,10 @@ use uuid::Uuid;
 
 use crate::audit::{Audit, AuditRecord, Outcome, Records};
 use crate::clock::Clock;
-use crate::exchange::{Caller, Exchange, ExchangeError};
+use crate::exchange::{Caller, Exchange, ExchangeError, hold_back};
 use crate::issuer::Issuer;
 use crate::lease::{End, Failed, Lease, LeaseFilter, LeaseQuery, Leases, detached};
+use crate::limit::Peer;
 use crate::line::one_line;
 use crate::policy::{Denial, Operators, Permission, Refusal};
 use crate::secret::Secret;
@@ -101,7 +102,7 @@ impl Operator {
 
     /// Whether whoever shows `token` may: not yet on record.
     async fn admission(&self, token: Secret, permission: Permission, caller: &Caller) -> Admission {
-        let verified = self.verified(token).await;
+        let verified = self.verified(token, caller).await;
         let mut record = self.record(Uuid::now_v7(), permission, caller);
         if let Ok(identity) = &verified {
             record.subject = identity.subject().to_owned();
@@ -110,13 +111,14 @@ impl Operator {
         }
         let known = verified.is_ok();
         let allowed = verified.and_then(|identity| {
+            self.exchange.charge(&identity)?;
             let permitted = self.operators.load().permit(&identity, permission);
             permitted.then_some(identity).ok_or(ExchangeError::Policy(Refusal::Denied(Denial::NoRule)))
         });
         if let Err(error) = &allowed {
             (record.outcome, record.reason) = (error.outcome(), Some(error.reason()));
         }
-        Admission { record, known, allowed }
+        Admission { record, known, allowed, peer: caller.peer.clone() }
     }
 
     /// Puts it on record, with `details` of what was wanted.
@@ -125,19 +127,25 @@ impl Operator {
         admission: Admission,
         details: Vec<(&'static str, String)>,
     ) -> Result<Arc<VerifiedIdentity>, Failed> {
-        let Admission { mut record, known, allowed } = admission;
+        let Admission { mut record, known, allowed, peer } = admission;
         let exchange_id = record.exchange_id;
         if known {
             // What a stranger wanted is not worth keeping.
             record.attributes.extend(details);
         }
-        let recorded = self.audit.record(vec![record]).await;
-        recorded.map_err(|error| Failed { exchange_id, error: ExchangeError::Audit(error) })?;
+        let subject = known.then_some(record.subject.as_str());
+        if allowed.as_ref().err().is_none_or(|error| self.exchange.is_recorded(subject, &peer, error)) {
+            let recorded = self.audit.record(vec![record]).await;
+            recorded.map_err(|error| Failed { exchange_id, error: ExchangeError::Audit(error) })?;
+        }
+        if let Err(error) = &allowed {
+            hold_back(error, &peer).await;
+        }
         allowed.map_err(|error| Failed { exchange_id, error })
     }
 
-    async fn verified(&self, token: Secret) -> Result<Arc<VerifiedIdentity>, ExchangeError> {
-        Ok(self.verifier.verify(&SubjectToken::new(token)?).await?)
+    async fn verified(&self, token: Secret, caller: &Caller) -> Result<Arc<VerifiedIdentity>, ExchangeError> {
+        self.exchange.verified(&SubjectToken::new(token)?, &caller.peer).await
     }
 
     fn record(&self, exchange_id: Uuid, permission: Permission, caller: &Caller) -> AuditRecord {
@@ -163,7 +171,7 @@ impl Operator {
             cached: false,
             issued: None,
             identity: None,
-            attributes: vec![("peer", caller.address.to_string()), ("user_agent", caller.user_agent.to_string())],
+            attributes: vec![("peer", caller.peer.address.to_string()), ("user_agent", caller.user_agent.to_string())],
         }
     }
 }
@@ -173,6 +181,7 @@ struct Admission {
     record: AuditRecord,
     /// Whoever calls was verified.
     known: bool,
+    peer: Peer,
     allowed: Result<Arc<VerifiedIdentity>, ExchangeError>,
 }
 

@@ -59,6 +59,9 @@ impl Leases {
             Err(failed) => return Err(self.refused(failed, None, targets, caller).await),
         };
         count("watch");
+        if let Err(limited) = self.exchange.charge(&held.1) {
+            return Err(self.refused(Failed::new(limited), Some(held), targets, caller).await);
+        }
         let targets = match named(&held.0, targets) {
             Ok(targets) => targets,
             Err(failed) => return Err(self.refused(failed, Some(held), targets, caller).await),
@@ -262,6 +265,7 @@ fn is_final(error: &ExchangeError) -> bool {
         | ExchangeError::Leases(_)
         | ExchangeError::Overloaded
         | ExchangeError::LogReaders(_)
+        | ExchangeError::Limited { .. }
         | ExchangeError::Internal => false,
     }
 }

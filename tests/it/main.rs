@@ -22,6 +22,7 @@ mod exec;
 mod explain;
 mod grpc;
 mod health;
+mod hostile;
 mod issuer_keys;
 mod killed;
 mod lease;
