@@ -24,6 +24,8 @@ pub mod step;
 pub mod entra;
 pub mod target;
 pub mod telemetry;
+#[cfg(test)]
+mod vectors;
 
 /// The contract's messages and services, from `proto/`.
 #[expect(missing_debug_implementations, reason = "a derived Debug would print the tokens that the messages carry")]
