@@ -25,6 +25,9 @@ mod serve;
 mod table;
 mod trust;
 
+#[cfg(any(test, feature = "testing"))]
+pub use credential::Understood;
+
 use std::path::Path;
 use std::process::ExitCode;
 

@@ -26,6 +26,8 @@ pub mod entra;
 pub mod target;
 pub mod telemetry;
 pub mod limit;
+#[cfg(test)]
+mod vectors;
 
 /// The contract's messages and services, from `proto/`.
 #[expect(missing_debug_implementations, reason = "a derived Debug would print the tokens that the messages carry")]

@@ -6,9 +6,12 @@ mod facts;
 mod identity;
 mod jwks;
 mod published;
+mod roca;
 mod snapshot;
 mod token;
 mod trial;
+#[cfg(test)]
+mod vectors;
 
 pub use entra::{EntraVerifier, Settings, is_microsoft_audience};
 pub use explain::Examination;

@@ -15,6 +15,7 @@ use serde_json::{Map, Value, json};
 use super::schedule::{Line, Turn};
 use super::{Algorithm, Issuer, Keyring, SigningKey, StoredKey, encode};
 use crate::clock::{from_unix_seconds, unix_seconds};
+use crate::json::UniqueMap;
 
 impl Issuer {
     /// `claims`, with `iss` and `iat`, as a JSON Web Signature of this type (RFC 7515). It has no audience, no subject and
@@ -46,6 +47,14 @@ pub fn unsigned_statement(typ: &str, claims: Map<String, Value>) -> String {
 #[derive(Debug)]
 pub struct Statement<'a> {
     pub claims: Map<String, Value>,
+    jws: Jws<'a>,
+}
+
+/// A compact JSON Web Signature by ES256, or by nobody. Its payload is not looked at.
+#[derive(Debug)]
+struct Jws<'a> {
+    header: Map<String, Value>,
+    payload: Vec<u8>,
     signed: &'a str,
     signature: &'a str,
     /// `None`: unsigned.
@@ -69,37 +78,54 @@ pub enum Standing {
 impl<'a> Statement<'a> {
     /// `None` for what is no statement of this type.
     pub fn read(text: &'a str, typ: &str) -> Option<Self> {
+        let jws = Jws::read(text).filter(|jws| jws.header.get("typ").and_then(Value::as_str) == Some(typ))?;
+        let UniqueMap(claims) = serde_json::from_slice(&jws.payload).ok()?;
+        Some(Self { claims, jws })
+    }
+
+    pub fn standing(&self, keys: &StatementKeys) -> Standing {
+        match (self.jws.standing(keys), &self.jws.kid) {
+            (Standing::Signed, Some(kid)) if !self.is_timely(kid, keys) => Standing::Untimely(kid.clone()),
+            (standing, _kid) => standing,
+        }
+    }
+
+    fn is_timely(&self, kid: &str, keys: &StatementKeys) -> bool {
+        let made_at = self.claims.get("iat").and_then(Value::as_u64).and_then(from_unix_seconds);
+        keys.keys.get(kid).zip(made_at).is_some_and(|(known, at)| known.signed_at(at))
+    }
+}
+
+impl<'a> Jws<'a> {
+    fn read(text: &'a str) -> Option<Self> {
         let (signed, signature) = text.rsplit_once('.')?;
-        let (header, claims) = signed.split_once('.')?;
-        let read = |part: &str| {
-            let bytes = BASE64_URL_SAFE_NO_PAD.decode(part).ok()?;
-            serde_json::from_slice::<Map<String, Value>>(&bytes).ok()
-        };
-        let (header, claims) = (read(header)?, read(claims)?);
+        let (header, payload) = signed.split_once('.')?;
+        let [header, payload] = [header, payload].map(|part| BASE64_URL_SAFE_NO_PAD.decode(part).ok());
+        let UniqueMap(header) = serde_json::from_slice(&header?).ok()?;
         let field = |name: &str| header.get(name).and_then(Value::as_str);
         let kid = match field("alg")? {
             "none" if signature.is_empty() => None,
             "ES256" => Some(field("kid")?.to_owned()),
             _ => return None,
         };
-        (field("typ")? == typ).then_some(Self { claims, signed, signature, kid })
+        // An extension that nobody here knows (RFC 7515 section 4.1.11).
+        if header.contains_key("crit") {
+            return None;
+        }
+        Some(Self { header, payload: payload?, signed, signature, kid })
     }
 
-    pub fn standing(&self, keys: &StatementKeys) -> Standing {
+    fn standing(&self, keys: &StatementKeys) -> Standing {
         let Some(kid) = self.kid.clone() else { return Standing::Unsigned };
         let Some(known) = keys.keys.get(&kid) else { return Standing::UnknownKey(kid) };
-        let (signature, message) = (self.signature, self.signed.as_bytes());
-        match jsonwebtoken::crypto::verify(signature, message, &known.key, jsonwebtoken::Algorithm::ES256) {
-            Ok(true) if self.made_at().is_some_and(|at| known.signed_at(at)) => Standing::Signed,
-            Ok(true) => Standing::Untimely(kid),
-            Ok(false) | Err(_) => Standing::Wrong(kid),
-        }
+        let good = verifies(&known.key, self.signed.as_bytes(), self.signature);
+        if good { Standing::Signed } else { Standing::Wrong(kid) }
     }
+}
 
-    /// As it says of itself.
-    fn made_at(&self) -> Option<SystemTime> {
-        from_unix_seconds(self.claims.get("iat")?.as_u64()?)
-    }
+/// `signature` is base64url.
+fn verifies(key: &DecodingKey, message: &[u8], signature: &str) -> bool {
+    jsonwebtoken::crypto::verify(signature, message, key, jsonwebtoken::Algorithm::ES256).unwrap_or(false)
 }
 
 /// Public keys by their names, each with the time in which it signed, as far as that is known.
@@ -182,7 +208,11 @@ impl StatementKeys {
 
 fn known(jwk: &Value, from: Option<SystemTime>, until: Option<SystemTime>) -> Option<(String, Known)> {
     let field = |name: &str| jwk.get(name).and_then(Value::as_str);
-    if field("kty") != Some("EC") || field("crv") != Some("P-256") {
+    let absent_or = |name: &str, value: &str| jwk.get(name).is_none_or(|found| found.as_str() == Some(value));
+    let operations =
+        |all: &Value| all.as_array().is_some_and(|all| all.iter().any(|one| one.as_str() == Some("verify")));
+    let for_signatures = absent_or("use", "sig") && jwk.get("key_ops").is_none_or(operations);
+    if field("kty") != Some("EC") || field("crv") != Some("P-256") || !absent_or("alg", "ES256") || !for_signatures {
         return None;
     }
     let key = DecodingKey::from_ec_components(field("x")?, field("y")?).ok()?;
@@ -197,3 +227,6 @@ impl fmt::Debug for StatementKeys {
         f.debug_set().entries(self.keys.keys()).finish()
     }
 }
+
+#[cfg(test)]
+mod vectors;

@@ -117,7 +117,7 @@ impl Rules {
         (key, set_issuer): (&VerificationKey, &str),
         token_sha256: [u8; 32],
     ) -> Result<VerifiedIdentity, SubjectError> {
-        if !key.verifies(unverified.signed, unverified.signature) {
+        if !key.verifies(unverified.signed.as_bytes(), unverified.signature) {
             return Err(SubjectError::Signature("it does not match the tenant's key"));
         }
         let claims = unverified.claims()?;

@@ -8,6 +8,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
 use jsonwebtoken::{Algorithm, DecodingKey};
@@ -16,6 +18,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::roca::is_roca;
 use crate::http::{Client, Endpoint, HttpError, Request};
 use crate::secret::FieldDigest;
 use crate::telemetry::Causes;
@@ -71,11 +74,11 @@ impl VerificationKey {
     pub fn of(jwk: &Value) -> Option<(String, Self)> {
         let field = |name: &str| jwk.get(name).and_then(Value::as_str);
         let absent_or = |name: &str, value: &str| jwk.get(name).is_none_or(|found| found.as_str() == Some(value));
-        if field("kty") != Some("RSA") || !absent_or("use", "sig") || !absent_or("alg", "RS256") {
+        if field("kty") != Some("RSA") || !absent_or("use", "sig") || !absent_or("alg", "RS256") || !may_verify(jwk) {
             return None;
         }
         let (kid, n, e) = (field("kid").filter(|kid| !kid.is_empty())?, field("n")?, field("e")?);
-        if !MODULUS_TEXT_LENGTH.contains(&n.len()) {
+        if !MODULUS_TEXT_LENGTH.contains(&n.len()) || is_roca(&BASE64_URL_SAFE_NO_PAD.decode(n).ok()?) {
             return None;
         }
         let key = DecodingKey::from_rsa_components(n, e).ok()?;
@@ -86,9 +89,17 @@ impl VerificationKey {
     }
 
     /// Checks an RS256 signature over `signed`; `signature` is base64url.
-    pub fn verifies(&self, signed: &str, signature: &str) -> bool {
-        jsonwebtoken::crypto::verify(signature, signed.as_bytes(), &self.key, Algorithm::RS256).unwrap_or(false)
+    pub fn verifies(&self, signed: &[u8], signature: &str) -> bool {
+        jsonwebtoken::crypto::verify(signature, signed, &self.key, Algorithm::RS256).unwrap_or(false)
     }
+}
+
+/// Where a key says what it is for (RFC 7517 section 4.3), it is for that only.
+fn may_verify(jwk: &Value) -> bool {
+    let verify = |operations: &Value| {
+        operations.as_array().is_some_and(|all| all.iter().any(|operation| operation.as_str() == Some("verify")))
+    };
+    jwk.get("key_ops").is_none_or(verify)
 }
 
 /// Why keys could not be fetched.
@@ -384,7 +395,7 @@ pub(super) fn names_tenant(issuer: &str, tenant: Uuid) -> bool {
 
 /// Key by key, so that one odd entry costs itself only: RSA keys for signatures with a name. A name that stands for
 /// two different keys stands for none.
-fn verification_keys(published: &[Value]) -> HashMap<String, Arc<VerificationKey>> {
+pub(super) fn verification_keys(published: &[Value]) -> HashMap<String, Arc<VerificationKey>> {
     let mut keys: HashMap<String, Option<Arc<VerificationKey>>> = HashMap::new();
     for (kid, key) in published.iter().take(MAX_KEYS).filter_map(VerificationKey::of) {
         match keys.entry(kid) {
