@@ -149,6 +149,14 @@ impl AuditLog for SqliteStore {
         self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
     }
 
+    async fn unchained(&self) -> Result<u64, AuditError> {
+        let count = |connection: &mut Connection| {
+            let sql = "SELECT coalesce(sum(records), 0) FROM audit WHERE chain IS NULL";
+            Ok(unsigned(connection.query_row(sql, [], |row| row.get(0))?))
+        };
+        self.run(count).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
         let wanted = *token_sha256;
         let find = move |connection: &mut Connection| {
