@@ -51,12 +51,27 @@ impl Ledger {
         }
     }
 
+    /// Of a call that leaves no record whatever comes of it.
+    pub fn refused_off_record(&self, call: &'static str, status: &Status, expected: &str) {
+        let reason = status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
+        let mut entries = self.entries();
+        entries.count(call, &reason);
+        if reason != expected {
+            entries.surprise(format!("{call}: {:?} {reason}: {}", status.code(), status.message()));
+        }
+    }
+
     pub fn surprise(&self, what: String) {
         self.entries().surprise(what);
     }
 
     pub fn outage_until(&self, until: Instant) {
         self.entries().outage_until = Some(until + AFTERWARDS);
+    }
+
+    /// Whether an answer came of this exchange.
+    pub fn knows(&self, exchange_id: &str) -> bool {
+        exchange_id.parse().is_ok_and(|id: Uuid| self.entries().exchanges.contains_key(&id))
     }
 
     /// A record of the log.
