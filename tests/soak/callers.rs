@@ -8,6 +8,7 @@ use carnet::proto;
 use carnet::proto::leases_client::LeasesClient;
 use carnet::proto::operator_client::OperatorClient;
 use carnet::proto::token_exchange_client::TokenExchangeClient;
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, interval, sleep};
 use tokio_util::sync::CancellationToken;
@@ -149,6 +150,7 @@ async fn bad(world: World) -> Result<()> {
 async fn introspect(world: World) -> Result<()> {
     let client = reqwest::Client::new();
     let url = format!("http://{}/v1/introspect", world.place.http);
+    let knows = |id: &str| world.ledger.knows(id);
     let mut pace = Pace::of(Duration::from_millis(200));
     while let Some(number) = pace.next(&world).await {
         let issued = world.issued.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -156,14 +158,16 @@ async fn introspect(world: World) -> Result<()> {
         let known = number % 2 == 0;
         let shown = if known { token } else { format!("made-up-{number}") };
         let answer = client.post(&url).form(&[("token", shown)]).send().await;
-        let answer: Result<serde_json::Value, _> = match answer {
+        let answer: Result<Value, _> = match answer {
             Ok(answer) => answer.json().await,
             Err(error) => Err(error),
         };
         match answer {
-            Ok(told) if told["active"] != known => world.ledger.surprise(format!("introspection: {told}")),
+            Ok(told) if told.get("active").and_then(Value::as_bool) != Some(known) => {
+                world.ledger.surprise(format!("introspection: {told}"))
+            }
             // Of callers who waited for one mint, the first to be recorded is named.
-            Ok(told) if known && !told["exchange_id"].as_str().is_some_and(|id| world.ledger.knows(id)) => {
+            Ok(told) if known && !told.get("exchange_id").and_then(Value::as_str).is_some_and(knows) => {
                 world.ledger.surprise(format!("introspection names another exchange: {told}"));
             }
             Ok(_told) => world.ledger.done("introspection"),
@@ -207,7 +211,7 @@ async fn jobs(world: World) -> Result<()> {
     while let Some(number) = pace.next(&world).await {
         while running.try_join_next().is_some() {}
         let fate = match number % 5 {
-            0 | 1 | 2 => Fate::Closes,
+            0..=2 => Fate::Closes,
             3 => Fate::Dies,
             _ => Fate::Revoked,
         };

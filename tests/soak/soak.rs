@@ -309,7 +309,7 @@ async fn audit(world: &World, report: &mut Report) -> Result<()> {
     let mut records = 0u64;
     for line in lines {
         let record: serde_json::Value = serde_json::from_str(&line?)?;
-        world.ledger.recorded(record["exchange_id"].as_str().unwrap_or_default());
+        world.ledger.recorded(record.get("exchange_id").and_then(|id| id.as_str()).unwrap_or_default());
         records += 1;
     }
     ensure!(export.wait()?.success(), "carnet audit export failed");
