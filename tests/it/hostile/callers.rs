@@ -84,9 +84,9 @@ async fn a_caller_that_has_used_up_its_share_keeps_its_leases_alive() {
     .await;
 }
 
-/// 90 calls a second to Google's token service, 64 at once: all of them would wait behind a thousand of one caller's.
+/// 90 calls a second to Google's token service, 64 at once: all others would wait behind hundreds of one caller's.
 #[tokio::test(flavor = "multi_thread")]
-async fn c06_a_callers_thousand_cold_calls_leave_turns_at_the_cloud_to_others() {
+async fn c06_a_callers_hundreds_of_cold_calls_leave_turns_at_the_cloud_to_others() {
     with_setup(Setup::default(), async |broker| {
         broker.google.faults().always("/v1/token", Fault::Delay(Duration::from_millis(200)));
         let request = |token: &EntraToken, job: String| {
@@ -96,17 +96,15 @@ async fn c06_a_callers_thousand_cold_calls_leave_turns_at_the_cloud_to_others() 
         };
         let hog = broker.runner();
         let (client, mut calls) = (broker.client().await, tokio::task::JoinSet::new());
-        for number in 0..1000 {
+        for number in 0..400 {
             let (mut client, request) = (client.clone(), request(&hog, format!("run-{number}")));
             calls.spawn(async move { client.exchange(request).await.map(drop) });
         }
         crate::support::eventually("a queue at Google", async || broker.google.calls().count("/v1/token") >= 64).await;
-        let answered = broker.exchange(request(&other(broker), "run-1".to_owned()));
-        let answered =
-            tokio::time::timeout(Duration::from_secs(5), answered).await.expect("it does not wait behind them");
-        answered.expect("a credential");
-        let seen = broker.google.calls().count("/v1/token");
-        assert!(seen < 900, "{seen} calls of the first caller came before");
+        let before = broker.google.calls().count("/v1/token");
+        broker.exchange(request(&other(broker), "run-1".to_owned())).await.expect("a credential");
+        let seen = broker.google.calls().count("/v1/token") - before;
+        assert!(seen < 200, "{seen} calls of the first caller came before");
         calls.shutdown().await;
     })
     .await;
