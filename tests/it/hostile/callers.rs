@@ -52,8 +52,10 @@ async fn c04_a_caller_in_a_loop_is_told_to_wait_at_every_door_and_is_on_record_o
     }
     // A fresh token is no fresh caller, nor is the other door.
     let token = broker.signed(&broker.runner().claim("uti", "fresh"));
-    let (status, body) = broker.token(&[("audience", "vertex"), ("subject_token", &token)]).await;
-    assert_eq!((status, body["error"].as_str()), (429, Some("temporarily_unavailable")), "{body}");
+    let fields = [("audience", "vertex"), ("subject_token", token.as_str())];
+    let posted = (0..30).map(|_| broker.token(&fields));
+    let posted = join_all(posted).await.into_iter().filter(|(status, _body)| *status == 429).collect::<Vec<_>>();
+    assert_eq!(posted.first().expect("one of them").1["error"], "temporarily_unavailable");
     broker.exchange(broker.request_with(&other(&broker), &["vertex"])).await.expect("others have their own share");
 
     broker.take_app().drain().await;
@@ -64,7 +66,8 @@ async fn c04_a_caller_in_a_loop_is_told_to_wait_at_every_door_and_is_on_record_o
     };
     assert_eq!((first.action.as_str(), in_all.action.as_str()), ("exchange", "exchange.limited"));
     assert!(first.subject == in_all.subject && first.subject.starts_with("entra:"), "{}", in_all.subject);
-    assert_eq!(in_all.attributes["refusals"], refused.len().to_string(), "with that of the other door, less the first");
+    let all = refused.len() + posted.len();
+    assert_eq!(in_all.attributes["refusals"], (all - 1).to_string(), "of both doors, less the first");
     broker.no_secret_was_left_behind();
 }
 
@@ -92,7 +95,7 @@ async fn a_caller_that_has_used_up_its_share_keeps_its_leases_alive() {
 #[tokio::test(flavor = "multi_thread")]
 async fn c06_a_callers_hundreds_of_cold_calls_leave_turns_at_the_cloud_to_others() {
     with_setup(Setup::default(), async |broker| {
-        broker.google.faults().always("/v1/token", Fault::Delay(Duration::from_millis(200)));
+        broker.google.faults().always("/v1/token", Fault::Delay(Duration::from_secs(1)));
         let request = |token: &EntraToken, job: String| {
             let mut request = broker.request_with(token, &["vertex"]);
             request.job = Some(carnet::proto::Job { id: job, ..Default::default() });
@@ -100,15 +103,15 @@ async fn c06_a_callers_hundreds_of_cold_calls_leave_turns_at_the_cloud_to_others
         };
         let hog = broker.runner();
         let (client, mut calls) = (broker.client().await, tokio::task::JoinSet::new());
-        for number in 0..400 {
+        for number in 0..256 {
             let (mut client, request) = (client.clone(), request(&hog, format!("run-{number}")));
             calls.spawn(async move { client.exchange(request).await.map(drop) });
         }
-        crate::support::eventually("a queue at Google", async || broker.google.calls().count("/v1/token") >= 64).await;
-        let before = broker.google.calls().count("/v1/token");
-        broker.exchange(request(&other(broker), "run-1".to_owned())).await.expect("a credential");
-        let seen = broker.google.calls().count("/v1/token") - before;
-        assert!(seen < 200, "{seen} calls of the first caller came before");
+        crate::support::eventually("a queue at Google", async || broker.google.calls().count("/v1/token") >= 70).await;
+        broker.exchange(request(&other(broker), "another-job".to_owned())).await.expect("a credential");
+        let order = broker.google.calls().to("/v1/token");
+        let place = order.iter().position(|call| format!("{:?}", call.headers).contains("another-job"));
+        assert!(place.is_some_and(|place| place < 200), "{place:?} calls of the first caller came before");
         calls.shutdown().await;
     })
     .await;
