@@ -200,7 +200,7 @@ impl Load {
         request.send_data(self.frames.get(turn).cloned().unwrap_or_default(), true)?;
         let answer = answer.await?;
         let status = answer.headers().get("grpc-status").context("no grpc-status")?;
-        ensure!(status == "16" || status == "8", "grpc-status {status:?}");
+        ensure!(status != "0", "a bad token was taken");
         Ok(())
     }
 
