@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use serde::de::Error as _;
+use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 
 use crate::http::Response;
@@ -21,12 +21,16 @@ pub enum Verdict {
     Throttled,
 }
 
-/// Statuses that every service means alike: 429 throttles, 408 and 5xx pass.
+/// Statuses that every service means alike: 429 throttles, 408 and 5xx pass. So does a success that is not JSON: these
+/// services answer in nothing else, so it is the page of a proxy on the way, or half an answer.
 pub fn by_status(response: &Response) -> Verdict {
     match response.status {
         StatusCode::TOO_MANY_REQUESTS => Verdict::Throttled,
         status if status == StatusCode::REQUEST_TIMEOUT || status.is_server_error() => {
             Verdict::Transient(format!("HTTP {}", status.as_u16()))
+        }
+        status if status.is_success() && serde_json::from_slice::<IgnoredAny>(&response.body).is_err() => {
+            Verdict::Transient(format!("HTTP {} without JSON, as of a proxy on the way", status.as_u16()))
         }
         _ => Verdict::Final,
     }

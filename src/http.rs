@@ -1,5 +1,9 @@
 //! The one outbound HTTP client: every answer has a deadline and a size limit, and nothing is redirected.
 
+mod unreached;
+
+pub use unreached::Unreached;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -210,8 +214,8 @@ impl Response {
 /// Why there is no answer. None of them holds a body or a header's value.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HttpError {
-    #[error("could not connect")]
-    Connect(#[source] Arc<reqwest::Error>),
+    #[error("could not connect: {0}")]
+    Connect(Unreached, #[source] Arc<reqwest::Error>),
     #[error("no whole answer within {}s", .0.as_secs_f32())]
     Deadline(Duration),
     #[error("the answer is larger than {0} bytes")]
@@ -307,9 +311,12 @@ impl Client {
 
 /// The error's URL is dropped: a managed identity request carries identifiers in it.
 fn failure(error: reqwest::Error) -> HttpError {
-    let connecting = error.is_connect();
+    let unreached = error.is_connect().then(|| Unreached::of(&error));
     let error = Arc::new(error.without_url());
-    if connecting { HttpError::Connect(error) } else { HttpError::Broken(error) }
+    match unreached {
+        Some(why) => HttpError::Connect(why, error),
+        None => HttpError::Broken(error),
+    }
 }
 
 /// The system's authorities (none on a bare image is no error: plain loopback needs none) and the configured ones.

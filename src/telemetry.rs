@@ -185,7 +185,7 @@ pub const COUNTERS: [(&str, &str); 18] = [
     ("carnet_connections_refused_total", "Connections that were not served, by reason"),
 ];
 
-pub const GAUGES: [(&str, &str); 12] = [
+pub const GAUGES: [(&str, &str); 13] = [
     ("carnet_audit_unshipped", "Audit records by outlet that it does not have yet; 0 where another replica ships"),
     (
         "carnet_audit_spooled_groups",
@@ -193,6 +193,7 @@ pub const GAUGES: [(&str, &str); 12] = [
     ),
     ("carnet_negative_proof_failed", "1 where a token of the last round was taken that had to be refused"),
     ("carnet_shadow_stale", "1 while the file of shadow rules cannot be used and nothing is compared"),
+    ("carnet_tls_stale", "1 while a changed server certificate cannot be used and the old one is served"),
     ("carnet_policy_stale", "1 while the configuration file cannot be loaded and old rules are in force"),
     (
         "carnet_issuer_key_age_seconds",

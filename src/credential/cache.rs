@@ -13,14 +13,14 @@ use moka::Expiry;
 use tracing::Instrument as _;
 
 use super::{Credential, Hop, IssueError};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::policy::{FLOOR, refresh_in};
 
 /// A digest of everything that tells two credentials apart.
 pub type Key = [u8; 32];
 
 /// Key: a digest made from the grant, so the policy is asked first and a changed rule makes other keys. Life: until the
-/// cloud's expiry. Refresh: in the background once [`refresh_in`] of its life has passed and somebody asks. On failure:
+/// cloud's expiry, by the wall clock and by the steady one, whichever comes first. Refresh: in the background once [`refresh_in`] of its life has passed and somebody asks. On failure:
 /// the good credential stays until it expires; the failure itself is remembered for seconds. Bound: [`MAX_BYTES`].
 pub struct Cache {
     name: &'static str,
@@ -56,6 +56,7 @@ pub enum Held {
 struct Entry {
     credential: Arc<Credential>,
     refresh_at: SystemTime,
+    landed: Moment,
 }
 
 #[derive(Clone)]
@@ -99,6 +100,7 @@ impl Cache {
         let now = self.clock.now();
         let entry = self.entries.get(&key);
         if let Some(entry) = &entry
+            && let now = entry.landed.no_earlier(now)
             && entry.credential.covers(least, now)
         {
             if now >= entry.refresh_at && self.failure(&key, now).is_none() {
@@ -135,14 +137,15 @@ impl Cache {
     /// Whether a caller who needs `least` would be answered without a call.
     pub fn covers(&self, key: &Key, least: Duration) -> bool {
         let now = self.clock.now();
-        self.entries.get(key).is_some_and(|entry| entry.credential.covers(least, now))
+        self.entries.get(key).is_some_and(|entry| entry.credential.covers(least, entry.landed.no_earlier(now)))
     }
 
     /// What is kept for `key`, without a call.
     pub fn held(&self, key: &Key) -> Held {
         let now = self.clock.now();
         let failure = self.failures.get(key).filter(|failure| now < failure.until);
-        let credential = self.entries.get(key).map(|entry| entry.credential).filter(|held| now < held.expires_at);
+        let live = |entry: &Entry| entry.landed.no_earlier(now) < entry.credential.expires_at;
+        let credential = self.entries.get(key).filter(live).map(|entry| entry.credential);
         match (credential, failure) {
             (Some(credential), _) => Held::Credential(credential),
             (None, Some(Failure { error, until })) => {
@@ -197,7 +200,8 @@ impl Cache {
                 let life = credential.expires_at.duration_since(now).unwrap_or_default();
                 let credential = Arc::new(credential);
                 let refresh_at = now + refresh_in(life, rand::random());
-                self.entries.insert(key, Entry { credential: credential.clone(), refresh_at });
+                let landed = Moment::at(now);
+                self.entries.insert(key, Entry { credential: credential.clone(), refresh_at, landed });
                 self.failures.invalidate(&key);
                 Ok(credential)
             }
@@ -231,6 +235,7 @@ impl fmt::Debug for Cache {
 
 impl Entry {
     fn is_live(&self, now: SystemTime) -> bool {
+        let now = self.landed.no_earlier(now);
         self.credential.expires_at.duration_since(now).is_ok_and(|left| left > LEAST_STALE)
     }
 }
