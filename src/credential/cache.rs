@@ -63,6 +63,15 @@ struct Entry {
 struct Failure {
     error: IssueError,
     until: SystemTime,
+    landed: Moment,
+}
+
+impl Failure {
+    /// How much longer it is remembered.
+    fn left(&self, now: SystemTime) -> Option<Duration> {
+        let left = self.until.duration_since(self.landed.no_earlier(now)).ok();
+        left.filter(|left| !left.is_zero())
+    }
 }
 
 type Flight = Shared<BoxFuture<'static, Result<Arc<Credential>, IssueError>>>;
@@ -143,14 +152,12 @@ impl Cache {
     /// What is kept for `key`, without a call.
     pub fn held(&self, key: &Key) -> Held {
         let now = self.clock.now();
-        let failure = self.failures.get(key).filter(|failure| now < failure.until);
+        let failure = self.failures.get(key).and_then(|failure| Some((failure.left(now)?, failure.error)));
         let live = |entry: &Entry| entry.landed.no_earlier(now) < entry.credential.expires_at;
         let credential = self.entries.get(key).filter(live).map(|entry| entry.credential);
         match (credential, failure) {
             (Some(credential), _) => Held::Credential(credential),
-            (None, Some(Failure { error, until })) => {
-                Held::Failure { error, left: until.duration_since(now).unwrap_or_default() }
-            }
+            (None, Some((left, error))) => Held::Failure { error, left },
             (None, None) => Held::Nothing,
         }
     }
@@ -207,7 +214,8 @@ impl Cache {
             }
             Err(error) => {
                 if let Some(memory) = remembered_for(&error) {
-                    self.failures.insert(key, Failure { error: error.clone(), until: now + memory });
+                    let failure = Failure { error: error.clone(), until: now + memory, landed: Moment::at(now) };
+                    self.failures.insert(key, failure);
                 }
                 Err(error)
             }
@@ -219,7 +227,7 @@ impl Cache {
     }
 
     fn failure(&self, key: &Key, now: SystemTime) -> Option<IssueError> {
-        self.failures.get(key).filter(|failure| now < failure.until).map(|failure| failure.error)
+        self.failures.get(key).filter(|failure| failure.left(now).is_some()).map(|failure| failure.error)
     }
 
     fn count(&self, outcome: &'static str) {

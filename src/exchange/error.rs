@@ -8,6 +8,7 @@ use crate::credential::IssueError;
 use crate::policy::Refusal;
 use crate::reason::Reason;
 use crate::subject::SubjectError;
+use crate::telemetry::Causes;
 
 /// The texts go to the caller.
 #[derive(Debug, thiserror::Error)]
@@ -109,7 +110,7 @@ impl ExchangeError {
                 details
             }
             Self::Subject(SubjectError::KeysUnavailable { source: Some(source), .. }) => {
-                vec![("error", source.to_string())]
+                vec![("error", Causes(&**source).to_string())]
             }
             Self::Request { .. } | Self::Subject(_) | Self::Policy(_) | Self::LeaseNotFound | Self::LeaseEnded(_) => {
                 vec![("error", self.to_string())]

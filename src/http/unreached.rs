@@ -44,18 +44,29 @@ impl Unreached {
     }
 
     fn named(cause: &(dyn std::error::Error + 'static)) -> Self {
-        if let Some(error) = cause.downcast_ref::<io::Error>() {
-            // An error inside of an `io::Error` is no source of it.
-            return match error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
-                Some(error) => Self::shaking_hands(error),
-                None if matches!(error.raw_os_error(), Some(PROCESS_FILES | SYSTEM_FILES)) => Self::OutOfDescriptors,
-                None if error.kind() == io::ErrorKind::ConnectionRefused => Self::Refused,
-                None if error.kind() == io::ErrorKind::TimedOut => Self::Late,
-                None => Self::Other,
+        match cause.downcast_ref::<io::Error>() {
+            Some(error) => Self::connecting(error),
+            // The connector's error for it has no type that others can name.
+            None if cause.to_string().contains("dns error") => Self::NoSuchName,
+            None => Self::Other,
+        }
+    }
+
+    fn connecting(error: &io::Error) -> Self {
+        // An error inside of an `io::Error` is no source of it; several of them may be around one.
+        if let Some(inner) = error.get_ref() {
+            return match (inner.downcast_ref::<io::Error>(), inner.downcast_ref::<rustls::Error>()) {
+                (Some(inner), _) => Self::connecting(inner),
+                (None, Some(inner)) => Self::shaking_hands(inner),
+                (None, None) => Self::Other,
             };
         }
-        // The connector's error for it has no type that others can name.
-        if cause.to_string().contains("dns error") { Self::NoSuchName } else { Self::Other }
+        match (error.raw_os_error(), error.kind()) {
+            (Some(PROCESS_FILES | SYSTEM_FILES), _) => Self::OutOfDescriptors,
+            (_, io::ErrorKind::ConnectionRefused) => Self::Refused,
+            (_, io::ErrorKind::TimedOut) => Self::Late,
+            _ => Self::Other,
+        }
     }
 
     fn shaking_hands(error: &rustls::Error) -> Self {

@@ -13,15 +13,10 @@ pub struct Hurry(JoinHandle<()>);
 impl Hurry {
     /// In a test with `start_paused`.
     pub fn start() -> Self {
-        Self::in_steps_of(Duration::from_millis(50))
-    }
-
-    /// The shorter the step, the longer a stall has to be.
-    pub fn in_steps_of(step: Duration) -> Self {
-        Self(tokio::spawn(async move {
+        Self(tokio::spawn(async {
             loop {
                 tokio::task::spawn_blocking(|| thread::sleep(Duration::from_millis(2))).await.expect("no panic");
-                tokio::time::sleep(step).await;
+                tokio::time::sleep(Duration::from_millis(50)).await;
             }
         }))
     }

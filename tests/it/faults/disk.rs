@@ -69,6 +69,7 @@ async fn while_the_disk_is_full_nothing_is_released_and_the_next_call_after_it_i
 
     let mut ballast = std::fs::File::create(inside.join("ballast")).expect("a file");
     while ballast.write_all(&[0; 4096]).is_ok() {}
+    drop(ballast);
     // What the store had set aside is used up first.
     let mut left = 0;
     while let Ok(answer) = client.exchange(broker.request(&["vertex"])).await {

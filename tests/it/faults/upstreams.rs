@@ -185,7 +185,7 @@ fn setup(clock: &ManualClock, port: u16) -> Setup {
 }
 
 async fn at(upstream: Upstream, faults: impl Fn(&Broker) -> Faults) {
-    let (_hurry, clock) = (Hurry::in_steps_of(Duration::from_millis(20)), ManualClock::start());
+    let (_hurry, clock) = (Hurry::start(), ManualClock::start());
     let broker = Broker::start_for(setup(&clock, free_port())).await;
     is_survived(&upstream, &broker, &clock, &faults(&broker)).await;
     broker.no_secret_was_left_behind();
@@ -218,7 +218,7 @@ async fn whatever_entras_token_endpoint_does_is_survived() {
 
 #[tokio::test(start_paused = true)]
 async fn whatever_the_metadata_service_does_is_survived() {
-    let (_hurry, clock, port) = (Hurry::in_steps_of(Duration::from_millis(20)), ManualClock::start(), free_port());
+    let (_hurry, clock, port) = (Hurry::start(), ManualClock::start(), free_port());
     let broker = Broker::start_for(setup(&clock, port)).await;
     let machine = machine(&broker, port).await;
     let upstream = Upstream::access("machine", "/metadata/identity/oauth2/token", "managed_identity");
@@ -228,7 +228,7 @@ async fn whatever_the_metadata_service_does_is_survived() {
 
 #[tokio::test(start_paused = true)]
 async fn whatever_app_service_does_is_survived() {
-    let (_hurry, clock) = (Hurry::in_steps_of(Duration::from_millis(20)), ManualClock::start());
+    let (_hurry, clock) = (Hurry::start(), ManualClock::start());
     let first = Broker::start_for(setup(&clock, free_port())).await;
     let machine = machine(&first, free_port()).await;
     let environment = vec![
@@ -246,7 +246,7 @@ async fn whatever_app_service_does_is_survived() {
 
 #[tokio::test(start_paused = true)]
 async fn a_service_that_failed_twenty_times_is_left_alone_for_five_seconds_and_then_serves_with_the_next_call() {
-    let (_hurry, clock) = (Hurry::in_steps_of(Duration::from_millis(20)), ManualClock::start());
+    let (_hurry, clock) = (Hurry::start(), ManualClock::start());
     let broker = Broker::start_for(setup(&clock, free_port())).await;
     let upstream = Upstream::access("direct", "/v1/token", "google_sts");
     upstream.ask(&broker, 0).await.expect("a credential");
