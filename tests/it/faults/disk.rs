@@ -80,7 +80,11 @@ async fn while_the_disk_is_full_nothing_is_released_and_the_next_call_after_it_i
     let mended = || std::fs::remove_file(inside.join("ballast")).expect("removed");
     nothing_is_released(&broker, &mut client, &mut handed_out, mended).await;
 
-    let store = rusqlite::Connection::open(inside.join("carnet.db")).expect("the store");
+    // SQLite would look for it outside.
+    for file in ["carnet.db", "carnet.db-wal"] {
+        std::fs::copy(inside.join(file), folder.join(format!("copy-of-{file}"))).expect("a copy");
+    }
+    let store = rusqlite::Connection::open(folder.join("copy-of-carnet.db")).expect("the store");
     let mut select = store.prepare("SELECT bytes FROM audit ORDER BY sequence").expect("a table");
     let groups = select.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
     let records: Vec<AuditRecord> = groups.flat_map(|group| records_of(&group.expect("a row"))).collect();
@@ -117,7 +121,9 @@ async fn a_broker_does_not_start_on_a_store_that_it_cannot_write_and_says_which(
 #[tokio::test(flavor = "multi_thread")]
 async fn while_somebody_else_locks_the_store_nothing_is_released_and_the_next_call_after_it_is_served() {
     with_broker(async |broker| {
-        broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+        for target in ["vertex", "azure-ml"] {
+            broker.exchange(broker.request(&[target])).await.expect("a credential");
+        }
         let other = rusqlite::Connection::open(broker.store_path()).expect("the store");
         other.execute_batch("BEGIN IMMEDIATE").expect("locked");
         let both = [broker.request(&["vertex"]), broker.request(&["azure-ml"])];

@@ -10,7 +10,9 @@ async fn behind_a_partition_nothing_is_released_and_calls_succeed_again_after_it
         let (url, proxy) = database.by_proxy().await;
         let setup = Setup { store: Some(url), ..Setup::default() };
         with_setup(setup, async |broker| {
-            broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
+            for target in ["vertex", "azure-ml"] {
+                broker.exchange(broker.request(&[target])).await.expect("a credential");
+            }
             proxy.is_cut(true);
             let both = [broker.request(&["vertex"]), broker.request(&["azure-ml"])];
             for refused in futures_util::future::join_all(both.map(|request| broker.exchange(request))).await {
