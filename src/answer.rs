@@ -21,18 +21,27 @@ pub enum Verdict {
     Throttled,
 }
 
-/// Statuses that every service means alike: 429 throttles, 408 and 5xx pass. So does a success that is not JSON: these
-/// services answer in nothing else, so it is the page of a proxy on the way, or half an answer.
+/// Statuses that every service means alike: 429 throttles, 408 and 5xx pass.
 pub fn by_status(response: &Response) -> Verdict {
     match response.status {
         StatusCode::TOO_MANY_REQUESTS => Verdict::Throttled,
         status if status == StatusCode::REQUEST_TIMEOUT || status.is_server_error() => {
             Verdict::Transient(format!("HTTP {}", status.as_u16()))
         }
-        status if status.is_success() && serde_json::from_slice::<IgnoredAny>(&response.body).is_err() => {
-            Verdict::Transient(format!("HTTP {} without JSON, as of a proxy on the way", status.as_u16()))
-        }
         _ => Verdict::Final,
+    }
+}
+
+/// As [`by_status`], of services that answer in JSON and nothing else: a success in another form is a page of a proxy on
+/// the way, or half an answer, and passes too.
+pub fn by_form(response: &Response) -> Verdict {
+    match by_status(response) {
+        Verdict::Final
+            if response.status.is_success() && serde_json::from_slice::<IgnoredAny>(&response.body).is_err() =>
+        {
+            Verdict::Transient(format!("HTTP {} without JSON, as of a proxy on the way", response.status.as_u16()))
+        }
+        verdict => verdict,
     }
 }
 

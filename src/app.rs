@@ -38,7 +38,7 @@ use crate::http;
 use crate::issuer::{Issuer, KeyStore, Rotation, StatementKeys};
 use crate::lease::{LeaseStoreError, Leases};
 use crate::oauth::{self, Http, Ready};
-use crate::operator::{Operator, SEARCHES};
+use crate::operator::{Operator, Searches};
 use crate::policy::{Operators, Policy};
 use crate::prober::{FrontDoors, Prober, ProberError, Round};
 use crate::secret::{SealError, SealingKeys, sha256};
@@ -120,7 +120,7 @@ impl App {
         }
         let records = Records::new(stores.records);
         let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
-        let upkeep = audit.upkeep(issuer.clone());
+        let upkeep = audit.upkeep(records.reader().clone(), issuer.clone());
         let shadow = ShadowRules::default();
         let policy = Arc::new(ArcSwap::from_pointee(shadow.beside(config.policy, config.shadow)));
         let operators = Arc::new(ArcSwap::from_pointee(config.operators));
@@ -145,7 +145,7 @@ impl App {
             issuer: issuer.clone(),
             audit: audit.clone(),
             records: records.clone(),
-            searches: Arc::new(Semaphore::new(SEARCHES)),
+            searches: Arc::new(Searches::default()),
             clock: clock.clone(),
         };
         let doors = Doors {

@@ -231,9 +231,9 @@ impl Audit {
         }
     }
 
-    /// Of this log; `issuer` signs its checkpoints.
-    pub fn upkeep(&self, issuer: Option<Arc<Issuer>>) -> Upkeep {
-        Upkeep::new(self.log.clone(), self.progress.clone(), issuer, self.clock.clone())
+    /// Of this log, which `reader` reads; `issuer` signs its checkpoints.
+    pub fn upkeep(&self, reader: Arc<dyn AuditReader>, issuer: Option<Arc<Issuer>>) -> Upkeep {
+        Upkeep::new((self.log.clone(), reader), self.progress.clone(), issuer, self.clock.clone())
     }
 }
 

@@ -101,3 +101,20 @@ impl Clock for ManualClock {
         *self.locked()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn from_a_moment_on_time_goes_forward_whatever_the_wall_clock_does() {
+        let (clock, hour) = (ManualClock::start(), Duration::from_secs(3600));
+        let (start, moment) = (clock.now(), Moment::at(clock.now()));
+        clock.advance(hour);
+        assert_eq!(moment.no_earlier(clock.now()), start + hour);
+        clock.rewind(2 * hour);
+        assert_eq!(moment.no_earlier(clock.now()), start);
+        tokio::time::advance(hour).await;
+        assert_eq!(moment.no_earlier(clock.now()), start + hour);
+    }
+}

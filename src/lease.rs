@@ -350,7 +350,7 @@ fn record(lease: &Lease, exchange_id: Uuid, time: SystemTime, action: &'static s
 }
 
 /// To its end, although the caller may leave: what was begun is not left half done.
-async fn detached<T: Send + 'static>(
+pub(crate) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, Failed>> + Send + 'static,
 ) -> Result<T, Failed> {
     tokio::spawn(work).await.unwrap_or_else(|_panic| Err(Failed::new(ExchangeError::Internal)))

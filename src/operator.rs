@@ -2,22 +2,25 @@
 //! did.
 
 mod audit;
+mod delivery;
 mod explain;
+mod searches;
 
-pub use audit::{AuditQuery, AuditRecords, Follow, SEARCHES, ShowFacts};
+pub use audit::{AuditQuery, AuditRecords, Follow, ShowFacts};
+pub use delivery::Delivery;
 pub use explain::{ExplainRequest, ExplainSubject, Explained, Explainer, Running};
+pub use searches::Searches;
 
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
-use tokio::sync::Semaphore;
 use uuid::Uuid;
 
 use crate::audit::{Audit, AuditRecord, Outcome, Records};
 use crate::clock::Clock;
 use crate::exchange::{Caller, Exchange, ExchangeError, one_line};
 use crate::issuer::Issuer;
-use crate::lease::{End, Failed, Lease, LeaseFilter, LeaseQuery, Leases};
+use crate::lease::{End, Failed, Lease, LeaseFilter, LeaseQuery, Leases, detached};
 use crate::policy::{Denial, Operators, Permission, Refusal};
 use crate::secret::Secret;
 use crate::subject::{self, SubjectToken, VerifiedIdentity, Verifier};
@@ -37,15 +40,15 @@ pub struct Operator {
     pub issuer: Option<Arc<Issuer>>,
     pub audit: Audit,
     pub records: Records,
-    /// One for each search under way.
-    pub searches: Arc<Semaphore>,
+    /// Places for those under way.
+    pub searches: Arc<Searches>,
     pub clock: Arc<dyn Clock>,
 }
 
 impl Operator {
     /// Leases with their ends, newest first.
     pub async fn list_leases(
-        &self,
+        self: &Arc<Self>,
         token: Secret,
         query: &LeaseQuery,
         caller: &Caller,
@@ -54,9 +57,10 @@ impl Operator {
         self.leases.list(query).await
     }
 
-    /// Ends every lease that matches; an empty filter, which would match all, is refused.
+    /// Ends every lease that matches; an empty filter, which would match all, is refused. What was on record as wanted is
+    /// done, although the caller may leave.
     pub async fn revoke_leases(
-        &self,
+        self: &Arc<Self>,
         token: Secret,
         filter: LeaseFilter,
         reason: &str,
@@ -65,25 +69,33 @@ impl Operator {
         let reason = one_line(reason, REASON_CHARACTERS);
         let wanted = one_line(&format!("{filter:?}"), FILTER_CHARACTERS);
         let details = vec![("filter", wanted), ("revoke_reason", reason.clone())];
-        let operator = self.authorized(token, Permission::LeasesRevoke, caller, details).await?;
-        if filter.is_empty() {
-            let message = "says nothing: name leases, a subject, a target or a job".to_owned();
-            return Err(Failed::new(ExchangeError::Request { field: "filter".to_owned(), message }));
-        }
-        let reason = format!("{} revoked it: {reason}", operator.subject());
-        self.leases.revoke(filter, reason).await
+        let (this, caller) = (self.clone(), caller.clone());
+        detached(async move {
+            let operator = this.authorized(token, Permission::LeasesRevoke, &caller, details).await?;
+            if filter.is_empty() {
+                let message = "says nothing: name leases, a subject, a target or a job".to_owned();
+                return Err(Failed::new(ExchangeError::Request { field: "filter".to_owned(), message }));
+            }
+            let reason = format!("{} revoked it: {reason}", operator.subject());
+            this.leases.revoke(filter, reason).await
+        })
+        .await
     }
 
-    /// The decision is on record before anything is done.
+    /// The decision is on record before anything is done, and comes to be so although the caller may leave.
     async fn authorized(
-        &self,
+        self: &Arc<Self>,
         token: Secret,
         permission: Permission,
         caller: &Caller,
         details: Vec<(&'static str, String)>,
     ) -> Result<Arc<VerifiedIdentity>, Failed> {
-        let admission = self.admission(token, permission, caller).await;
-        self.recorded(admission, details).await
+        let (this, caller) = (self.clone(), caller.clone());
+        detached(async move {
+            let admission = this.admission(token, permission, &caller).await;
+            this.recorded(admission, details).await
+        })
+        .await
     }
 
     /// Whether whoever shows `token` may: not yet on record.

@@ -185,7 +185,11 @@ pub const COUNTERS: [(&str, &str); 18] = [
     ("carnet_connections_refused_total", "Connections that were not served, by reason"),
 ];
 
-pub const GAUGES: [(&str, &str); 13] = [
+pub const GAUGES: [(&str, &str); 14] = [
+    (
+        "carnet_audit_held_chains",
+        "Chains of the audit log with records that seem to be past audit.retention and cannot be proven to be; the log says why",
+    ),
     ("carnet_audit_unshipped", "Audit records by outlet that it does not have yet; 0 where another replica ships"),
     (
         "carnet_audit_spooled_groups",

@@ -34,7 +34,8 @@ pub trait AuditReader: fmt::Debug + Send + Sync {
     async fn chains(&self) -> Result<Vec<Extent>, AuditError>;
 
     /// Every row of `chain` behind the one with this position and number, in that order, and its number: for those who
-    /// trust nothing in the store. No more than hold some `most` records.
+    /// trust nothing in the store, and each with the tokens that the store finds it by. No more than hold some `most`
+    /// records.
     async fn rows(&self, chain: Uuid, behind: (u64, i64), most: u64) -> Result<Vec<(i64, Group)>, AuditError>;
 
     /// The hashes of the group that has the record at `position` of `chain`, and the position of its first record.
@@ -48,6 +49,19 @@ pub trait AuditReader: fmt::Debug + Send + Sync {
 
     /// The facts with this digest, which a record's attribute `identity` names.
     async fn facts(&self, digest: &[u8; 32]) -> Result<Option<String>, AuditError>;
+
+    /// Facts in the order of the digests that the store has for them, behind this one; at most `most`.
+    async fn fact_sets(&self, behind: &[u8], most: u32) -> Result<Vec<(Vec<u8>, String)>, AuditError>;
+
+    /// Whether the store finds any group by the token with this digest.
+    async fn has_token(&self, token_sha256: &[u8; 32]) -> Result<bool, AuditError>;
+
+    /// Of the next groups by their numbers, at most `most`, that the store would find by tokens: the last number, and how
+    /// many of them it does not have. `None` where there are no more.
+    async fn found_by_tokens(&self, behind: i64, most: u32) -> Result<Option<(i64, u64)>, AuditError>;
+
+    /// The group that was written last and has more than records of the log about itself.
+    async fn last_of_others(&self) -> Result<Option<Group>, AuditError>;
 }
 
 /// Milliseconds since 1970: from the first to before the second.
@@ -107,6 +121,17 @@ impl FromIterator<(Uuid, u64)> for Cursors {
     fn from_iter<I: IntoIterator<Item = (Uuid, u64)>>(cursors: I) -> Self {
         Self(cursors.into_iter().collect())
     }
+}
+
+/// Of the newest record of `group`, as its records say themselves: milliseconds since 1970.
+pub(super) fn newest_said(group: &Group) -> Option<i64> {
+    encoding::frames(&group.bytes).filter_map(encoding::decode).filter_map(|record| time_of(&record)).max()
+}
+
+/// Milliseconds since 1970.
+pub(super) fn time_of(record: &proto::AuditRecord) -> Option<i64> {
+    let time = record.time.and_then(|time| SystemTime::try_from(time).ok());
+    time.map(unix_milliseconds)
 }
 
 /// The chain of a record as it is shown; records that are older than the chain have none.

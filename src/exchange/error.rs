@@ -25,6 +25,9 @@ pub enum ExchangeError {
     Audit(#[source] AuditError),
     #[error("the broker is busy")]
     Overloaded,
+    /// By one operator, or by one who does not take what was read.
+    #[error("{0}")]
+    LogReaders(&'static str),
     /// Wrong and foreign lease tokens too: nobody learns which leases there are.
     #[error("there is no such lease")]
     LeaseNotFound,
@@ -48,7 +51,7 @@ impl ExchangeError {
             Self::LeaseNotFound => Reason::LeaseNotFound,
             Self::LeaseEnded(_) => Reason::LeaseEnded,
             Self::Audit(_) | Self::Leases(_) => Reason::StoreUnavailable,
-            Self::Overloaded => Reason::RateLimited,
+            Self::Overloaded | Self::LogReaders(_) => Reason::RateLimited,
             Self::ShuttingDown => Reason::ShuttingDown,
             Self::Internal => Reason::Internal,
         }
@@ -59,7 +62,9 @@ impl ExchangeError {
         match self {
             Self::Subject(error) => error.retry_after(),
             Self::Credential { error, .. } => error.retry_after(),
-            Self::Audit(_) | Self::Leases(_) | Self::Overloaded | Self::ShuttingDown => Some(RETRY_SOON),
+            Self::Audit(_) | Self::Leases(_) | Self::Overloaded | Self::LogReaders(_) | Self::ShuttingDown => {
+                Some(RETRY_SOON)
+            }
             Self::Request { .. } | Self::Policy(_) | Self::LeaseNotFound | Self::LeaseEnded(_) | Self::Internal => None,
         }
     }
@@ -75,6 +80,7 @@ impl ExchangeError {
             | Self::Audit(_)
             | Self::Leases(_)
             | Self::Overloaded
+            | Self::LogReaders(_)
             | Self::ShuttingDown
             | Self::Internal => Outcome::Failed,
         }
@@ -92,6 +98,7 @@ impl ExchangeError {
             | Self::LeaseNotFound
             | Self::LeaseEnded(_)
             | Self::Overloaded
+            | Self::LogReaders(_)
             | Self::ShuttingDown
             | Self::Internal => self.to_string(),
         }
@@ -115,7 +122,12 @@ impl ExchangeError {
             Self::Request { .. } | Self::Subject(_) | Self::Policy(_) | Self::LeaseNotFound | Self::LeaseEnded(_) => {
                 vec![("error", self.to_string())]
             }
-            Self::Audit(_) | Self::Leases(_) | Self::Overloaded | Self::ShuttingDown | Self::Internal => Vec::new(),
+            Self::Audit(_)
+            | Self::Leases(_)
+            | Self::Overloaded
+            | Self::LogReaders(_)
+            | Self::ShuttingDown
+            | Self::Internal => Vec::new(),
         }
     }
 }

@@ -260,6 +260,7 @@ fn is_final(error: &ExchangeError) -> bool {
         | ExchangeError::Audit(_)
         | ExchangeError::Leases(_)
         | ExchangeError::Overloaded
+        | ExchangeError::LogReaders(_)
         | ExchangeError::Internal => false,
     }
 }

@@ -198,10 +198,6 @@ impl AuditLog for NoLog {
         Ok(Kept::Yes)
     }
 
-    async fn expired(&self, _now: SystemTime, _retention: Duration) -> Result<Expired, AuditError> {
-        Ok(Expired::default())
-    }
-
     async fn prune(&self, _expired: &Expired) -> Result<u64, AuditError> {
         Ok(0)
     }

@@ -64,7 +64,7 @@ impl<'a> World<'a> {
     async fn live_and(&self, groups: usize, end: impl AsyncFnOnce(&Upkeep, &Audit)) {
         let stores = self.stores().await;
         let (audit, writer) = Audit::start(stores.audit.clone(), Arc::new(self.clock.clone()));
-        let upkeep = audit.upkeep(Some(self.issuer.clone()));
+        let upkeep = audit.upkeep(stores.records.clone(), Some(self.issuer.clone()));
         for number in 0..groups {
             self.clock.advance(Duration::from_secs(1));
             let records = [1, 2].map(|id| self.record(u128::try_from(10 * number + id).expect("small")));
