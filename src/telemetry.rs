@@ -202,6 +202,7 @@ pub const GAUGES: [(&str, &str); 16] = [
     ),
     ("carnet_negative_proof_failed", "1 where a token of the last round was taken that had to be refused"),
     ("carnet_shadow_stale", "1 while the file of shadow rules cannot be used and nothing is compared"),
+    ("carnet_tls_stale", "1 while a changed server certificate cannot be used and the old one is served"),
     ("carnet_policy_stale", "1 while the configuration file cannot be loaded and old rules are in force"),
     (
         "carnet_issuer_key_age_seconds",

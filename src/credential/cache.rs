@@ -13,14 +13,14 @@ use moka::Expiry;
 use tracing::Instrument as _;
 
 use super::{Credential, Hop, IssueError};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::policy::{FLOOR, refresh_in};
 
 /// A digest of everything that tells two credentials apart.
 pub type Key = [u8; 32];
 
 /// Key: a digest made from the grant, so the policy is asked first and a changed rule makes other keys. Life: until the
-/// cloud's expiry. Refresh: in the background once [`refresh_in`] of its life has passed and somebody asks. On failure:
+/// cloud's expiry, by the wall clock and by the steady one, whichever comes first. Refresh: in the background once [`refresh_in`] of its life has passed and somebody asks. On failure:
 /// the good credential stays until it expires; the failure itself is remembered for seconds. Bound: [`MAX_BYTES`].
 pub struct Cache {
     name: &'static str,
@@ -56,12 +56,22 @@ pub enum Held {
 struct Entry {
     credential: Arc<Credential>,
     refresh_at: SystemTime,
+    landed: Moment,
 }
 
 #[derive(Clone)]
 struct Failure {
     error: IssueError,
     until: SystemTime,
+    landed: Moment,
+}
+
+impl Failure {
+    /// How much longer it is remembered.
+    fn left(&self, now: SystemTime) -> Option<Duration> {
+        let left = self.until.duration_since(self.landed.no_earlier(now)).ok();
+        left.filter(|left| !left.is_zero())
+    }
 }
 
 type Flight = Shared<BoxFuture<'static, Result<Arc<Credential>, IssueError>>>;
@@ -99,6 +109,7 @@ impl Cache {
         let now = self.clock.now();
         let entry = self.entries.get(&key);
         if let Some(entry) = &entry
+            && let now = entry.landed.no_earlier(now)
             && entry.credential.covers(least, now)
         {
             if now >= entry.refresh_at && self.failure(&key, now).is_none() {
@@ -135,19 +146,18 @@ impl Cache {
     /// Whether a caller who needs `least` would be answered without a call.
     pub fn covers(&self, key: &Key, least: Duration) -> bool {
         let now = self.clock.now();
-        self.entries.get(key).is_some_and(|entry| entry.credential.covers(least, now))
+        self.entries.get(key).is_some_and(|entry| entry.credential.covers(least, entry.landed.no_earlier(now)))
     }
 
     /// What is kept for `key`, without a call.
     pub fn held(&self, key: &Key) -> Held {
         let now = self.clock.now();
-        let failure = self.failures.get(key).filter(|failure| now < failure.until);
-        let credential = self.entries.get(key).map(|entry| entry.credential).filter(|held| now < held.expires_at);
+        let failure = self.failures.get(key).and_then(|failure| Some((failure.left(now)?, failure.error)));
+        let live = |entry: &Entry| entry.landed.no_earlier(now) < entry.credential.expires_at;
+        let credential = self.entries.get(key).filter(live).map(|entry| entry.credential);
         match (credential, failure) {
             (Some(credential), _) => Held::Credential(credential),
-            (None, Some(Failure { error, until })) => {
-                Held::Failure { error, left: until.duration_since(now).unwrap_or_default() }
-            }
+            (None, Some((left, error))) => Held::Failure { error, left },
             (None, None) => Held::Nothing,
         }
     }
@@ -197,13 +207,15 @@ impl Cache {
                 let life = credential.expires_at.duration_since(now).unwrap_or_default();
                 let credential = Arc::new(credential);
                 let refresh_at = now + refresh_in(life, rand::random());
-                self.entries.insert(key, Entry { credential: credential.clone(), refresh_at });
+                let landed = Moment::at(now);
+                self.entries.insert(key, Entry { credential: credential.clone(), refresh_at, landed });
                 self.failures.invalidate(&key);
                 Ok(credential)
             }
             Err(error) => {
                 if let Some(memory) = remembered_for(&error) {
-                    self.failures.insert(key, Failure { error: error.clone(), until: now + memory });
+                    let failure = Failure { error: error.clone(), until: now + memory, landed: Moment::at(now) };
+                    self.failures.insert(key, failure);
                 }
                 Err(error)
             }
@@ -215,7 +227,7 @@ impl Cache {
     }
 
     fn failure(&self, key: &Key, now: SystemTime) -> Option<IssueError> {
-        self.failures.get(key).filter(|failure| now < failure.until).map(|failure| failure.error)
+        self.failures.get(key).filter(|failure| failure.left(now).is_some()).map(|failure| failure.error)
     }
 
     fn count(&self, outcome: &'static str) {
@@ -231,6 +243,7 @@ impl fmt::Debug for Cache {
 
 impl Entry {
     fn is_live(&self, now: SystemTime) -> bool {
+        let now = self.landed.no_earlier(now);
         self.credential.expires_at.duration_since(now).is_ok_and(|left| left > LEAST_STALE)
     }
 }

@@ -169,6 +169,14 @@ struct Attempts {
 
 type Flight = Shared<BoxFuture<'static, ()>>;
 
+/// Why keys are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Refresh,
+    /// Somebody waits for a key that is not there.
+    Missing,
+}
+
 impl KeyCache {
     pub(super) fn new(source: Arc<dyn KeySource>, tenants: &[Uuid]) -> Self {
         let slot = |tenant, version| {
@@ -192,7 +200,7 @@ impl KeyCache {
             slot.refresh_if_due();
             return Ok(found);
         }
-        if let Some(flight) = slot.fetch_unless_cooling() {
+        if let Some(flight) = slot.fetch_unless_cooling(Cause::Missing) {
             flight.await;
         }
         slot.find(kid).ok_or_else(|| slot.why_missing())
@@ -205,7 +213,7 @@ impl KeyCache {
         // Once for both limits: every cached exchange comes by here.
         let age = fetched.at.elapsed();
         if age >= REFRESH_AFTER {
-            slot.fetch_unless_cooling();
+            slot.fetch_unless_cooling(Cause::Refresh);
         }
         age < MAX_AGE && fetched.set.keys.get(kid).is_some_and(|key| key.fingerprint == *fingerprint)
     }
@@ -232,7 +240,8 @@ impl KeyCache {
     /// Fetches what is not there yet for every tenant; true once a tenant's v2.0 keys are known.
     pub async fn prefetch(&self) -> bool {
         let v2 = self.slots.values().filter(|slot| slot.version == Version::V2);
-        let flights = v2.filter(|slot| slot.usable().is_none()).filter_map(|slot| slot.fetch_unless_cooling());
+        let flights =
+            v2.filter(|slot| slot.usable().is_none()).filter_map(|slot| slot.fetch_unless_cooling(Cause::Missing));
         futures_util::future::join_all(flights).await;
         self.slots.values().any(|slot| slot.usable().is_some())
     }
@@ -268,18 +277,18 @@ impl Slot {
 
     fn refresh_if_due(self: &Arc<Self>) {
         if self.current.load().as_ref().is_some_and(|fetched| fetched.at.elapsed() >= REFRESH_AFTER) {
-            self.fetch_unless_cooling();
+            self.fetch_unless_cooling(Cause::Refresh);
         }
     }
 
     /// One fetch for all who wait. `None` while the last attempt, good or failed, is too recent: an attacker who
     /// makes up key names gets one fetch per tenant and cooldown.
-    fn fetch_unless_cooling(self: &Arc<Self>) -> Option<Flight> {
+    fn fetch_unless_cooling(self: &Arc<Self>, cause: Cause) -> Option<Flight> {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = &attempts.running {
             return Some(running.clone());
         }
-        if attempts.last.is_some_and(|last| last.elapsed() < self.cooldown()) {
+        if attempts.last.is_some_and(|last| last.elapsed() < self.cooldown(cause, &attempts)) {
             return None;
         }
         attempts.last = Some(Instant::now());
@@ -319,16 +328,24 @@ impl Slot {
         }
     }
 
-    fn cooldown(&self) -> Duration {
-        if self.usable().is_some() { UNKNOWN_KID_COOLDOWN } else { OUTAGE_COOLDOWN }
+    fn cooldown(&self, cause: Cause, attempts: &Attempts) -> Duration {
+        match (self.usable(), cause, &attempts.last_error) {
+            (None, Cause::Refresh | Cause::Missing, _) => OUTAGE_COOLDOWN,
+            (Some(_), Cause::Missing, Some(_)) => FAILED_COOLDOWN,
+            (Some(_), Cause::Missing, None) | (Some(_), Cause::Refresh, _) => UNKNOWN_KID_COOLDOWN,
+        }
     }
 
+    /// A key is unknown only where the tenant's current keys are known: after a fetch that failed nobody can say that the
+    /// tenant does not publish it.
     fn why_missing(&self) -> KeyError {
-        if self.usable().is_some() {
+        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.usable().is_some() && attempts.last_error.is_none() {
             return KeyError::Unknown;
         }
-        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        KeyError::Unavailable { retry_after: OUTAGE_COOLDOWN, source: attempts.last_error.clone() }
+        let waited = attempts.last.map(|last| last.elapsed()).unwrap_or_default();
+        let left = self.cooldown(Cause::Missing, &attempts).saturating_sub(waited);
+        KeyError::Unavailable { retry_after: left.max(SOONEST_RETRY), source: attempts.last_error.clone() }
     }
 }
 
@@ -424,6 +441,12 @@ const UNKNOWN_KID_COOLDOWN: Duration = Duration::from_secs(60);
 
 /// Between two attempts while there are no keys at all.
 const OUTAGE_COOLDOWN: Duration = Duration::from_secs(2);
+
+/// Between two attempts that unknown key names can cause while the known keys may be out of date.
+const FAILED_COOLDOWN: Duration = Duration::from_secs(10);
+
+/// Callers are told no shorter wait.
+const SOONEST_RETRY: Duration = Duration::from_secs(1);
 
 /// For discovery and keys together.
 const FETCH_DEADLINE: Duration = Duration::from_secs(10);

@@ -100,6 +100,30 @@ async fn a_failed_fetch_starts_the_cooldown_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_key_that_could_not_be_looked_for_is_not_called_unknown_and_is_found_seconds_after_the_outage() {
+    let source = FakeKeySource::publishing(&["a"]);
+    let cache = KeyCache::new(source.clone(), &[TENANT]);
+    assert!(known(&cache, "a").await);
+    source.goes(true);
+    source.publish(&["a", "b"]);
+    tokio::time::advance(UNKNOWN_KID_COOLDOWN).await;
+    for _ in 0..10 {
+        let Err(KeyError::Unavailable { retry_after, source: Some(_) }) = cache.key(TENANT, Version::V2, "b").await
+        else {
+            panic!("nobody can say that the tenant does not publish it")
+        };
+        assert!(SOONEST_RETRY <= retry_after && retry_after <= FAILED_COOLDOWN, "{retry_after:?}");
+    }
+    assert!(known(&cache, "a").await);
+    assert_eq!(source.fetches(), 2);
+    source.goes(false);
+    tokio::time::advance(FAILED_COOLDOWN).await;
+    assert!(known(&cache, "b").await);
+    assert!(matches!(cache.key(TENANT, Version::V2, "c").await, Err(KeyError::Unknown)));
+    assert_eq!(source.fetches(), 3);
+}
+
+#[tokio::test(start_paused = true)]
 async fn an_outage_leaves_the_last_good_keys_until_their_hard_maximum_age() {
     let source = FakeKeySource::publishing(&["a"]);
     let cache = KeyCache::new(source.clone(), &[TENANT]);
