@@ -7,10 +7,14 @@ mod cold;
 mod empty;
 mod herd;
 mod idle;
+mod inside;
+mod instructions;
 mod leases;
 mod load;
 mod machine;
 mod memory;
+mod sides;
+mod sight;
 mod storm;
 mod table;
 mod warm;
@@ -35,6 +39,8 @@ fn main() -> ExitCode {
         [agent::EMPTY, address] => agent::serve_empty(address),
         [agent::LOAD, address] => agent::load(address),
         [load::ROLE, job] => load::child(job),
+        [sight::ROLE] => sight::child(),
+        [inside::ROLE, measure] => inside::child(measure),
         [memory::ROLE] => memory::child(),
         // `cargo test --all-targets` starts benches too, without this word.
         words if words.contains(&"--bench") => {
@@ -74,8 +80,14 @@ fn run(chosen: &[&str]) -> Result<()> {
 
 type Part = fn() -> std::pin::Pin<Box<dyn Future<Output = Result<Vec<Row>>>>>;
 
-const PARTS: [(&str, Part); 9] = [
+const PARTS: [(&str, Part); 15] = [
     ("warm", || Box::pin(warm::run())),
+    ("instructions", || Box::pin(instructions::run())),
+    ("tls", || Box::pin(warm::over_tls())),
+    ("cores", || Box::pin(warm::on_cores())),
+    ("sight", || Box::pin(sight::run())),
+    ("audit", || Box::pin(inside::audit())),
+    ("growth", || Box::pin(inside::growth())),
     ("cold", || Box::pin(cold::run())),
     ("herd", || Box::pin(herd::run())),
     ("memory", || Box::pin(memory::run())),
