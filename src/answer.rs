@@ -51,12 +51,12 @@ impl TokenAnswer {
     }
 
     pub fn life(&self) -> Duration {
-        Duration::from_secs(self.expires_in.min(LONGEST))
+        Duration::from_secs(self.expires_in).min(LONGEST)
     }
 }
 
 /// Entra's tokens with continuous access evaluation live up to 28 h; nothing lives longer.
-const LONGEST: u64 = 28 * 3600;
+pub const LONGEST: Duration = Duration::from_secs(28 * 3600);
 
 /// A service's error word where it is one, else the status: never free text.
 pub fn error_word(word: &str, response: &Response) -> String {

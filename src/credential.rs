@@ -30,7 +30,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use self::shared::Shared;
-use crate::answer::TokenAnswer;
+use crate::answer::{LONGEST, TokenAnswer};
 use crate::clock::Clock;
 use crate::http::{Client, Response};
 use crate::issuer::{Assertion, Issuer};
@@ -497,11 +497,13 @@ impl CredentialProvider for Clouds {
             Platform::Google(google) => (self.google.issue(google, call).await, Hop::GoogleIam),
             Platform::Azure(azure) => (self.azure.issue(azure, call).await, Hop::ManagedIdentity),
         };
-        // Clients ask again without a pause when they are given a dead token.
+        // Clients ask again without a pause when they are given a dead token, and never when they are told of no end.
         let live = |credential: Credential| {
-            let live = credential.expires_at > self.clock.now();
+            let now = self.clock.now();
+            let live = credential.expires_at > now;
             let dead = || IssueError::refused(hop, "expired", "the token has expired already: compare the clocks");
-            live.then_some(credential).ok_or_else(dead)
+            let expires_at = credential.expires_at.min(now + LONGEST);
+            live.then_some(Credential { expires_at, ..credential }).ok_or_else(dead)
         };
         issued.and_then(live)
     }

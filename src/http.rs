@@ -1,5 +1,8 @@
 //! The one outbound HTTP client: every answer has a deadline and a size limit, and nothing is redirected.
 
+#[cfg(any(test, feature = "testing"))]
+mod fake;
+
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -244,6 +247,8 @@ pub struct Client {
     proxied: reqwest::Client,
     /// For plain `http`, which is loopback or the metadata address: never through a proxy.
     direct: reqwest::Client,
+    #[cfg(any(test, feature = "testing"))]
+    fake: Option<Arc<fake::Fake>>,
 }
 
 #[derive(Clone, Copy)]
@@ -273,7 +278,12 @@ impl Client {
                 .pool_idle_timeout(POOL_IDLE)
                 .user_agent(USER_AGENT)
         };
-        Ok(Self { proxied: builder().build()?, direct: builder().no_proxy().build()? })
+        Ok(Self {
+            proxied: builder().build()?,
+            direct: builder().no_proxy().build()?,
+            #[cfg(any(test, feature = "testing"))]
+            fake: None,
+        })
     }
 
     /// Sends `request` and reads the whole answer, of at most `limit` bytes, within `deadline`.
@@ -284,6 +294,10 @@ impl Client {
     }
 
     async fn exchange(&self, request: Request, limit: usize) -> Result<Response, HttpError> {
+        #[cfg(any(test, feature = "testing"))]
+        if let Some(fake) = &self.fake {
+            return fake.answer(&request, limit);
+        }
         let client = if request.url.starts_with("https:") { &self.proxied } else { &self.direct };
         let mut builder = client.request(request.method, request.url).headers(request.headers);
         if let Some(body) = request.body {

@@ -200,11 +200,13 @@ impl<'a> Assertion<'a> {
 
     /// Adds everything that the cloud would see to a cache key.
     pub fn digest_into(&self, digest: &mut FieldDigest) {
-        digest.field(self.algorithm.as_str().as_bytes());
-        digest.field(self.audience.as_bytes());
-        digest.field(self.subject.as_bytes());
-        digest.field(&(self.claims.len() as u64).to_le_bytes());
-        for (name, claim) in &self.claims {
+        // Without `..`, so that a new field is not forgotten. The target only names the assertion, in its `jti`.
+        let Self { algorithm, target: _, audience, subject, claims } = self;
+        digest.field(algorithm.as_str().as_bytes());
+        digest.field(audience.as_bytes());
+        digest.field(subject.as_bytes());
+        digest.field(&(claims.len() as u64).to_le_bytes());
+        for (name, claim) in claims {
             digest.field(name.as_bytes());
             match claim {
                 Claim::Text(text) => digest.field(b"text").field(text.as_bytes()),

@@ -19,11 +19,15 @@ pub mod private_file;
 pub mod reason;
 pub mod secret;
 pub mod socket;
+pub mod line;
 pub mod answer;
 pub mod step;
 pub mod entra;
 pub mod target;
 pub mod telemetry;
+pub mod limit;
+#[cfg(test)]
+mod vectors;
 
 /// The contract's messages and services, from `proto/`.
 #[expect(missing_debug_implementations, reason = "a derived Debug would print the tokens that the messages carry")]

@@ -224,6 +224,21 @@ impl Grant {
     }
 }
 
+#[cfg(test)]
+impl Grant {
+    /// All of them: the test of cache keys says of each what becomes of it there.
+    pub fn field_names(&self) -> [&'static str; 10] {
+        macro_rules! names {
+            ($($field:ident),+) => {{
+                // Without `..`, so that a new field has to be named.
+                let Self { $($field: _),+ } = self;
+                [$(stringify!($field)),+]
+            }};
+        }
+        names!(identity, target, rule, scopes, token_type, audience, plan, attributes, job, lease)
+    }
+}
+
 impl fmt::Debug for Grant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Grant({} to {} under {})", self.target.name, self.identity.subject(), self.rule.name)

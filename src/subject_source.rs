@@ -93,6 +93,13 @@ impl SubjectSource {
         Self::with(settings, Arc::new(SystemClock), OnceCell::new())
     }
 
+    /// With these in place of the time and the network.
+    #[cfg(any(test, feature = "testing"))]
+    pub fn over(settings: Settings, clock: Arc<dyn Clock>, client: Client) -> Self {
+        let web: Arc<dyn Web> = Arc::new(client);
+        Self::with(settings, clock, OnceCell::new_with(Some(web)))
+    }
+
     fn with(settings: Settings, clock: Arc<dyn Clock>, web: OnceCell<Arc<dyn Web>>) -> Self {
         let held = Held::new(clock.clone());
         let (chosen, standard_input) = (OnceCell::new(), OnceCell::new());

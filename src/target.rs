@@ -14,7 +14,7 @@ use uuid::Uuid;
 use crate::http::Endpoint;
 
 /// One entry of the configuration's `targets`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Target {
     pub name: Name,
     pub platform: Platform,
@@ -47,7 +47,7 @@ impl Target {
     }
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Platform {
     Google(GoogleTarget),
     Azure(AzureTarget),
@@ -62,7 +62,7 @@ pub enum Sharing {
     Target,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GoogleTarget {
     pub provider: PoolProvider,
     pub subject_token: GoogleSubjectToken,
@@ -82,7 +82,7 @@ pub enum GoogleSubjectToken {
     Entra,
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AzureTarget {
     pub tenant: Uuid,
     pub client_id: Uuid,
@@ -91,7 +91,7 @@ pub struct AzureTarget {
 }
 
 /// How the broker proves to Entra that it may act as `client_id`.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum AzureSource {
     /// With an assertion of its own, for the federated identity credential (issuer, `subject`, `audience`).
     Issuer { subject: String, audience: String },
@@ -103,7 +103,7 @@ pub enum AzureSource {
     OnBehalfOf { subject: String, audience: String },
 }
 
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ManagedIdentityEndpoint {
     /// `/metadata/identity/oauth2/token` below this address.
     Imds(Endpoint),

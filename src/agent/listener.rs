@@ -123,6 +123,14 @@ impl Listener {
     }
 }
 
+#[cfg(any(test, feature = "testing"))]
+impl Agent {
+    /// Serves one connection of an allowed user's, for tests that write its bytes themselves.
+    pub async fn serve_stream(self: Arc<Self>, stream: impl AsyncRead + AsyncWrite + Unpin) {
+        Door { agent: self, allowed: true, any_host: false }.serve(stream, CancellationToken::new()).await;
+    }
+}
+
 /// A connection's way in.
 #[derive(Debug, Clone)]
 struct Door {

@@ -6,6 +6,11 @@ mod google_config;
 mod google_executable;
 mod hosts;
 mod kubectl;
+#[cfg(any(test, feature = "testing"))]
+mod understood;
+
+#[cfg(any(test, feature = "testing"))]
+pub use understood::Understood;
 
 use std::io::Read as _;
 

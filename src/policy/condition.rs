@@ -91,8 +91,8 @@ static ENVIRONMENT: LazyLock<Arc<Env>> = LazyLock::new(|| Arc::new(Env::stdlib()
 /// The parser recurses deeply; on a stack of its own it cannot overflow the caller's.
 fn parse(source: String) -> Result<Program, String> {
     let compile = move || ENVIRONMENT.compile(&source).map_err(|errors| errors.to_string());
-    let parser = thread::Builder::new().stack_size(PARSER_STACK_BYTES).spawn(compile);
-    let parsed = parser.map_err(|error| format!("no thread for the parser: {error}"))?.join();
+    let parser = thread::Builder::new().name("cel-parser".to_owned()).stack_size(PARSER_STACK_BYTES);
+    let parsed = parser.spawn(compile).map_err(|error| format!("no thread for the parser: {error}"))?.join();
     parsed.unwrap_or_else(|_panic| Err("the parser gave up on this expression".to_owned()))
 }
 

@@ -65,7 +65,7 @@ impl EntraVerifier {
             Err(error) => return steps.push(self.key_step(&error, tenant, version, kid)),
         };
         let state = self.key_state(tenant, version);
-        if !key.verifies(unverified.signed, unverified.signature) {
+        if !key.verifies(unverified.signed.as_bytes(), unverified.signature) {
             let detail = format!("it does not match key {kid}; {state}");
             return steps.push(Step::failed("signature", detail, CHANGED));
         }

@@ -18,6 +18,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use super::roca::is_roca;
 use crate::http::{Client, Endpoint, HttpError, Request};
 use crate::secret::FieldDigest;
 use crate::telemetry::Causes;
@@ -73,7 +74,7 @@ impl VerificationKey {
     pub fn of(jwk: &Value) -> Option<(String, Self)> {
         let field = |name: &str| jwk.get(name).and_then(Value::as_str);
         let absent_or = |name: &str, value: &str| jwk.get(name).is_none_or(|found| found.as_str() == Some(value));
-        if field("kty") != Some("RSA") || !absent_or("use", "sig") || !absent_or("alg", "RS256") {
+        if field("kty") != Some("RSA") || !absent_or("use", "sig") || !absent_or("alg", "RS256") || !may_verify(jwk) {
             return None;
         }
         let (kid, n, e) = (field("kid").filter(|kid| !kid.is_empty())?, field("n")?, field("e")?);
@@ -81,6 +82,9 @@ impl VerificationKey {
             return None;
         }
         let (modulus, exponent) = (BASE64_URL_SAFE_NO_PAD.decode(n).ok()?, BASE64_URL_SAFE_NO_PAD.decode(e).ok()?);
+        if is_roca(&modulus) {
+            return None;
+        }
         let key = RsaPublicKeyComponents { n: modulus, e: exponent };
         let key = key.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256).ok()?;
         let mut digest = FieldDigest::new("rsa-key");
@@ -90,10 +94,18 @@ impl VerificationKey {
     }
 
     /// Checks an RS256 signature over `signed`; `signature` is base64url.
-    pub fn verifies(&self, signed: &str, signature: &str) -> bool {
+    pub fn verifies(&self, signed: &[u8], signature: &str) -> bool {
         let signature = BASE64_URL_SAFE_NO_PAD.decode(signature);
-        signature.is_ok_and(|signature| self.key.verify_sig(signed.as_bytes(), &signature).is_ok())
+        signature.is_ok_and(|signature| self.key.verify_sig(signed, &signature).is_ok())
     }
+}
+
+/// Where a key says what it is for (RFC 7517 section 4.3), it is for that only.
+fn may_verify(jwk: &Value) -> bool {
+    let verify = |operations: &Value| {
+        operations.as_array().is_some_and(|all| all.iter().any(|operation| operation.as_str() == Some("verify")))
+    };
+    jwk.get("key_ops").is_none_or(verify)
 }
 
 /// Why keys could not be fetched.
@@ -389,7 +401,7 @@ pub(super) fn names_tenant(issuer: &str, tenant: Uuid) -> bool {
 
 /// Key by key, so that one odd entry costs itself only: RSA keys for signatures with a name. A name that stands for
 /// two different keys stands for none.
-fn verification_keys(published: &[Value]) -> HashMap<String, Arc<VerificationKey>> {
+pub(super) fn verification_keys(published: &[Value]) -> HashMap<String, Arc<VerificationKey>> {
     let mut keys: HashMap<String, Option<Arc<VerificationKey>>> = HashMap::new();
     for (kid, key) in published.iter().take(MAX_KEYS).filter_map(VerificationKey::of) {
         match keys.entry(kid) {
@@ -446,7 +458,7 @@ impl KeyCache {
         }
 
         let cache = Self::new(Arc::new(Nothing), &[tenant]);
-        let jwk = serde_json::json!({"kty": "RSA", "kid": kid, "n": ("B".repeat(341) + "Q"), "e": "AQAB"});
+        let jwk = serde_json::json!({"kty": "RSA", "kid": kid, "n": "B".repeat(341) + "Q", "e": "AQAB"});
         let set = KeySet { issuer: String::new(), keys: verification_keys(&[jwk]) };
         if let Some(slot) = cache.slots.get(&(tenant, Version::V2)) {
             slot.current.store(Some(Arc::new(Fetched { set, at: Instant::now() })));

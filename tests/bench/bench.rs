@@ -5,6 +5,7 @@ mod agent;
 mod broker;
 mod cold;
 mod empty;
+mod flood;
 mod herd;
 mod idle;
 mod inside;
@@ -80,7 +81,7 @@ fn run(chosen: &[&str]) -> Result<()> {
 
 type Part = fn() -> std::pin::Pin<Box<dyn Future<Output = Result<Vec<Row>>>>>;
 
-const PARTS: [(&str, Part); 15] = [
+const PARTS: [(&str, Part); 16] = [
     ("warm", || Box::pin(warm::run())),
     ("instructions", || Box::pin(instructions::run())),
     ("tls", || Box::pin(warm::over_tls())),
@@ -95,6 +96,7 @@ const PARTS: [(&str, Part); 15] = [
     ("leases", || Box::pin(leases::run())),
     ("watches", || Box::pin(watches::run())),
     ("agent", || Box::pin(agent::run())),
+    ("flood", || Box::pin(flood::run())),
     ("storm", || Box::pin(storm::run())),
 ];
 

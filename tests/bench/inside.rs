@@ -12,6 +12,7 @@ use carnet::clock::{Clock, SystemClock};
 use carnet::config::Config;
 use carnet::credential::Credentials;
 use carnet::exchange::{Caller, Door, Exchange, ExchangeRequest, FakeRunHistory, History, Proof, TargetRequest};
+use carnet::limit::Limits;
 use carnet::policy::{ExcessScopes, Tenure};
 use carnet::secret::{SealingKeys, Secret};
 use carnet::store;
@@ -189,6 +190,7 @@ impl Inside {
             audit,
             clock,
             places: Arc::new(Semaphore::new(carnet::exchange::PLACES)),
+            limits: Limits::new(config.limits),
         };
         let tokens = (0..subjects).map(|number| Secret::new(clouds.subject_token_of(number))).collect();
         Ok(Self { exchange: Arc::new(exchange), tokens })

@@ -97,7 +97,7 @@ impl Docker {
 }
 
 /// docker names a registry by its host, or by an URL with a path.
-fn registry(server: &str) -> anyhow::Result<Host> {
+pub(super) fn registry(server: &str) -> anyhow::Result<Host> {
     let (rest, plaintext) = match (server.strip_prefix("https://"), server.strip_prefix("http://")) {
         (Some(rest), _) => (rest, false),
         (None, Some(rest)) => (rest, true),

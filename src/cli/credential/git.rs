@@ -31,11 +31,11 @@ pub(in crate::cli) struct Git {
 
 /// What git says of the credential that it wants.
 #[derive(Debug, Default, PartialEq, Eq)]
-struct Wanted {
-    protocol: String,
-    host: String,
+pub(super) struct Wanted {
+    pub protocol: String,
+    pub host: String,
     /// git 2.46 and later take another scheme than Basic.
-    authtype: bool,
+    pub authtype: bool,
 }
 
 impl Git {
@@ -78,7 +78,7 @@ impl Git {
 
 /// # Errors
 /// Where git would not have written it so: what cannot be read for sure is not answered.
-fn wanted(text: &str) -> anyhow::Result<Wanted> {
+pub(super) fn wanted(text: &str) -> anyhow::Result<Wanted> {
     if text.contains(['\0', '\r']) {
         bail!("a value on standard input holds a control character");
     }

@@ -47,9 +47,9 @@ pub(in crate::cli) struct Executable {
 
 /// Read by nobody who decides anything: the one who redeems the token verifies it.
 #[derive(Debug, Default, Deserialize)]
-struct UnverifiedClaims {
-    exp: Option<u64>,
-    aud: Option<Value>,
+pub(super) struct UnverifiedClaims {
+    pub exp: Option<u64>,
+    pub aud: Option<Value>,
 }
 
 impl Executable {
@@ -127,7 +127,7 @@ fn write(path: &Path, answer: &Value) -> anyhow::Result<()> {
 }
 
 /// Of an opaque token: none.
-fn unverified_claims(token: &str) -> UnverifiedClaims {
+pub(super) fn unverified_claims(token: &str) -> UnverifiedClaims {
     let payload = token.split('.').nth(1).unwrap_or_default();
     let bytes = BASE64_URL_SAFE_NO_PAD.decode(payload).unwrap_or_default();
     serde_json::from_slice(&bytes).unwrap_or_default()

@@ -82,7 +82,7 @@ users:
 }
 
 /// The version of the answer: the client refuses another than its own.
-fn asked_version(exec_info: Option<&str>) -> anyhow::Result<&'static str> {
+pub(super) fn asked_version(exec_info: Option<&str>) -> anyhow::Result<&'static str> {
     let Some(text) = exec_info else {
         return Err(usage(
             "KUBERNETES_EXEC_INFO is not set: Kubernetes clients set it where a kubeconfig's user runs this command \
