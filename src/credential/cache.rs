@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -82,7 +83,8 @@ impl Cache {
         Self::bounded(name, MAX_BYTES, clock)
     }
 
-    fn bounded(name: &'static str, max_bytes: u64, clock: Arc<dyn Clock>) -> Self {
+    /// As [`new`](Self::new), with another bound in bytes.
+    pub fn bounded(name: &'static str, max_bytes: u64, clock: Arc<dyn Clock>) -> Self {
         let weight =
             |_key: &Key, entry: &Entry| u32::try_from(entry.credential.token.len() + ENTRY_BYTES).unwrap_or(u32::MAX);
         let entries = moka::sync::Cache::builder()
@@ -184,16 +186,17 @@ impl Cache {
             return (ready(Ok(landed)).boxed().shared(), true);
         }
         let (cache, mint) = (self.clone(), mint());
-        // One task more than it seems to need: a call that panics must land too, or its key would stay taken.
-        let minting = tokio::spawn(tokio::time::timeout(FLIGHT_DEADLINE, mint).in_current_span());
-        let task = tokio::spawn(async move {
+        // A call that panics must land too, or its key would stay taken.
+        let minting = AssertUnwindSafe(tokio::time::timeout(FLIGHT_DEADLINE, mint)).catch_unwind();
+        let flying = async move {
             let minted = match minting.await {
                 Ok(Ok(minted)) => minted,
                 Ok(Err(_elapsed)) => Err(cut_off("no answer in time")),
                 Err(_panic) => Err(cut_off("the call was cut off")),
             };
             cache.land(key, minted)
-        });
+        };
+        let task = tokio::spawn(flying.in_current_span());
         let flight =
             task.map(|joined| joined.unwrap_or_else(|_gone| Err(cut_off("the call was cut off")))).boxed().shared();
         flights.insert(key, flight.clone());

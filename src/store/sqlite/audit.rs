@@ -41,10 +41,11 @@ impl SqliteStore {
     pub(in crate::store) async fn append_group(&self, group: Group) -> Result<(), AuditError> {
         let append = move |connection: &mut Connection| {
             let transaction = connection.transaction()?;
+            // No INSERT ... SELECT: that would put the group into a table of its own first.
             let sql = "INSERT INTO audit (sequence, chain, position, records, newest_ms, own, hashes, bytes)
-                       SELECT coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1),
-                              ?1, ?2, ?3, ?4, ?5, ?6, ?7
-                       WHERE true ON CONFLICT DO NOTHING";
+                       VALUES (coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1),
+                               ?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                       ON CONFLICT DO NOTHING";
             let Group { chain, position, records, newest_ms, own, hashes, bytes, tokens, identities, .. } = group;
             let (chain, place) = (chain.as_ref().map(Uuid::as_bytes), chain.map(|_chain| signed(position)));
             let hashes = chain.map(|_chain| hashes);

@@ -44,7 +44,7 @@ impl KeySource for FakeKeySource {
         }
         let kids = self.published.lock().expect("no panic").clone();
         assert_ne!(kids, ["panic"]);
-        let jwks: Vec<Value> = kids.iter().map(|kid| rsa(kid, &"A".repeat(342))).collect();
+        let jwks: Vec<Value> = kids.iter().map(|kid| rsa(kid, &("B".repeat(341) + "Q"))).collect();
         Ok(KeySet { issuer: format!("https://issuer/{tenant}/v2.0"), keys: verification_keys(&jwks) })
     }
 }
@@ -188,12 +188,12 @@ async fn one_tenants_cooldown_does_not_hold_another_back_and_foreign_tenants_cau
 }
 
 fn fingerprint(kid: &str) -> [u8; 32] {
-    VerificationKey::of(&rsa(kid, &"A".repeat(342))).expect("a key").1.fingerprint
+    VerificationKey::of(&rsa(kid, &("B".repeat(341) + "Q"))).expect("a key").1.fingerprint
 }
 
 #[test]
 fn odd_entries_of_a_key_document_cost_themselves_only() {
-    let good = "A".repeat(342);
+    let good = "B".repeat(341) + "Q";
     let keys = verification_keys(&[
         rsa("good", &good),
         json!({"kty": "RSA", "kid": 7, "n": good, "e": "AQAB"}),
