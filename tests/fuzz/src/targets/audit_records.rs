@@ -14,7 +14,7 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use crate::store::{Chest, RETENTION};
-use crate::world::{ISSUER, block_on, now};
+use crate::world::{ISSUER, block_on, now, show};
 
 const CHAIN: Uuid = Uuid::from_u128(0x7777_7777);
 
@@ -82,6 +82,7 @@ fn verified(group: Option<Group>, checkpoints: Vec<Checkpoint>, export: Option<&
         }
     });
     let report = verification.into_report();
+    show(|| format!("{report:?}"));
     for fault in &report.faults {
         let _ = format!("{fault} {fault:?}");
     }

@@ -13,7 +13,7 @@ use serde_json::Value;
 use tower::ServiceExt as _;
 
 use crate::broker::{ISSUED, exchange};
-use crate::world::{ISSUER, TOKEN, assert_silent, block_on, clock};
+use crate::world::{ISSUER, TOKEN, assert_silent, block_on, clock, show};
 
 thread_local! {
     static DOOR: LazyCell<Router> = LazyCell::new(|| {
@@ -43,6 +43,7 @@ pub fn run(data: &[u8]) {
         (status, answer.into_body().collect().await.expect("a body").to_bytes())
     });
     let answer = String::from_utf8_lossy(&answer);
+    show(|| format!("{status}: {answer}"));
     assert_silent(&answer, TOKEN.as_str());
     assert!(!answer.contains(ISSUED) || (with_token && status == 200), "a token for nobody: {answer}");
     assert!([200, 400, 404, 405, 413, 415, 429, 503].contains(&status), "{status}: {answer}");

@@ -24,7 +24,7 @@ use tower::Service as _;
 
 use crate::broker::exchange;
 use crate::store::Chest;
-use crate::world::{CONFIGURED, ISSUER, TOKEN, block_on, clock, configured, settings, verifier};
+use crate::world::{CONFIGURED, ISSUER, TOKEN, block_on, clock, configured, settings, show, verifier};
 
 thread_local! {
     static CALLS: Cell<u64> = const { Cell::new(0) };
@@ -44,6 +44,7 @@ pub fn run(data: &[u8]) {
     let message = with_field(&message, b"{lease}", || opened(&mut connection));
     let (status, said, answer) = call(&mut connection, method, &message);
     CONNECTION.set(Some(connection));
+    show(|| format!("{method}: {status:?} {said} {} bytes", answer.len()));
     // Unknown and internal are what nobody thought of, but for what is no message at all.
     let unthought = matches!(status, Some(2 | 13)) && !said.starts_with("failed to decode");
     assert!(!unthought, "{method}: {status:?} {said}");
