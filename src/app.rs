@@ -1,10 +1,13 @@
 //! The composition root: a configuration in, running servers out; reload, readiness and drain.
 
+mod frames;
 mod inside;
 mod keys;
 mod listener;
+mod places;
 mod shadow;
 mod tls;
+mod watched;
 
 pub use keys::{KeySource, KeysError, rfc3339};
 pub use tls::{TlsError, check_tls};
@@ -37,8 +40,9 @@ use crate::grpc::{self, Doors, Health};
 use crate::http;
 use crate::issuer::{Issuer, KeyStore, Rotation, StatementKeys};
 use crate::lease::{LeaseStoreError, Leases};
-use crate::oauth::{self, Http, Ready};
-use crate::operator::{Operator, SEARCHES};
+use crate::limit::Limits;
+use crate::oauth::{self, Http, Metrics, Ready};
+use crate::operator::{Operator, Searches};
 use crate::policy::{Operators, Policy};
 use crate::prober::{FrontDoors, Prober, ProberError, Round};
 use crate::secret::{SealError, SealingKeys, sha256};
@@ -65,6 +69,8 @@ pub struct App {
     spool: Option<Arc<SpooledLog>>,
     outlets: Outlets,
     prober: Arc<Prober>,
+    /// Has counted what was not recorded one by one.
+    accounts: Arc<Exchange>,
 }
 
 /// Why the broker does not start.
@@ -120,7 +126,7 @@ impl App {
         }
         let records = Records::new(stores.records);
         let (audit, audit_writer) = Audit::start(stores.audit, clock.clone());
-        let upkeep = audit.upkeep(issuer.clone());
+        let upkeep = audit.upkeep(records.reader().clone(), issuer.clone());
         let shadow = ShadowRules::default();
         let policy = Arc::new(ArcSwap::from_pointee(shadow.beside(config.policy, config.shadow)));
         let operators = Arc::new(ArcSwap::from_pointee(config.operators));
@@ -132,7 +138,10 @@ impl App {
             audit: audit.clone(),
             clock: clock.clone(),
             places: Arc::new(Semaphore::new(PLACES)),
+            limits: Limits::new(config.limits),
         });
+        background.spawn(exchange.clone().keep_recording_what_was_left_out());
+        let accounts = exchange.clone();
         let ready = Ready::default();
         let leases = Leases::start(exchange.clone(), stores.leases, config.renewals_per_second);
         leases.begin().await?;
@@ -145,7 +154,7 @@ impl App {
             issuer: issuer.clone(),
             audit: audit.clone(),
             records: records.clone(),
-            searches: Arc::new(Semaphore::new(SEARCHES)),
+            searches: Arc::new(Searches::default()),
             clock: clock.clone(),
         };
         let doors = Doors {
@@ -161,6 +170,7 @@ impl App {
             issuer,
             keys_max_age: config.issuer.as_ref().map(|issuer| issuer.schedule.publish_ahead / 4).unwrap_or_default(),
             ready: ready.clone(),
+            metrics: Metrics::default(),
             clock: clock.clone(),
         });
 
@@ -215,6 +225,7 @@ impl App {
             spool: stores.spool,
             outlets,
             prober,
+            accounts,
         })
     }
 
@@ -268,6 +279,10 @@ impl App {
         self.grpc.run(GRPC_DRAIN).await;
         // Last, because a cloud may have to fetch the issuer's keys for a call that is still under way.
         self.http.run(HTTP_DRAIN).await;
+        if timeout(WRITER_DEADLINE, self.accounts.record_what_was_left_out()).await.is_err() {
+            tracing::error!("the audit log did not take in time what was left out of it");
+        }
+        drop(self.accounts);
         // The last exchange drops the last sender; then the writer ends.
         if timeout(WRITER_DEADLINE, &mut self.audit_writer).await.is_err() {
             tracing::error!("the audit log did not take its last records in time");

@@ -3,6 +3,7 @@
 mod asked;
 mod chain;
 mod checkpoint;
+mod cursors;
 mod encoding;
 mod group;
 mod log;
@@ -18,6 +19,7 @@ mod writer;
 pub use asked::{DECISIONS, ask, asked_duration, facts_digest, job};
 pub use chain::{Chain, Hash, Head, InvalidHead};
 pub use checkpoint::{Checkpoint, Said};
+pub use cursors::{Cursors, Gap, Gaps};
 pub use encoding::find_hand_out;
 pub use group::Group;
 #[cfg(any(test, feature = "testing"))]
@@ -25,7 +27,7 @@ pub use log::FakeAuditLog;
 pub use log::{AuditLog, Expired, HandOut, Kept};
 pub use progress::Reach;
 pub use reader::{
-    AuditReader, Cursors, Extent, IDENTITY_FACTS, KnownFacts, Place, READ_AT_ONCE, Records, Window, chain_of,
+    AuditReader, Extent, IDENTITY_FACTS, KnownFacts, Onwards, Place, READ_AT_ONCE, Records, Window, chain_of,
 };
 pub use search::{Filter, Search};
 #[cfg(any(test, feature = "testing"))]
@@ -231,9 +233,9 @@ impl Audit {
         }
     }
 
-    /// Of this log; `issuer` signs its checkpoints.
-    pub fn upkeep(&self, issuer: Option<Arc<Issuer>>) -> Upkeep {
-        Upkeep::new(self.log.clone(), self.progress.clone(), issuer, self.clock.clone())
+    /// Of this log, which `reader` reads; `issuer` signs its checkpoints.
+    pub fn upkeep(&self, reader: Arc<dyn AuditReader>, issuer: Option<Arc<Issuer>>) -> Upkeep {
+        Upkeep::new((self.log.clone(), reader), self.progress.clone(), issuer, self.clock.clone())
     }
 }
 

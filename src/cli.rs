@@ -33,6 +33,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::line;
 use crate::private_file;
 
 /// A Microsoft Entra ID token in, short-lived Google Cloud and Azure credentials out.
@@ -182,10 +183,16 @@ fn complain(error: &anyhow::Error) {
 
 #[expect(clippy::print_stderr, reason = "the command line's own voice")]
 fn remark(text: impl std::fmt::Display) {
-    eprintln!("{}: {text}", called_as());
+    eprintln!("{}: {}", called_as(), line::plain_lines(&text.to_string()));
 }
 
 #[expect(clippy::print_stdout, reason = "results go to standard output")]
 fn print(result: impl std::fmt::Display) {
     println!("{result}");
+}
+
+/// With nothing in its texts that a terminal would act on.
+fn print_json(object: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(line::plain_json(serde_json::to_string_pretty(object)?));
+    Ok(())
 }

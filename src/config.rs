@@ -23,11 +23,12 @@ use std::time::Duration;
 
 use serde::de::DeserializeOwned;
 
-use self::document::{Document, EntraDocument, IssuerDocument, ServerDocument, TlsDocument};
+use self::document::{Document, EntraDocument, IssuerDocument, LimitsDocument, ServerDocument, TlsDocument};
 use self::source::Source;
 use crate::export::OutletSettings;
 use crate::http::{self, Endpoint};
 use crate::issuer::Schedule;
+use crate::limit::{self, Rate};
 use crate::policy::{Mistake, Operators, Policy};
 use crate::secret::{SealingKeys, Secret, sha256};
 use crate::socket::{Address, InvalidAddress};
@@ -56,6 +57,8 @@ pub struct Config {
     pub retention: Duration,
     /// Where audit records are shipped to.
     pub outlets: Vec<OutletSettings>,
+    /// How much one caller, or one address, may ask for.
+    pub limits: limit::Settings,
     /// Between two rounds of tokens that must be refused.
     pub prove_every: Duration,
     pub telemetry: telemetry::Settings,
@@ -131,11 +134,12 @@ impl Config {
         mistakes: &mut Vec<Mistake>,
     ) -> Option<Self> {
         let Document { server: s, entra: e, issuer: i, outbound: o, audit: a, telemetry: t, .. } = &document;
-        let n = &document.negative_proof;
+        let (n, l) = (&document.negative_proof, &document.limits);
         let secrets: Vec<_> =
             std::iter::once(&document.store).chain(&document.store_key.0).map(Secret::sha256).collect();
         let headers: Vec<_> = outlets::secrets(&document.audit.sinks).map(Secret::sha256).collect();
-        let fixed = sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {n:?} {t:?} {secrets:?} {headers:?}").as_bytes());
+        let fixed =
+            sha256(format!("{s:?} {e:?} {i:?} {o:?} {a:?} {l:?} {n:?} {t:?} {secrets:?} {headers:?}").as_bytes());
         let server = server(&document.server, mistakes);
         let entra = entra(&document.entra, mistakes);
         let issuer = issuer(document.issuer.as_ref(), mistakes);
@@ -192,11 +196,20 @@ impl Config {
             store_key: document.store_key.0,
             retention: document.audit.retention.0,
             outlets,
+            limits: limits(&document.limits),
             prove_every: document.negative_proof.every.0,
             telemetry: telemetry::Settings { otlp: document.telemetry.otlp, log: document.telemetry.log },
             fixed,
             digest,
         })
+    }
+}
+
+fn limits(document: &LimitsDocument) -> limit::Settings {
+    let LimitsDocument { per_caller, per_peer } = document;
+    limit::Settings {
+        per_caller: Rate { per_second: per_caller.exchanges_per_second, burst: per_caller.burst },
+        per_peer: Rate { per_second: per_peer.refusals_per_second, burst: per_peer.burst },
     }
 }
 

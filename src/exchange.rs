@@ -5,6 +5,7 @@ mod beforehand;
 mod completion;
 mod error;
 mod history;
+mod limited;
 mod record;
 mod request;
 
@@ -13,8 +14,9 @@ pub use error::ExchangeError;
 #[cfg(any(test, feature = "testing"))]
 pub use history::FakeRunHistory;
 pub use history::{History, HistoryError, RunHistory};
-pub(crate) use record::one_line;
-pub use request::{Caller, Door, ExchangeRequest, Peer, Proof, TargetRequest, asks};
+pub use limited::Limit;
+pub(crate) use limited::hold_back;
+pub use request::{Caller, Door, ExchangeRequest, Proof, TargetRequest, asks};
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -32,8 +34,9 @@ use self::request::Asks;
 use crate::audit::{Audit, AuditError};
 use crate::clock::Clock;
 use crate::credential::{Call, Credentials, Purpose};
+use crate::limit::Limits;
 use crate::policy::{Grant, Inquiry, Policy, Tenure};
-use crate::subject::{SubjectError, SubjectToken, VerifiedIdentity, Verifier};
+use crate::subject::{SubjectToken, VerifiedIdentity, Verifier};
 use crate::telemetry::SPANS;
 
 /// The four stages, in their order.
@@ -48,6 +51,8 @@ pub struct Exchange {
     pub clock: Arc<dyn Clock>,
     /// One for each exchange under way: what comes beyond is turned away at once, while there is still time to answer.
     pub places: Arc<Semaphore>,
+    /// What each caller and each address may have of all this.
+    pub limits: Limits,
 }
 
 /// All credentials that were asked for, or none.
@@ -82,8 +87,9 @@ impl Exchange {
         record: &mut Record,
     ) -> Result<(Vec<Arc<Grant>>, Option<SubjectToken>), ExchangeError> {
         let asked = request.check()?;
-        let (identity, subject_token) = self.identify(&request.proof, record).await?;
+        let (identity, subject_token) = self.identify(request, record).await?;
         record.verified(&identity, &asked.job);
+        record.placed(self.place(&request.proof, &identity)?);
         let grants = self.decide(&identity, &asked, request.tenure, record).await?;
         record.granted(&grants);
         Ok((grants, subject_token))
@@ -111,14 +117,14 @@ impl Exchange {
     /// Whoever holds a lease was verified when it was opened.
     async fn identify(
         &self,
-        proof: &Proof,
+        request: &ExchangeRequest,
         record: &mut Record,
-    ) -> Result<(Arc<VerifiedIdentity>, Option<SubjectToken>), SubjectError> {
-        match proof {
+    ) -> Result<(Arc<VerifiedIdentity>, Option<SubjectToken>), ExchangeError> {
+        match &request.proof {
             Proof::Lease(identity) => Ok((identity.clone(), None)),
             Proof::SubjectToken { token, .. } => {
                 let token = SubjectToken::new(token.clone())?;
-                let verified = self.verifier.verify(&token).instrument(stage("verify")).await;
+                let verified = self.verified(&token, &request.caller.peer).await;
                 let identity = verified.inspect_err(|_refused| record.refused_token(&token))?;
                 Ok((identity, Some(token)))
             }
@@ -145,6 +151,12 @@ impl Exchange {
 
     /// Not recorded, not released.
     async fn record(&self, record: Record, answer: Answer) -> Answer {
+        if let Err(error) = &answer
+            && !self.is_recorded(record.subject(), record.peer(), error)
+        {
+            record.count_only(error, self.clock.now());
+            return answer;
+        }
         let answer = match self.audit.record(record.of(&answer)).instrument(stage("record")).await {
             Ok(()) => answer.inspect(|credentials| credentials.iter().for_each(IssuedCredential::handed_out)),
             Err(AuditError::Closed) => Err(ExchangeError::ShuttingDown),
@@ -161,7 +173,7 @@ impl Exchange {
             metrics::counter!("carnet_exchanges_shed_total").increment(1);
             return Exchanged { exchange_id, result: Err(ExchangeError::Overloaded) };
         };
-        let exchange = self.clone();
+        let (exchange, peer) = (self.clone(), request.caller.peer.clone());
         let decision = async move {
             let mut record = Record::about(&request, exchange_id, exchange.clock.now());
             let answer = match refusal {
@@ -178,6 +190,9 @@ impl Exchange {
         let span = tracing::debug_span!(target: SPANS, "exchange", exchange.id = %exchange_id);
         let decision = AssertUnwindSafe(decision.instrument(span)).catch_unwind();
         let result = Completion::of(decision).await.unwrap_or(Err(ExchangeError::Internal));
+        if let Err(error) = &result {
+            hold_back(error, &peer).await;
+        }
         Exchanged { exchange_id, result }
     }
 }

@@ -13,6 +13,7 @@ pub use client::{Address, ConnectError, call, connect, connect_lazily};
 pub use operator::{explain_request, step};
 pub use patience::{Again, BrokerClock, Patience, passes, retry_delay};
 pub use routes::Routes;
+pub use status::busy;
 
 use std::sync::Arc;
 

@@ -193,6 +193,9 @@ impl Leases {
             Err(failed) => return Err(self.refused(failed, None, targets, caller).await),
         };
         count("credentials");
+        if let Err(limited) = self.exchange.charge(&held.1) {
+            return Err(self.refused(Failed::new(limited), Some(held), targets, caller).await);
+        }
         match watch::named(&held.0, targets) {
             Ok(targets) => self.credentials_of(held, targets, caller).await,
             Err(failed) => Err(self.refused(failed, Some(held), targets, caller).await),
@@ -350,7 +353,7 @@ fn record(lease: &Lease, exchange_id: Uuid, time: SystemTime, action: &'static s
 }
 
 /// To its end, although the caller may leave: what was begun is not left half done.
-async fn detached<T: Send + 'static>(
+pub(crate) async fn detached<T: Send + 'static>(
     work: impl Future<Output = Result<T, Failed>> + Send + 'static,
 ) -> Result<T, Failed> {
     tokio::spawn(work).await.unwrap_or_else(|_panic| Err(Failed::new(ExchangeError::Internal)))

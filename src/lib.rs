@@ -19,11 +19,13 @@ pub mod private_file;
 pub mod reason;
 pub mod secret;
 pub mod socket;
+pub mod line;
 pub mod answer;
 pub mod step;
 pub mod entra;
 pub mod target;
 pub mod telemetry;
+pub mod limit;
 #[cfg(test)]
 mod vectors;
 

@@ -3,8 +3,8 @@
 mod answer;
 mod form;
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use axum::Router;
@@ -17,12 +17,15 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, body};
 use serde_json::{Value, json};
+use tokio::time::Instant;
+use uuid::Uuid;
 
 use self::answer::{introspection, issued, refused};
 use self::form::Fields;
 use crate::clock::Clock;
-use crate::exchange::{Caller, Door, Exchange, ExchangeError, Exchanged, Peer};
+use crate::exchange::{Caller, Door, Exchange, ExchangeError, Exchanged};
 use crate::issuer::Issuer;
+use crate::limit::Peer;
 use crate::secret::Secret;
 use crate::telemetry;
 
@@ -35,6 +38,7 @@ pub struct Http {
     /// How long relying parties may keep the keys, if less than other documents.
     pub keys_max_age: Duration,
     pub ready: Ready,
+    pub metrics: Metrics,
     pub clock: Arc<dyn Clock>,
 }
 
@@ -67,6 +71,11 @@ pub fn router(http: Http) -> Router {
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
         .layer(from_fn(within_deadline))
         .with_state(http)
+}
+
+/// The answer to a request for which there is no place.
+pub fn busy() -> Response {
+    refused(Uuid::now_v7(), &ExchangeError::Overloaded)
 }
 
 /// A slow sender must not hold a connection for longer than an exchange takes.
@@ -103,23 +112,40 @@ async fn token(
 }
 
 /// RFC 7662, for the tokens that this broker handed out. Who holds a token may ask about it: the token is the proof.
-async fn introspect(State(http): State<Http>, headers: HeaderMap, body: body::Bytes) -> Response {
+///
+/// A question is a look into the store: from an address that asks about tokens nobody handed out, it is not taken for ever.
+async fn introspect(
+    State(http): State<Http>,
+    peer: Option<Extension<Peer>>,
+    headers: HeaderMap,
+    body: body::Bytes,
+) -> Response {
+    let peer = peer.map_or_else(|| "".into(), |Extension(peer)| peer);
+    if let Err(wait) = http.exchange.limits.ask(&peer) {
+        metrics::counter!("carnet_limited_total", "limit" => "introspections").increment(1);
+        return answer::too_many(wait);
+    }
     let fields = match Fields::parse(&headers, &body) {
         Ok(fields) => fields,
         Err(message) => return answer::malformed(&message),
     };
     let Some(token) = fields.text("token") else { return answer::malformed("token is missing") };
     match http.exchange.audit.find_issued(&Secret::new(token).sha256()).await {
-        Ok(found) => introspection(found, http.clock.now()),
+        Ok(found) => {
+            if found.is_some() {
+                http.exchange.limits.found(&peer);
+            }
+            introspection(found, http.clock.now())
+        }
         Err(_unreadable) => answer::unavailable(),
     }
 }
 
 fn caller(peer: Option<Extension<Peer>>, headers: &HeaderMap) -> Caller {
-    let address = peer.map(|Extension(Peer(address))| address).unwrap_or_default();
+    let peer = peer.map_or_else(|| "".into(), |Extension(peer)| peer);
     let user_agent =
         headers.get(axum::http::header::USER_AGENT).and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    Caller::new(Door::Http, address, user_agent)
+    Caller::new(Door::Http, peer, user_agent)
 }
 
 async fn openid_configuration(State(http): State<Http>) -> Response {
@@ -151,12 +177,35 @@ async fn readyz(State(http): State<Http>) -> Response {
     }
 }
 
-async fn metrics() -> ([(HeaderName, &'static str); 1], String) {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], telemetry::metrics().render())
+async fn metrics(State(http): State<Http>) -> ([(HeaderName, &'static str); 1], body::Bytes) {
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], http.metrics.text())
+}
+
+/// The metrics, made at most a few times a second and shared by all who ask: anybody may, and they are large.
+#[derive(Debug, Clone, Default)]
+pub struct Metrics(Arc<Mutex<Option<(Instant, body::Bytes)>>>);
+
+impl Metrics {
+    fn text(&self) -> body::Bytes {
+        let mut rendered = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*rendered {
+            Some((at, text)) if at.elapsed() < RENDERED_FOR => text.clone(),
+            Some(_) | None => {
+                let tasks = tokio::runtime::Handle::current().metrics().num_alive_tasks();
+                metrics::gauge!("carnet_tasks").set(tasks as f64);
+                let text = body::Bytes::from(telemetry::metrics().render());
+                *rendered = Some((Instant::now(), text.clone()));
+                text
+            }
+        }
+    }
 }
 
 /// A subject token has at most 64 KiB, and percent-encoding may add to it.
 const BODY_MAX_BYTES: usize = 256 * 1024;
+
+/// Scrapers ask every few seconds.
+const RENDERED_FOR: Duration = Duration::from_millis(200);
 
 const DEADLINE: Duration = Duration::from_secs(30);
 

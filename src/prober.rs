@@ -21,8 +21,8 @@ use tower::ServiceExt as _;
 
 use self::forged::{Fault, Forger};
 use crate::clock::Clock;
-use crate::exchange::Peer;
 use crate::issuer::{Algorithm, KeyError, SigningKey};
+use crate::limit::Peer;
 use crate::proto;
 use crate::proto::operator_client::OperatorClient;
 use crate::proto::token_exchange_client::TokenExchangeClient;
@@ -177,7 +177,7 @@ impl Prober {
         let request = Request::post("/v1/token")
             .header(CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(USER_AGENT, AGENT)
-            .extension(Peer(PEER.into()))
+            .extension(Peer::inside(PEER))
             .body(Body::from(form));
         let Ok(request) = request else { return Proof::Unproven };
         let Ok(response) = router.clone().oneshot(request).await;

@@ -1,5 +1,7 @@
 //! One check on the way from a token to a credential, as the people who run the broker are shown it.
 
+use crate::line::{plain, plain_lines};
+
 /// What was checked, how it came out, and what would make it pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Step {
@@ -44,19 +46,15 @@ impl Step {
 
     /// What others wrote can neither fill a screen nor move its cursor.
     fn new(name: String, outcome: StepOutcome, detail: &str, remedy: &str) -> Self {
-        let plain = |text: &str, most: usize, kept: &[char]| {
-            let shown = |c: char| if c.is_control() && !kept.contains(&c) { char::REPLACEMENT_CHARACTER } else { c };
-            let mut plain: String = text.chars().take(most).map(shown).collect();
-            if text.chars().nth(most).is_some() {
-                plain.push_str("...");
-            }
-            plain
+        let cut = |text: &str, most: usize| match text.char_indices().nth(most) {
+            Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
+            None => text.to_owned(),
         };
         Self {
-            name: plain(&name, NAME_CHARACTERS, &[]),
+            name: plain(&cut(&name, NAME_CHARACTERS)).into_owned(),
             outcome,
-            detail: plain(detail, DETAIL_CHARACTERS, &[]),
-            remedy: plain(remedy, REMEDY_CHARACTERS, &['\n']),
+            detail: plain(&cut(detail, DETAIL_CHARACTERS)).into_owned(),
+            remedy: plain_lines(&cut(remedy, REMEDY_CHARACTERS)).into_owned(),
         }
     }
 }
@@ -76,8 +74,8 @@ mod tests {
 
     #[test]
     fn what_others_wrote_is_cut_and_steers_no_terminal() {
-        let step = Step::failed("target:\u{1b}[2J", "x".repeat(5000), "one\ntwo\u{7}");
-        assert_eq!((step.name.as_str(), step.remedy.as_str()), ("target:\u{fffd}[2J", "one\ntwo\u{fffd}"));
+        let step = Step::failed("target:\u{1b}[2J\u{202e}", "x".repeat(5000), "one\ntwo\u{7}");
+        assert_eq!((step.name.as_str(), step.remedy.as_str()), ("target:\u{fffd}[2J\u{fffd}", "one\ntwo\u{fffd}"));
         assert!(step.detail.len() < 1300 && step.detail.ends_with("x..."));
     }
 }

@@ -26,6 +26,8 @@ use std::ops::Deref;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use uuid::Uuid;
+
 use crate::reason::Reason;
 use crate::secret::Secret;
 use crate::step::Step;
@@ -34,6 +36,11 @@ use crate::step::Step;
 #[async_trait::async_trait]
 pub trait Verifier: fmt::Debug + Send + Sync {
     async fn verify(&self, token: &SubjectToken) -> Result<Arc<VerifiedIdentity>, SubjectError>;
+
+    /// What [`verify`](Self::verify) would give without looking at the token again: it costs next to nothing.
+    fn remembered(&self, _token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
+        None
+    }
 
     /// [`verify`](Self::verify) step by step, for those who may see it; nothing is remembered of it.
     async fn explain(&self, token: &SubjectToken) -> Examination;
@@ -73,6 +80,12 @@ impl SubjectToken {
     /// For the cloud that redeems the caller's own token.
     pub fn secret(&self) -> &Secret {
         &self.text
+    }
+
+    /// Tenant and object that it names. Nobody has signed for them: they decide whose budget a signature check is taken from,
+    /// and nothing else.
+    pub fn unverified_holder(&self) -> Option<(Uuid, Uuid)> {
+        token::unverified_holder(self.text.expose())
     }
 
     /// What a refused token says of itself, for the record of the refusal: never a reason to allow anything.

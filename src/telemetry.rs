@@ -161,7 +161,7 @@ pub const COUNTERS: [(&str, &str); 18] = [
     ("carnet_audit_records_total", "Audit records by outcome and reason"),
     (
         "carnet_audit_shipped_total",
-        "Audit records by outlet and what became of them: shipped, rejected for good, lost to retention before they were shipped",
+        "Audit records by outlet and what became of them: shipped, rejected for good, lost: not in the log any more before they were shipped",
     ),
     (
         "carnet_audit_shipping_failures_total",
@@ -185,7 +185,15 @@ pub const COUNTERS: [(&str, &str); 18] = [
     ("carnet_connections_refused_total", "Connections that were not served, by reason"),
 ];
 
-pub const GAUGES: [(&str, &str); 12] = [
+pub const GAUGES: [(&str, &str); 15] = [
+    (
+        "carnet_audit_held_chains",
+        "Chains of the audit log with records that seem to be past audit.retention and cannot be proven to be; the log says why",
+    ),
+    (
+        "carnet_audit_missing",
+        "Audit records by outlet that it has later ones than, and that are not in the log: a spool has them",
+    ),
     ("carnet_audit_unshipped", "Audit records by outlet that it does not have yet; 0 where another replica ships"),
     (
         "carnet_audit_spooled_groups",
@@ -202,6 +210,7 @@ pub const GAUGES: [(&str, &str); 12] = [
     ("carnet_cache_entries", "Entries by cache"),
     ("carnet_cache_bytes", "Weight in bytes by cache"),
     ("carnet_connections", "Open connections by listener"),
+    ("carnet_tasks", "Tasks of the broker that have not ended"),
     ("carnet_watches", "Watches of leases that are open at this replica"),
     ("carnet_ready", "1 while the broker is ready"),
 ];

@@ -10,8 +10,8 @@ use hyper_util::server::conn::auto;
 use tonic::transport::{Channel, Endpoint};
 use tower::Service as _;
 
-use crate::exchange::Peer;
 use crate::grpc;
+use crate::limit::Peer;
 use crate::prober::{AGENT, PEER};
 
 /// Connects when it is first used; the other end goes when this one does.
@@ -27,7 +27,7 @@ pub(super) fn channel(routes: grpc::Routes) -> Channel {
 
 async fn serve(routes: grpc::Routes, stream: tokio::io::DuplexStream) {
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(Peer(PEER.into()));
+        request.extensions_mut().insert(Peer::inside(PEER));
         let mut routes = routes.clone();
         async move { routes.call(request).await }
     });

@@ -3,30 +3,31 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::pin::{Pin, pin};
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
-use bytes::{Buf as _, BytesMut};
-use hyper::body::Incoming;
+use http_body_util::BodyExt as _;
+use hyper::body::{Body as _, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::time::{Instant, interval_at, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::body::Body;
 use tower::Service as _;
 
+use super::places::{Measured, Place, Places, UnderWay};
 use super::tls::Tls;
-use crate::exchange::Peer;
+use super::watched::Watched;
 use crate::grpc::{self, Farewell};
+use crate::limit::Peer;
+use crate::oauth;
 use crate::socket::Socket;
 
 /// One bound address and what is served there.
@@ -51,12 +52,74 @@ pub(super) enum Serves {
 }
 
 impl Serves {
-    async fn answer(&mut self, request: http::Request<Incoming>) -> http::Response<Body> {
+    /// `asked`: none where too many requests are under way.
+    async fn answer(&mut self, request: http::Request<Measured>, asked: Option<Begun>) -> http::Response<Body> {
+        let Some(asked) = asked else {
+            metrics::counter!("carnet_limited_total", "limit" => "requests").increment(1);
+            return match self {
+                Self::Grpc(_) => grpc::busy(),
+                Self::Http(_) => oauth::busy().map(Body::new),
+            };
+        };
+        let goes_on = STREAMS.iter().any(|method| request.uri().path().starts_with(method));
         let answered = match self {
             Self::Grpc(routes) => routes.call(request).await,
             Self::Http(router) => router.call(request).await.map(|response| response.map(Body::new)),
         };
-        answered.unwrap_or_else(|never| match never {})
+        let answered: http::Response<Body> = answered.unwrap_or_else(|never| match never {});
+        if goes_on || answered.body().is_end_stream() {
+            return answered;
+        }
+        // Until the peer has taken the last of it.
+        answered.map(|body| {
+            Body::new(body.map_frame(move |frame| {
+                let _until_the_end = &asked;
+                frame
+            }))
+        })
+    }
+}
+
+/// The requests of a connection whose answers are not taken yet, by the time at which they began.
+#[derive(Debug, Default)]
+struct Asked {
+    begun: [AtomicUsize; 3],
+    turn: AtomicUsize,
+}
+
+/// A request, until its answer is taken.
+struct Begun {
+    asked: Arc<Asked>,
+    turn: usize,
+    _place: UnderWay,
+}
+
+impl Asked {
+    fn begin(self: &Arc<Self>, place: UnderWay) -> Begun {
+        let turn = self.turn.load(Ordering::Relaxed);
+        self.begun_in(turn).fetch_add(1, Ordering::Relaxed);
+        Begun { asked: self.clone(), turn, _place: place }
+    }
+
+    /// Whether a request of the turn before this one is not taken yet.
+    fn turn(&self) -> bool {
+        let turn = self.turn.fetch_add(1, Ordering::Relaxed) + 1;
+        self.begun_in(turn + 1).load(Ordering::Relaxed) > 0
+    }
+
+    fn begun_in(&self, turn: usize) -> &AtomicUsize {
+        let [first, second, third] = &self.begun;
+        match turn % 3 {
+            0 => first,
+            1 => second,
+            _ => third,
+        }
+    }
+}
+
+impl Drop for Begun {
+    fn drop(&mut self) {
+        self.asked.begun_in(self.turn).fetch_sub(1, Ordering::Relaxed);
     }
 }
 
@@ -81,31 +144,6 @@ async fn accept(socket: &Socket) -> io::Result<Accepted> {
     }
 }
 
-/// How many may be connected, and a few more from the broker's own host: a broker that is full is well, and its probe
-/// has to be able to see that.
-struct Places {
-    all: Arc<Semaphore>,
-    loopback: Arc<Semaphore>,
-}
-
-impl Places {
-    fn new(all: usize, loopback: usize) -> Self {
-        Self { all: Arc::new(Semaphore::new(all)), loopback: Arc::new(Semaphore::new(loopback)) }
-    }
-
-    /// A place for this peer, until it is dropped; None where all are taken.
-    fn take(&self, ip: Option<IpAddr>) -> Option<OwnedSemaphorePermit> {
-        let place = self.all.clone().try_acquire_owned().ok();
-        match ip {
-            // A socket of both families shows callers of IPv4 as addresses of IPv6.
-            Some(ip) if place.is_none() && ip.to_canonical().is_loopback() => {
-                self.loopback.clone().try_acquire_owned().ok()
-            }
-            _ => place,
-        }
-    }
-}
-
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -113,7 +151,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 impl Listener {
     /// Accepts until it drains. A connection beyond the limit is closed at once rather than kept waiting.
     pub async fn serve(self) {
-        let places = Places::new(MAX_CONNECTIONS, LOOPBACK_RESERVE);
+        let places = Places::new(MAX_CONNECTIONS, LOOPBACK_RESERVE, MAX_REQUESTS, MAX_LARGE_BYTES);
         let this = Arc::new(self);
         loop {
             let accepted = tokio::select! {
@@ -143,15 +181,15 @@ impl Listener {
         }
     }
 
-    async fn shake_hands(&self, stream: Box<dyn Stream>, peer: String, _place: OwnedSemaphorePermit) {
+    async fn shake_hands(&self, stream: Box<dyn Stream>, peer: String, place: Place) {
         let _counted = Counted::new(self.name);
         match &self.tls {
-            None => self.connection(stream, peer).await,
+            None => self.connection(stream, peer, place).await,
             Some(tls) => {
                 let handshake = timeout(HANDSHAKE_DEADLINE, TlsAcceptor::from(tls.current()).accept(stream));
                 // Who has not shaken hands when the broker drains has no call under way.
                 match self.draining.run_until_cancelled(handshake).await {
-                    Some(Ok(Ok(stream))) => self.connection(stream, peer).await,
+                    Some(Ok(Ok(stream))) => self.connection(stream, peer, place).await,
                     Some(Ok(Err(error))) => {
                         tracing::debug!(%error, peer.address = peer, "TLS handshake failed");
                         self.refused("tls");
@@ -163,22 +201,27 @@ impl Listener {
         }
     }
 
-    async fn connection<S: Stream + 'static>(&self, stream: S, peer: String) {
+    async fn connection<S: Stream + 'static>(&self, stream: S, peer: String, place: Place) {
         let heard = Arc::new(AtomicUsize::new(0));
-        let io = TokioIo::new(Watched::new(stream, heard.clone()));
-        let (serves, peer, farewell) = (self.serves.clone(), Peer(peer.into()), Farewell::default());
+        let io = TokioIo::new(Watched::new(stream, heard.clone(), self.name));
+        let (serves, peer, farewell) = (self.serves.clone(), Peer::from(peer), Farewell::default());
         let farewell_said = farewell.0.clone();
+        let asked = Arc::<Asked>::default();
+        let unread = asked.clone();
         let service = service_fn(move |mut request: http::Request<Incoming>| {
             request.extensions_mut().insert(peer.clone());
             request.extensions_mut().insert(farewell.clone());
             let mut serves = serves.clone();
-            async move { Ok::<_, Infallible>(serves.answer(request).await) }
+            let asked = place.request().map(|place| asked.begin(place));
+            let request = request.map(|body| place.measured(body));
+            async move { Ok::<_, Infallible>(serves.answer(request, asked).await) }
         });
         let builder = self.protocol();
         let mut serving = pin!(builder.serve_connection(io, service));
         let began = || heard.load(Ordering::Relaxed) >= PREFACE_BYTES;
         let mut silence = pin!(sleep(HANDSHAKE_DEADLINE));
         let mut age = pin!(sleep(MAX_AGE.mul_f64(rand::random_range(0.9..=1.0))));
+        let mut look = interval_at(Instant::now() + LOOK_FOR_UNREAD, LOOK_FOR_UNREAD);
         let (mut asked_to_end, mut checked) = (false, false);
         loop {
             tokio::select! {
@@ -208,6 +251,9 @@ impl Listener {
                     serving.as_mut().graceful_shutdown();
                     age.as_mut().reset(Instant::now() + FAREWELL);
                 }
+                _ = look.tick() => if unread.turn() {
+                    return self.refused("unread");
+                },
                 () = silence.as_mut(), if !checked => {
                     checked = true;
                     if !began() {
@@ -225,6 +271,8 @@ impl Listener {
             .timer(TokioTimer::new())
             .max_concurrent_streams(MAX_STREAMS)
             .max_header_list_size(MAX_HEADER_BYTES)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .keep_alive_interval(KEEP_ALIVE_EVERY)
             .keep_alive_timeout(KEEP_ALIVE_DEADLINE);
         builder
@@ -259,78 +307,27 @@ impl Drop for Counted {
     }
 }
 
-/// Counts what the peer has said, and gathers what it is told: answers that become ready together, as those of one
-/// group of audit records do, leave in one system call.
-struct Watched<S> {
-    inner: S,
-    heard: Arc<AtomicUsize>,
-    outgoing: BytesMut,
-    /// The others that are ready had their turn since something was added.
-    waited: bool,
-}
-
-impl<S> Watched<S> {
-    fn new(inner: S, heard: Arc<AtomicUsize>) -> Self {
-        Self { inner, heard, outgoing: BytesMut::new(), waited: false }
-    }
-}
-
-impl<S: AsyncWrite + Unpin> Watched<S> {
-    /// Writes all that was gathered.
-    fn poll_outgoing(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        while !self.outgoing.is_empty() {
-            match ready!(Pin::new(&mut self.inner).poll_write(context, &self.outgoing))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                written => self.outgoing.advance(written),
-            }
-        }
-        self.waited = false;
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let polled = Pin::new(&mut self.inner).poll_read(context, buffer);
-        self.heard.fetch_add(buffer.filled().len() - before, Ordering::Relaxed);
-        polled
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
-    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        if self.outgoing.len() >= OUTGOING_BYTES {
-            ready!(self.poll_outgoing(context))?;
-        }
-        let taken = bytes.get(..OUTGOING_BYTES).unwrap_or(bytes);
-        self.outgoing.extend_from_slice(taken);
-        Poll::Ready(Ok(taken.len()))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.outgoing.is_empty() && self.outgoing.len() < OUTGOING_BYTES && !self.waited {
-            // To the end of the queue of tasks that are ready: with nobody there, back at once.
-            self.waited = true;
-            context.waker().wake_by_ref();
-            return Poll::Pending;
-        }
-        ready!(self.poll_outgoing(context))?;
-        Pin::new(&mut self.inner).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        ready!(self.poll_outgoing(context))?;
-        Pin::new(&mut self.inner).poll_shutdown(context)
-    }
-}
-
 /// Each costs some 40 KB with its buffers.
 const MAX_CONNECTIONS: usize = 8192;
+
+/// Ten thousand workers and more at once; one that is sent slowly, or whose answer is, holds its place meanwhile.
+const MAX_REQUESTS: usize = 32_768;
+
+/// What is held of requests that are larger than most and not complete.
+const MAX_LARGE_BYTES: usize = 128 * 1024 * 1024;
+
+/// Answers that go on for as long as their callers listen.
+const STREAMS: [&str; 3] = ["/carnet.v1.Leases/WatchCredentials", "/grpc.health.v1.Health/Watch", "/grpc.reflection."];
+
+/// Looked at so often: an answer that was begun one look before the last and is not taken yet ends its connection. A request
+/// has 30 s, so there are 10 s at least to take what is answered.
+const LOOK_FOR_UNREAD: Duration = Duration::from_secs(40);
+
+/// A request at once, nearly: they have 160 KiB at most.
+const STREAM_WINDOW: u32 = 128 * 1024;
+
+/// What a connection may send before it is read.
+const CONNECTION_WINDOW: u32 = 512 * 1024;
 
 /// Beyond the limit, for probes.
 const LOOPBACK_RESERVE: usize = 16;
@@ -359,26 +356,7 @@ const FAREWELL: Duration = Duration::from_secs(60);
 /// of the connection has begun.
 const PREFACE_BYTES: usize = 24;
 
-/// Gathered at most before it is written.
-const OUTGOING_BYTES: usize = 64 * 1024;
-
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 #[cfg(test)]
-mod tests {
-    use super::Places;
-
-    #[test]
-    fn a_full_listener_has_places_left_for_its_own_host_and_not_without_end() {
-        let (places, ip) = (Places::new(1, 2), |text: &str| Some(text.parse().expect("an address")));
-        let _caller = places.take(ip("192.0.2.1")).expect("the first");
-        assert!(places.take(ip("192.0.2.1")).is_none());
-        assert!(places.take(None).is_none(), "a Unix socket's callers are callers like others");
-        let probe = places.take(ip("127.0.0.1"));
-        let _mapped = places.take(ip("::ffff:127.0.0.1")).expect("the same host");
-        assert!(places.take(ip("::1")).is_none());
-        drop(probe);
-        assert!(places.take(ip("192.0.2.1")).is_none(), "the reserve is nobody else's");
-        assert!(places.take(ip("::1")).is_some());
-    }
-}
+mod tests;

@@ -83,6 +83,12 @@ fn link_in(buffer: &mut Vec<u8>, chain: Uuid, position: u64, before: &Hash, fram
     sha256(buffer)
 }
 
+/// The hash of the record at `position`, of those of a group that begins at `first`.
+pub(super) fn hash_at(first: u64, hashes: &[u8], position: u64) -> Option<Hash> {
+    let index = usize::try_from(position.checked_sub(first)?).ok()?;
+    hashes.chunks_exact(BEGINNING.len()).nth(index)?.try_into().ok()
+}
+
 const DOMAIN: &[u8] = b"carnet.audit.1";
 
 /// A chain as its one writer knows it: each record that is added moves its head.

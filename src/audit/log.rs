@@ -1,7 +1,6 @@
 //! Where records go: the port that a store fulfils.
 
 use std::fmt;
-use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
@@ -22,10 +21,6 @@ pub trait AuditLog: fmt::Debug + Send + Sync {
 
     /// Keeps `checkpoint`; of those of the same hour, a chain needs the last one only.
     async fn checkpoint(&self, checkpoint: Checkpoint) -> Result<Kept, AuditError>;
-
-    /// What is older than `retention`, counted from `now` or from the last record that is not the log's own, whichever
-    /// is earlier: a clock that has jumped ahead must not empty the log.
-    async fn expired(&self, now: SystemTime, retention: Duration) -> Result<Expired, AuditError>;
 
     /// Drops what `expired` names: groups up to the ends of its spans, whose checkpoints stay as long again, and what else
     /// is older than its times. Returns how many records.
@@ -100,7 +95,7 @@ impl FakeAuditLog {
 #[async_trait::async_trait]
 impl AuditLog for FakeAuditLog {
     async fn append(&self, group: Group) -> Result<(), AuditError> {
-        tokio::time::sleep(Duration::from_millis(5)).await;
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         if self.failing.load(std::sync::atomic::Ordering::Relaxed) {
             return Err(AuditError::Write(std::sync::Arc::new(std::io::Error::other("disk full"))));
         }
@@ -136,11 +131,6 @@ impl AuditLog for FakeAuditLog {
         Ok(Kept::Yes)
     }
 
-    /// Nothing is ever too old.
-    async fn expired(&self, now: SystemTime, retention: Duration) -> Result<Expired, AuditError> {
-        Ok(Expired::before(now, i64::MIN, retention))
-    }
-
     async fn prune(&self, _expired: &Expired) -> Result<u64, AuditError> {
         Ok(0)
     }
@@ -150,5 +140,63 @@ impl AuditLog for FakeAuditLog {
             true => Err(AuditError::Write(std::sync::Arc::new(std::io::Error::other("disk full")))),
             false => Ok(()),
         }
+    }
+}
+
+/// Nobody looks at it as a reader does: it seems to be empty.
+#[cfg(any(test, feature = "testing"))]
+#[async_trait::async_trait]
+impl super::AuditReader for FakeAuditLog {
+    async fn newest_first(
+        &self,
+        _window: super::Window,
+        _behind: Option<super::Place>,
+        _most: u64,
+    ) -> Result<Vec<(super::Place, Group)>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn onwards(&self, _chain: Uuid, _position: u64, _most: u64) -> Result<Vec<Group>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn chains(&self) -> Result<Vec<super::Extent>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn rows(&self, _chain: Uuid, _behind: (u64, i64), _most: u64) -> Result<Vec<(i64, Group)>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn hashes(&self, _chain: Uuid, _position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError> {
+        Ok(None)
+    }
+
+    async fn unchained(&self) -> Result<(u64, i64), AuditError> {
+        Ok((0, 0))
+    }
+
+    async fn checkpoints(&self, _behind: (Uuid, u64), _most: u32) -> Result<Vec<Checkpoint>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn facts(&self, _digest: &[u8; 32]) -> Result<Option<String>, AuditError> {
+        Ok(None)
+    }
+
+    async fn fact_sets(&self, _behind: &[u8], _most: u32) -> Result<Vec<(Vec<u8>, String)>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn has_token(&self, _token_sha256: &[u8; 32]) -> Result<bool, AuditError> {
+        Ok(false)
+    }
+
+    async fn found_by_tokens(&self, _behind: i64, _most: u32) -> Result<Option<(i64, u64)>, AuditError> {
+        Ok(None)
+    }
+
+    async fn last_of_others(&self) -> Result<Option<Group>, AuditError> {
+        Ok(None)
     }
 }

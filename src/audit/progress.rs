@@ -23,6 +23,8 @@ struct State {
     current: Option<Reach>,
     /// What no checkpoint covers.
     uncovered: BTreeMap<Uuid, Reach>,
+    /// Of the records that are not the log's own.
+    newest_of_others: Option<i64>,
     /// The heads of other chains that records of this writer have named.
     named: BTreeMap<Uuid, u64>,
 }
@@ -39,6 +41,17 @@ impl Progress {
             // The oldest: its hash is named by the chains that came after it.
             state.uncovered.pop_first();
         }
+    }
+
+    /// Others than the log's own were written, the newest of this time.
+    pub fn others_written(&self, newest_ms: i64) {
+        let mut state = self.state();
+        state.newest_of_others = state.newest_of_others.max(Some(newest_ms));
+    }
+
+    /// Before 1970 where there is none.
+    pub fn newest_of_others(&self) -> i64 {
+        self.state().newest_of_others.unwrap_or(i64::MIN)
     }
 
     pub fn current(&self) -> Option<Reach> {

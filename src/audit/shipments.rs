@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-use super::AuditError;
+use super::{AuditError, Gap};
 
 /// Declared beside the log, fulfilled by the same stores. An outlet is a way out of records, by its name.
 #[async_trait::async_trait]
@@ -20,9 +20,14 @@ pub trait Shipments: fmt::Debug + Send + Sync {
     /// The last position that was delivered, by chain.
     async fn delivered(&self, outlet: &str) -> Result<Vec<(Uuid, u64)>, AuditError>;
 
-    /// Notes, all or nothing, that these chains were delivered up to these positions; false, and nothing is noted, where
-    /// `owner` has no claim any more. No position goes back.
-    async fn deliver(&self, outlet: &str, owner: Uuid, moved: &[(Uuid, u64)]) -> Result<bool, AuditError>;
+    /// Of what stands before those positions, what was not delivered, the oldest first.
+    async fn gaps(&self, outlet: &str) -> Result<Vec<Gap>, AuditError>;
+
+    /// Notes, all or nothing, that these chains were delivered up to these positions, but for `gaps`, which take the place
+    /// of all that were noted before; false, and nothing is noted, where `owner` has no claim any more. No position goes
+    /// back.
+    async fn deliver(&self, outlet: &str, owner: Uuid, moved: &[(Uuid, u64)], gaps: &[Gap])
+    -> Result<bool, AuditError>;
 
     /// Forgets a chain that is no longer in the log.
     async fn forget(&self, outlet: &str, chain: Uuid) -> Result<(), AuditError>;
@@ -34,6 +39,7 @@ pub trait Shipments: fmt::Debug + Send + Sync {
 pub struct FakeShipments {
     claims: std::sync::Mutex<std::collections::HashMap<String, (Uuid, tokio::time::Instant)>>,
     delivered: std::sync::Mutex<std::collections::BTreeMap<(String, Uuid), u64>>,
+    gaps: std::sync::Mutex<std::collections::HashMap<String, Vec<Gap>>>,
     failing: std::sync::atomic::AtomicBool,
 }
 
@@ -89,11 +95,25 @@ impl Shipments for FakeShipments {
         Ok(of_outlet.map(|((_of, chain), position)| (*chain, *position)).collect())
     }
 
-    async fn deliver(&self, outlet: &str, owner: Uuid, moved: &[(Uuid, u64)]) -> Result<bool, AuditError> {
+    async fn gaps(&self, outlet: &str) -> Result<Vec<Gap>, AuditError> {
+        self.answer()?;
+        let gaps = self.gaps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Ok(gaps.get(outlet).cloned().unwrap_or_default())
+    }
+
+    async fn deliver(
+        &self,
+        outlet: &str,
+        owner: Uuid,
+        moved: &[(Uuid, u64)],
+        gaps: &[Gap],
+    ) -> Result<bool, AuditError> {
         self.answer()?;
         if !self.holds(outlet, owner) {
             return Ok(false);
         }
+        let mut noted = self.gaps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        noted.insert(outlet.to_owned(), gaps.to_vec());
         for (chain, position) in moved {
             let mut positions = self.positions();
             let kept = positions.entry((outlet.to_owned(), *chain)).or_default();

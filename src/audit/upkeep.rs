@@ -1,21 +1,26 @@
 //! What the log does for itself: checkpoints of the chain, the naming of others' chains, and retention.
 
+mod age;
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
+use self::age::{Ages, Held};
 use super::progress::{Progress, Reach};
+use super::reader::newest_said;
 use super::writer::MOST_HEADS;
-use super::{Audit, AuditError, AuditLog, AuditRecord, Checkpoint, Expired, Head, Kept, PRUNE, WITNESS};
+use super::{Audit, AuditError, AuditLog, AuditReader, AuditRecord, Checkpoint, Expired, Head, Kept, PRUNE, WITNESS};
 use crate::clock::{Clock, from_unix_milliseconds, unix_milliseconds};
-use crate::issuer::Issuer;
+use crate::issuer::{Issuer, StatementKeys};
 use crate::telemetry::Causes;
 
 /// Of one writer's log. Holds no place in its queue: the writer ends before the last checkpoint is made.
 #[derive(Debug, Clone)]
 pub struct Upkeep {
     log: Arc<dyn AuditLog>,
+    reader: Arc<dyn AuditReader>,
     progress: Arc<Progress>,
     /// Signs the checkpoints.
     issuer: Option<Arc<Issuer>>,
@@ -35,12 +40,12 @@ enum Witness {
 
 impl Upkeep {
     pub(super) fn new(
-        log: Arc<dyn AuditLog>,
+        (log, reader): (Arc<dyn AuditLog>, Arc<dyn AuditReader>),
         progress: Arc<Progress>,
         issuer: Option<Arc<Issuer>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { log, progress, issuer, clock, reference: Arc::default() }
+        Self { log, reader, progress, issuer, clock, reference: Arc::default() }
     }
 
     /// Makes a checkpoint every minute in which something was recorded; every hour names the chains of others and drops
@@ -126,6 +131,13 @@ impl Upkeep {
         believed.map_or(now, |believed| now.min(believed))
     }
 
+    /// Of the records that are not the log's own: of what this broker has written, and of what the store has.
+    async fn newest(&self) -> Result<i64, AuditError> {
+        let last = self.reader.last_of_others().await?;
+        let said = last.as_ref().and_then(newest_said).unwrap_or(i64::MIN);
+        Ok(said.max(self.progress.newest_of_others()))
+    }
+
     fn seen_at(&self, expired: &Expired) {
         let mut reference = self.reference.lock().unwrap_or_else(PoisonError::into_inner);
         if reference.is_none() && expired.reference_ms > 0 {
@@ -142,11 +154,24 @@ impl Upkeep {
         }
     }
 
-    /// Whole spans up to a checkpoint, which stays: where the rest of the chain begins. Returns how many records.
+    /// Whole spans up to a checkpoint, which stays: where the rest of the chain begins. Returns how many records. How old
+    /// they are is counted from `now` or from the last record that is not the log's own, whichever is earlier: a clock that
+    /// has jumped ahead must not empty the log. What cannot be told by signatures and hashes stays, and is said.
     pub async fn prune_once(&self, audit: &Audit, retention: Duration) -> Result<u64, AuditError> {
         let now = self.clock.now();
-        let mut expired = self.log.expired(self.not_ahead(now), retention).await?;
+        let mut expired = Expired::before(self.not_ahead(now), self.newest().await?, retention);
         self.seen_at(&expired);
+        let keys = self.issuer.as_ref().map(|issuer| StatementKeys::of(&issuer.keys())).unwrap_or_default();
+        let ages = Ages { reader: &*self.reader, keys, before_ms: expired.before_ms };
+        let held = ages.judge(&mut expired).await?;
+        metrics::gauge!("carnet_audit_held_chains").set(u32::try_from(held.len()).unwrap_or(u32::MAX));
+        for Held { chain, why } in held {
+            tracing::error!(
+                audit.chain = %chain,
+                "audit records that are past their retention stay, because they may have been changed: {why}; \
+                 see `carnet audit verify`"
+            );
+        }
         // Of writers that were killed, or had no time for a last checkpoint.
         for tail in std::mem::take(&mut expired.tails) {
             // Unsigned: what others wrote is only read here. That it was dropped stands in a record of this chain.

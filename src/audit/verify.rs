@@ -1,6 +1,7 @@
 //! Whether the log is as it was written: every chain walked record by record, against its hashes, its checkpoints and what
 //! other chains saw of it. Needs no broker.
 
+mod beside;
 mod coverage;
 mod diagnosis;
 mod export;
@@ -15,10 +16,11 @@ use std::time::{Duration, SystemTime};
 
 use uuid::Uuid;
 
+use self::beside::Beside;
 use self::coverage::Coverage;
-use super::chain::Hash;
+use super::chain::{Hash, hash_at};
+use super::reader::newest_said;
 use super::{AuditError, AuditReader, Checkpoint, Extent, Head};
-use crate::clock::unix_milliseconds;
 use crate::issuer::{Standing, StatementKeys};
 
 /// What is checked, and by what.
@@ -44,7 +46,7 @@ pub enum Signatures {
 /// What was found. The log is whole where `faults` is empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Report {
-    /// Of each chain the first, oldest chain first; no more than [`MOST_FAULTS`].
+    /// Of each chain the first, and what is found beside the chains; oldest chain first, no more than [`MOST_FAULTS`].
     pub faults: Vec<Fault>,
     pub chains: u64,
     /// Records whose hashes were computed.
@@ -59,9 +61,15 @@ pub struct Report {
     pub unchained: u64,
     /// Keys that signed checkpoints and are not known here, with how many.
     pub unknown_keys: BTreeMap<String, u64>,
+    /// Keys that signed checkpoints when others had taken their place, or before they took another's, with how many.
+    pub untimely_keys: BTreeMap<String, u64>,
+    /// Sets of facts that decisions were made of, whose digests were computed.
+    pub facts: u64,
     /// Lines of exports that were compared.
     pub exported: u64,
-    /// Of these, those whose records have been dropped since, because of their age.
+    /// Heads in brokers' logs that were compared.
+    pub heads: u64,
+    /// Of lines and heads, those whose records have been dropped since, because of their age.
     pub exported_before: u64,
 }
 
@@ -69,7 +77,7 @@ pub struct Report {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
     pub kind: FaultKind,
-    /// `None` for records of before the chain.
+    /// `None` for records of before the chain, and for what no record names.
     pub chain: Option<Uuid>,
     /// Of the first record that is wrong.
     pub position: u64,
@@ -95,6 +103,13 @@ pub enum FaultKind {
     Uncovered,
     /// An export has what the store has not, or otherwise.
     ExportContradicts,
+    /// What a decision was made of is not what its record names.
+    FactsContradict,
+    FactsMissing,
+    /// The store finds a record by a token that it does not name.
+    TokenContradicts,
+    /// The store does not find the record of a token's hand-out.
+    TokenMissing,
 }
 
 impl FaultKind {
@@ -109,6 +124,10 @@ impl FaultKind {
             Self::ChainMissing => "chain_missing",
             Self::Uncovered => "uncovered",
             Self::ExportContradicts => "export_contradicts",
+            Self::FactsContradict => "facts_contradict",
+            Self::FactsMissing => "facts_missing",
+            Self::TokenContradicts => "token_contradicts",
+            Self::TokenMissing => "token_missing",
         }
     }
 }
@@ -127,6 +146,9 @@ pub struct Verification {
     /// Chains with a fault: nothing else that is found of them is news.
     faulty: BTreeSet<Uuid>,
     coverage: Coverage,
+    /// What records saw of chains that begin later now, or are gone: the hash at a place, and who saw it.
+    seen_before: BTreeMap<(Uuid, u64), (Hash, String)>,
+    beside: Beside,
 }
 
 /// A checkpoint that is one.
@@ -158,10 +180,13 @@ impl Verification {
             dropped: BTreeMap::new(),
             faulty: BTreeSet::new(),
             coverage: Coverage::default(),
+            seen_before: BTreeMap::new(),
+            beside: Beside::default(),
         }
     }
 
-    /// Walks every chain. Holds some megabytes at most, and a few hundred bytes for each chain and each hour of it.
+    /// Walks every chain. Holds some megabytes at most, a few hundred bytes for each chain and each hour of it, and fifty
+    /// for each set of facts.
     ///
     /// # Errors
     /// The store cannot be read.
@@ -169,13 +194,11 @@ impl Verification {
         let chains = self.reader.chains().await?;
         self.extents = chains.iter().map(|extent| (extent.chain, *extent)).collect();
         self.checkpoints_without_records().await?;
-        let since_ms = self.scope.since.map(unix_milliseconds);
+        self.fact_sets().await?;
         for extent in chains {
-            if since_ms.is_none_or(|since| extent.newest_ms >= since) {
-                self.report.chains += 1;
-                self.walk(extent).await?;
-            }
+            self.walk(extent).await?;
         }
+        self.what_nothing_names().await?;
         self.unchained().await?;
         self.judge_coverage().await?;
         self.judge_anchors();
@@ -241,6 +264,7 @@ impl Verification {
         match &standing {
             Standing::Signed | Standing::Unsigned => {}
             Standing::UnknownKey(kid) => *self.report.unknown_keys.entry(kid.clone()).or_default() += 1,
+            Standing::Untimely(kid) => *self.report.untimely_keys.entry(kid.clone()).or_default() += 1,
             Standing::Wrong(kid) => {
                 let detail = format!("the checkpoint's signature is not that of the key {kid}, which it names");
                 self.fault(FaultKind::CheckpointForged, chain, position, detail);
@@ -258,7 +282,7 @@ impl Verification {
         let first = self.reader.onwards(oldest.chain, oldest.first.saturating_sub(1), 1).await?;
         if let Some(first) = first.first()
             && records > 0
-            && newest_ms > first.newest_ms
+            && newest_said(first).is_some_and(|first| newest_ms > first)
         {
             let detail = "records of no chain are newer than the first chain: added since, or written by an older carnet \
                           beside this one";
@@ -276,12 +300,19 @@ impl Verification {
 
     /// What was dropped was old enough, or is on record as dropped, in a record that a signature covers.
     fn judge_anchors(&mut self) {
+        for ((chain, position), (hash, witness)) in std::mem::take(&mut self.seen_before) {
+            let anchor = self.anchors.get(&chain).filter(|anchor| anchor.head.position == position);
+            if anchor.is_some_and(|anchor| anchor.head.hash != hash) {
+                let detail = format!("{witness} saw another record here than the one up to which all was dropped");
+                self.fault(FaultKind::CheckpointContradicts, chain, position, detail);
+            }
+        }
         let needed: Vec<Anchor> = self.anchors.values().filter(|anchor| anchor.needed).cloned().collect();
         for Anchor { head, at, standing, .. } in needed {
             let old = at.checked_add(self.scope.retention).is_some_and(|until| until <= self.scope.now);
             let vouched = match (standing, self.scope.signatures) {
                 (Standing::Signed, _) | (Standing::Unsigned, Signatures::None) => old,
-                (Standing::Unsigned | Standing::UnknownKey(_) | Standing::Wrong(_), _) => false,
+                (Standing::Unsigned | Standing::UnknownKey(_) | Standing::Untimely(_) | Standing::Wrong(_), _) => false,
             };
             let said = self.dropped.get(&head.to_string());
             let on_record = said.into_iter().flatten().any(|(chain, position)| match self.scope.signatures {
@@ -305,7 +336,14 @@ impl Verification {
 
     fn fault_of(&mut self, fault: Fault) {
         let is_first = fault.chain.is_none_or(|chain| self.faulty.insert(chain));
-        if is_first && self.report.faults.len() < MOST_FAULTS {
+        if is_first {
+            self.told(fault);
+        }
+    }
+
+    /// Also of what stands beside a chain that is whole.
+    fn told(&mut self, fault: Fault) {
+        if self.report.faults.len() < MOST_FAULTS {
             self.report.faults.push(fault);
         }
     }
@@ -315,12 +353,6 @@ impl Verification {
         let Some((first, hashes)) = self.reader.hashes(chain, position).await? else { return Ok(None) };
         Ok(hash_at(first, &hashes, position))
     }
-}
-
-/// The hash of the record at `position`, of those of a group that begins at `first`.
-fn hash_at(first: u64, hashes: &[u8], position: u64) -> Option<Hash> {
-    let index = usize::try_from(position.checked_sub(first)?).ok()?;
-    hashes.chunks_exact(size_of::<Hash>()).nth(index)?.try_into().ok()
 }
 
 impl Fault {

@@ -120,7 +120,7 @@ impl Writer {
         let facts = self.remembered.missing(&records, now);
         let new: Vec<[u8; 32]> = facts.iter().map(|facts| facts.digest).collect();
         let group = self.chain.seal(records, facts);
-        let newest_ms = group.newest_ms;
+        let (newest_ms, own) = (group.newest_ms, group.own);
         let result = timeout_at(deadline, self.log.append(group)).await.unwrap_or(Err(AuditError::Slow));
         metrics::histogram!("carnet_audit_group_records").record(size as f64);
         metrics::histogram!("carnet_audit_write_seconds").record(started.elapsed());
@@ -131,6 +131,9 @@ impl Writer {
                 self.durable = self.chain.head();
                 if let Some(head) = self.durable {
                     self.progress.written(head, newest_ms);
+                    if !own {
+                        self.progress.others_written(newest_ms);
+                    }
                 }
                 self.remembered.stored(new, now);
             }

@@ -123,7 +123,7 @@ impl Search {
             }
             Output::Json => {
                 let records: Vec<Value> = records.iter().map(record_json).collect();
-                out.line(serde_json::to_string_pretty(&json!({"records": records}))?)
+                out.pretty_json(&json!({"records": records}))
             }
         }?;
         out.end()
@@ -150,7 +150,7 @@ impl Tail {
         let mut print = |record: AuditRecord| {
             match self.output {
                 Lines::Text => out.line(line(&record)),
-                Lines::Json => out.line(record_json(&record)),
+                Lines::Json => out.json(&record_json(&record)),
             }?;
             out.flush()
         };
@@ -163,9 +163,9 @@ impl Export {
     async fn run(self) -> anyhow::Result<()> {
         let asked = self.filter.message(SystemClock.now());
         let mut out = Out::default();
-        let mut print = |record: AuditRecord| out.line(self.format.of(&record));
+        let mut print = |record: AuditRecord| out.json(&self.format.of(&record));
         let exported = self.source.open().await?.oldest_first(&asked, &mut print).await;
-        output::unless_closed(exported.and_then(|()| out.end()))
+        output::unless_closed(exported.map_err(anyhow::Error::from).and_then(|()| out.end()))
     }
 }
 
@@ -190,7 +190,7 @@ impl TraceExchange {
             Output::Json => {
                 let traces: Vec<Value> = traces.iter().map(|(_record, trace)| trace.json()).collect();
                 let object = json!({"exchange_id": self.exchange_id, "records": traces});
-                out.line(serde_json::to_string_pretty(&object)?)?;
+                out.pretty_json(&object)?;
             }
         }
         out.end()

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
-use super::print;
+use super::{print, print_json};
 use crate::config::{self, AgentConfig, ShadowFile};
 
 #[derive(Debug, Subcommand)]
@@ -36,7 +36,7 @@ impl Config {
             }
             Self::Schema { agent } => {
                 let schema = if agent { AgentConfig::schema() } else { config::Config::schema() };
-                print(serde_json::to_string_pretty(&schema)?);
+                print_json(&schema)?;
             }
         }
         Ok(())

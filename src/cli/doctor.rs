@@ -7,10 +7,11 @@ use anyhow::{Context as _, bail};
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{Told, print, remark, table};
+use super::{Told, print, print_json, remark, table};
 use crate::clock::SystemClock;
 use crate::config::Config;
 use crate::doctor::{self, Finding, Options, Reach, Severity};
+use crate::line::{plain, plain_lines};
 use crate::secret::Secret;
 use crate::target;
 
@@ -56,9 +57,7 @@ impl Doctor {
         let findings = doctor::examine(&config, &options, Arc::new(SystemClock)).await?;
         match self.output {
             Output::Table => print(shown(&findings)),
-            Output::Json => {
-                print(serde_json::to_string_pretty(&json!({"findings": findings.iter().map(of).collect::<Vec<_>>()}))?)
-            }
+            Output::Json => print_json(&json!({"findings": findings.iter().map(of).collect::<Vec<_>>()}))?,
         }
         let errors = findings.iter().filter(|finding| finding.severity == Severity::Error).count();
         if errors > 0 {
@@ -121,10 +120,11 @@ fn shown(findings: &[Finding]) -> String {
         if finding.severity < Severity::Warning || (finding.advice.is_empty() && finding.commands.is_empty()) {
             continue;
         }
-        text.push_str(&format!("\n\n# {} {}: {}", finding.about, finding.code, finding.advice));
+        text.push_str("\n\n# ");
+        text.push_str(&plain(&format!("{} {}: {}", finding.about, finding.code, finding.advice)));
         for command in &finding.commands {
             text.push('\n');
-            text.push_str(command);
+            text.push_str(&plain_lines(command));
         }
     }
     text

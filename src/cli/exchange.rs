@@ -5,8 +5,8 @@ use serde_json::{Value, json};
 
 use super::broker::{Broker, SubjectToken, answer, call, usage};
 use super::credentials::{self, Output};
-use super::print;
 use super::request::Request;
+use super::{print, print_json};
 use crate::proto;
 use crate::proto::token_exchange_client::TokenExchangeClient;
 
@@ -33,7 +33,7 @@ impl Exchange {
         let request = proto::ExchangeRequest { targets, job, ..Default::default() };
         let answer = exchange(&self.broker, &self.subject_token, request).await?;
         match self.output {
-            Output::Json => print(serde_json::to_string_pretty(&json(&answer))?),
+            Output::Json => print_json(&json(&answer))?,
             Output::Token => answer.credentials.iter().for_each(|credential| print(&credential.token)),
             Output::Env => answer.credentials.iter().for_each(|credential| print(credentials::variables(credential))),
         }

@@ -15,7 +15,7 @@ use uuid::Uuid;
 use self::show::Output;
 use super::broker::{Bearer, Broker, SubjectToken, answer, token, usage};
 use super::request::Details;
-use super::{Ended, Exit, print, remark};
+use super::{Ended, Exit, print, print_json, remark};
 use crate::audit::Records;
 use crate::clock::{Clock, SystemClock};
 use crate::config::Config;
@@ -92,7 +92,7 @@ impl Explain {
                 print(show::table(&steps));
                 remark(verdict(allowed, &steps));
             }
-            Output::Json => print(serde_json::to_string_pretty(&show::json(allowed, &steps))?),
+            Output::Json => print_json(&show::json(allowed, &steps))?,
         }
         Ok(exit(allowed, &steps))
     }

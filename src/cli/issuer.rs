@@ -7,7 +7,7 @@ use anyhow::{Context as _, bail};
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{print, remark};
+use super::{print, print_json, remark};
 use crate::app::{self, KeySource, rfc3339};
 use crate::clock::{Clock, SystemClock};
 use crate::config::{Config, IssuerSettings};
@@ -70,14 +70,14 @@ impl Issuer {
             Self::Jwks { file } => {
                 let (settings, source) = file.open(clock.clone()).await?;
                 let issuer = OidcIssuer::new(settings.url, source.load().await?, clock);
-                print(serde_json::to_string_pretty(&issuer.jwks())?);
+                print_json(&issuer.jwks())?;
             }
             Self::Keys { file, output } => {
                 let (_settings, source) = file.open(clock.clone()).await?;
                 let keys = source.status(&*clock).await?;
                 match output {
                     Output::Table => print(table(&keys)),
-                    Output::Json => print(serde_json::to_string_pretty(&json(&keys))?),
+                    Output::Json => print_json(&json(&keys))?,
                 }
                 if matches!(source, KeySource::Files(_)) {
                     remark("these keys are rotated by changing the files of issuer.key_files");

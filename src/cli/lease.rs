@@ -15,9 +15,9 @@ use tonic::transport::Channel;
 use self::show::Output;
 use super::broker::{Broker, SubjectToken, answer, call, token, usage};
 use super::credentials;
-use super::print;
 use super::private_file::PrivateFile;
 use super::request::{Request, duration, span};
+use super::{print, print_json};
 use crate::proto;
 use crate::proto::leases_client::LeasesClient;
 use crate::target::Span;
@@ -209,7 +209,7 @@ impl Open {
         }
         match self.output {
             Output::Table => print(show::opened(&opened)),
-            Output::Json => print(serde_json::to_string_pretty(&opened_json(&opened, in_file))?),
+            Output::Json => print_json(&opened_json(&opened, in_file))?,
         }
         Ok(())
     }
@@ -268,7 +268,7 @@ impl Credentials {
         match self.output {
             credentials::Output::Json => {
                 let json = show::update(answer.lease.as_ref(), &answer.exchange_id, &answer.credentials);
-                print(serde_json::to_string_pretty(&json)?);
+                print_json(&json)?;
             }
             credentials::Output::Token => match answer.credentials.as_slice() {
                 [credential] => print(&credential.token),

@@ -3,8 +3,10 @@
 use clap::Args;
 use tonic::transport::Channel;
 
-use super::broker::{Bearer, Broker, SubjectToken};
+use super::broker::{Bearer, Broker, SubjectToken, no_subject_token};
 use crate::proto::operator_client::OperatorClient;
+use crate::secret::Secret;
+use crate::subject_source::{SourceError, SubjectSource};
 
 #[derive(Debug, Args)]
 pub(super) struct Operator {
@@ -16,9 +18,32 @@ pub(super) struct Operator {
 
 impl Operator {
     pub async fn connect(&self) -> anyhow::Result<(OperatorClient<Channel>, Bearer)> {
-        let bearer = Bearer::new(&self.token.token(&self.broker).await?)?;
+        let Session { client, source } = self.session().await?;
+        let token = source.token().await.map_err(no_subject_token)?;
+        Ok((client, Bearer::new(token.expose())?))
+    }
+
+    /// # Errors
+    /// There is no token, or no broker.
+    pub async fn session(&self) -> anyhow::Result<Session> {
+        let source = self.token.source(&self.broker);
+        // Before the broker is called: what is missing here is said first.
+        source.token().await.map_err(no_subject_token)?;
         let client = OperatorClient::new(self.broker.connect().await?).max_decoding_message_size(PAGE_MAX_BYTES);
-        Ok((client, bearer))
+        Ok(Session { client, source })
+    }
+}
+
+/// For more than one call: each shows the token that the source gives by then.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    pub client: OperatorClient<Channel>,
+    source: SubjectSource,
+}
+
+impl Session {
+    pub async fn token(&self) -> Result<Secret, SourceError> {
+        self.source.token().await
     }
 }
 

@@ -1,24 +1,25 @@
 //! Audit records for commands: from the broker, or straight from its store.
 
-use std::collections::BTreeMap;
+mod follow;
+mod shown;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, ValueEnum};
 use jiff::Timestamp;
 use tokio::time::sleep;
-use tonic::Code;
-use tonic::transport::Channel;
+use tonic::Status;
 use uuid::Uuid;
 
-use super::broker::{Bearer, refusal, usage};
-use super::operator::Operator;
+use self::follow::Tail;
+use super::broker::{Bearer, chain, no_subject_token, refusal, usage};
+use super::operator::{Operator, Session};
 use super::remark;
 use super::request::span;
-use crate::audit::{self, KnownFacts, chain_of};
+use crate::audit::{self, KnownFacts};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
-use crate::proto::operator_client::OperatorClient;
 use crate::proto::{AuditRecord, SearchAuditRequest};
 use crate::store;
 use crate::target::Span;
@@ -143,12 +144,40 @@ impl Source {
 
 /// The log as a command reads it.
 pub(super) enum Records {
-    Broker(Box<OperatorClient<Channel>>, Bearer),
+    Broker(Box<Session>),
     Store(audit::Records),
 }
 
 /// What is done with each record.
 pub(super) type Each<'a> = &'a mut (dyn FnMut(AuditRecord) -> anyhow::Result<()> + Send);
+
+/// Why records do not come.
+pub(super) enum Unread {
+    /// By the broker, or on the way to it.
+    Refused(Box<Status>),
+    Failed(anyhow::Error),
+}
+
+impl From<Status> for Unread {
+    fn from(status: Status) -> Self {
+        Self::Refused(Box::new(status))
+    }
+}
+
+impl From<anyhow::Error> for Unread {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Unread> for anyhow::Error {
+    fn from(unread: Unread) -> Self {
+        match unread {
+            Unread::Refused(status) => refusal(&status),
+            Unread::Failed(error) => error,
+        }
+    }
+}
 
 impl Records {
     /// Of the store that the configuration in this file names.
@@ -158,8 +187,7 @@ impl Records {
     }
 
     pub async fn of_broker(operator: &Operator) -> anyhow::Result<Self> {
-        let (client, bearer) = operator.connect().await?;
-        Ok(Self::Broker(Box::new(client), bearer))
+        Ok(Self::Broker(Box::new(operator.session().await?)))
     }
 
     /// Newest first, at most `most`.
@@ -168,15 +196,15 @@ impl Records {
         asked: &SearchAuditRequest,
         most: usize,
         each: Each<'_>,
-    ) -> anyhow::Result<usize> {
+    ) -> Result<usize, Unread> {
         let mut found = 0;
         match self {
-            Self::Broker(client, bearer) => {
-                let limit = i32::try_from(most.min(MOST_AT_ONCE))?;
-                let request = bearer.show_for_long(SearchAuditRequest { limit, ..asked.clone() });
-                let answered = client.search_audit(request).await;
-                let mut stream = answered.map_err(|status| refusal(&status))?.into_inner();
-                while let Some(record) = stream.message().await.map_err(|status| refusal(&status))? {
+            Self::Broker(session) => {
+                let limit = i32::try_from(most.min(MOST_AT_ONCE)).unwrap_or(i32::MAX);
+                let token = session.token().await.map_err(no_subject_token)?;
+                let request = Bearer::new(token.expose())?.show_for_long(SearchAuditRequest { limit, ..asked.clone() });
+                let mut stream = session.client.search_audit(request).await?.into_inner();
+                while let Some(record) = stream.message().await? {
                     found += 1;
                     each(record)?;
                 }
@@ -184,10 +212,10 @@ impl Records {
             Self::Store(records) => {
                 let (mut search, mut known) = (records.search(filter(asked)?), KnownFacts::default());
                 while found < most
-                    && let Some(mut page) = search.page().await?
+                    && let Some(mut page) = search.page().await.map_err(anyhow::Error::from)?
                 {
                     if asked.facts {
-                        records.show_facts(&mut page, &mut known).await?;
+                        records.show_facts(&mut page, &mut known).await.map_err(anyhow::Error::from)?;
                     }
                     for record in page.into_iter().take(most - found) {
                         found += 1;
@@ -200,7 +228,7 @@ impl Records {
     }
 
     /// All of them, in whatever order costs least; those of one exchange come one after the other.
-    pub async fn all(&mut self, asked: &SearchAuditRequest, each: Each<'_>) -> anyhow::Result<()> {
+    pub async fn all(&mut self, asked: &SearchAuditRequest, each: Each<'_>) -> Result<(), Unread> {
         match self {
             // Nobody holds more than a page.
             Self::Store(_) => self.newest_first(asked, usize::MAX, each).await.map(|_found| ()),
@@ -211,7 +239,7 @@ impl Records {
 
     /// All of them, oldest first: looked through once for where to divide them, then read part by part, so that no more
     /// than a part is held.
-    pub async fn oldest_first(&mut self, asked: &SearchAuditRequest, each: Each<'_>) -> anyhow::Result<()> {
+    pub async fn oldest_first(&mut self, asked: &SearchAuditRequest, each: Each<'_>) -> Result<(), Unread> {
         // What is recorded meanwhile is for the next time.
         let before = asked.before.unwrap_or_else(|| SystemClock.now().into());
         let asked = SearchAuditRequest { before: Some(before), ..asked.clone() };
@@ -238,7 +266,7 @@ impl Records {
     }
 
     /// Times between parts of some [`PART`] records, the newest first.
-    async fn borders(&mut self, asked: &SearchAuditRequest) -> anyhow::Result<Vec<prost_types::Timestamp>> {
+    async fn borders(&mut self, asked: &SearchAuditRequest) -> Result<Vec<prost_types::Timestamp>, Unread> {
         let mut borders: Vec<prost_types::Timestamp> = Vec::new();
         let mut asked = asked.clone();
         loop {
@@ -265,77 +293,40 @@ impl Records {
     }
 
     /// The newest `last` of them, oldest first, then whatever is recorded from now on; ends with the first error of `each`.
-    pub async fn follow(&mut self, asked: &SearchAuditRequest, last: usize, each: Each<'_>) -> anyhow::Result<()> {
-        match self {
-            Self::Broker(client, bearer) => follow_broker(client, bearer, asked, last, each).await,
-            Self::Store(records) => {
-                let (records, wanted) = (records.clone(), filter(asked)?);
-                let mut cursors = records.end().await?;
-                let mut newest = Vec::new();
-                self.newest_first(asked, last, &mut |record| {
-                    newest.push(record);
-                    Ok(())
-                })
-                .await?;
-                // What came between the two looks comes with what follows.
-                newest.into_iter().rev().filter(|record| cursors.passed(record)).try_for_each(&mut *each)?;
-                loop {
-                    let read = records.read_on(&mut cursors, SystemClock.now()).await?;
-                    if read.is_empty() {
-                        sleep(LOOK_EVERY).await;
-                    }
-                    read.into_iter().filter(|record| wanted.takes(record)).try_for_each(&mut *each)?;
-                }
-            }
-        }
-    }
-}
-
-/// A broker that ends, or is away for a moment, is asked again; what it repeats is left out.
-async fn follow_broker(
-    client: &mut OperatorClient<Channel>,
-    bearer: &Bearer,
-    asked: &SearchAuditRequest,
-    last: usize,
-    each: Each<'_>,
-) -> anyhow::Result<()> {
-    let mut asked = SearchAuditRequest { follow: true, limit: i32::try_from(last)?, ..asked.clone() };
-    if last == 0 {
-        // 0 would be the broker's own number.
-        (asked.after, asked.limit) = (Some(SystemClock.now().into()), 1);
-    }
-    let mut seen: BTreeMap<Uuid, u64> = BTreeMap::new();
-    loop {
-        let status = match client.search_audit(bearer.show_for_long(asked.clone())).await {
-            Err(status) => status,
-            Ok(stream) => {
-                let mut stream = stream.into_inner();
-                loop {
-                    match stream.message().await {
-                        Ok(Some(record)) => {
-                            let position = chain_of(&record).map(|chain| seen.entry(chain).or_default());
-                            if let Some(position) = position {
-                                if record.sequence <= *position {
-                                    continue;
-                                }
-                                *position = record.sequence;
-                            }
-                            each(record)?;
-                        }
-                        Ok(None) => break tonic::Status::unavailable("the broker ended the search"),
-                        Err(status) => break status,
-                    }
-                }
-            }
+    /// A broker or a store that is away is asked again.
+    pub async fn follow(mut self, asked: &SearchAuditRequest, last: usize, each: Each<'_>) -> anyhow::Result<()> {
+        let records = match self {
+            Self::Broker(session) => return Tail::new(*session, asked.clone(), last).run(each).await,
+            Self::Store(ref records) => records.clone(),
         };
-        if status.code() != Code::Unavailable {
-            return Err(refusal(&status));
+        let wanted = filter(asked)?;
+        let mut cursors = records.end().await?;
+        let mut newest = Vec::new();
+        self.newest_first(asked, last, &mut |record| {
+            newest.push(record);
+            Ok(())
+        })
+        .await?;
+        // What came between the two looks comes with what follows.
+        newest.into_iter().rev().filter(|record| cursors.passed(record)).try_for_each(&mut *each)?;
+        let mut away = false;
+        loop {
+            let read = match records.read_on(&mut cursors, SystemClock.now()).await {
+                Ok(read) => read.records,
+                Err(error) => {
+                    if !std::mem::replace(&mut away, true) {
+                        remark(format_args!("{}; asking again", chain(&error)));
+                    }
+                    sleep(ASK_AGAIN).await;
+                    continue;
+                }
+            };
+            away = false;
+            if read.is_empty() {
+                sleep(LOOK_EVERY).await;
+            }
+            read.into_iter().filter(|record| wanted.takes(record)).try_for_each(&mut *each)?;
         }
-        remark(format_args!("{}; asking again", status.message()));
-        sleep(ASK_AGAIN).await;
-        let missed = SystemClock.now().checked_sub(LOOK_BACK).map(prost_types::Timestamp::from);
-        asked.after = asked.after.into_iter().chain(missed).max_by_key(|time| order(*time));
-        asked.limit = FOLLOWED_MOST;
     }
 }
 
@@ -376,12 +367,6 @@ const MOST_AT_ONCE: usize = 1_000_000;
 
 /// Records that are held at once: some 20 MB.
 const PART: usize = 10_000;
-
-/// What the broker gives at most of what is there, to those who follow.
-const FOLLOWED_MOST: i32 = 1000;
-
-/// How far a search that was cut off looks back: longer than an exchange takes.
-const LOOK_BACK: Duration = Duration::from_secs(15 * 60);
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 const ASK_AGAIN: Duration = Duration::from_secs(2);

@@ -18,7 +18,7 @@ use super::operator::Operator;
 use super::records::{Each, Records, Source, Time};
 use super::request::span;
 use super::table::table;
-use super::{print, remark};
+use super::{print, print_json, remark};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::PolicyFile;
 use crate::policy::RuleDocument;
@@ -153,7 +153,7 @@ impl AccessReport {
                 let [after, begins] = reach.json();
                 let rows = access.json();
                 let object = json!({"after": after, "log_begins": begins, "left_out": left_out, "access": rows});
-                print(serde_json::to_string_pretty(&object)?);
+                print_json(&object)?;
             }
         }
         Ok(())
@@ -186,7 +186,7 @@ impl UnusedReport {
                 let (far, rows) = (!reach.is_short(), unused.json());
                 let object =
                     json!({"after": after, "log_begins": begins, "log_goes_back_that_far": far, "unused": rows});
-                print(serde_json::to_string_pretty(&object)?);
+                print_json(&object)?;
             }
         }
         Ok(())

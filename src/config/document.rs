@@ -47,6 +47,8 @@ pub(super) struct Document {
     #[serde(default)]
     pub audit: AuditDocument,
     #[serde(default)]
+    pub limits: LimitsDocument,
+    #[serde(default)]
     pub negative_proof: NegativeProofDocument,
     #[serde(default)]
     pub telemetry: TelemetryDocument,
@@ -282,6 +284,39 @@ pub(super) struct OtlpDocument {
     pub headers: BTreeMap<String, Secret>,
 }
 
+/// How much one caller, or one address, may ask for before it has to wait.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct LimitsDocument {
+    #[serde(default)]
+    pub per_caller: CallerLimitDocument,
+    #[serde(default)]
+    pub per_peer: PeerLimitDocument,
+}
+
+/// A caller is a tenant's object, whatever tokens it shows and wherever it calls from.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CallerLimitDocument {
+    /// Beyond the burst; renewals of leases that are watched do not count.
+    #[serde(default = "default_exchanges")]
+    pub exchanges_per_second: NonZeroU32,
+    /// At once: a gang of workers has one identity.
+    #[serde(default = "default_exchange_burst")]
+    pub burst: NonZeroU32,
+}
+
+/// A peer is an address of IPv4 or 64 bits of IPv6. Only refused tokens and what strangers leave in the audit log count.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub(super) struct PeerLimitDocument {
+    /// Beyond the burst.
+    #[serde(default = "default_refusals")]
+    pub refusals_per_second: NonZeroU32,
+    #[serde(default = "default_refusal_burst")]
+    pub burst: NonZeroU32,
+}
+
 /// Tokens that must be refused, which the broker shows to itself.
 #[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -319,6 +354,44 @@ fn default_renewals() -> NonZeroU32 {
 impl Default for AuditDocument {
     fn default() -> Self {
         Self { retention: default_retention(), spool: None, sinks: Vec::new() }
+    }
+}
+
+impl Default for CallerLimitDocument {
+    fn default() -> Self {
+        Self { exchanges_per_second: default_exchanges(), burst: default_exchange_burst() }
+    }
+}
+
+impl Default for PeerLimitDocument {
+    fn default() -> Self {
+        Self { refusals_per_second: default_refusals(), burst: default_refusal_burst() }
+    }
+}
+
+/// Seventeen million a day of one identity.
+fn default_exchanges() -> NonZeroU32 {
+    number(200)
+}
+
+/// A gang of ten thousand workers, and another one.
+fn default_exchange_burst() -> NonZeroU32 {
+    number(20_000)
+}
+
+/// A refused token costs some 50 µs and a record.
+fn default_refusals() -> NonZeroU32 {
+    number(20)
+}
+
+fn default_refusal_burst() -> NonZeroU32 {
+    number(200)
+}
+
+const fn number(number: u32) -> NonZeroU32 {
+    match NonZeroU32::new(number) {
+        Some(number) => number,
+        None => NonZeroU32::MIN,
     }
 }
 

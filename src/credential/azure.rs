@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use self::managed_identity::ManagedIdentity;
 use self::token_endpoint::{Redemption, TokenEndpoint};
-use super::upstream::Upstreams;
+use super::upstream::{Upstreams, holder};
 use super::{Call, CloudIdentity, Credential, Hop, IssueError, Service, SetUpFault, Signer};
 use crate::clock::Clock;
 use crate::entra::OUTSIDE_VALIDITY;
@@ -33,7 +33,7 @@ impl Azure {
         let identity = CloudIdentity::Azure { tenant: target.tenant, client_id: target.client_id };
         match &target.source {
             AzureSource::ManagedIdentity(endpoint) => {
-                let upstream = self.upstreams.of(Hop::ManagedIdentity, THIS_MACHINE);
+                let upstream = self.upstreams.of(Hop::ManagedIdentity, THIS_MACHINE, holder(call.grant.identity()));
                 let managed = ManagedIdentity {
                     upstream,
                     clock: self.clock.clone(),
@@ -67,7 +67,7 @@ impl Azure {
         identity: CloudIdentity,
     ) -> Result<Credential, IssueError> {
         let endpoint = TokenEndpoint {
-            upstream: self.upstreams.of(Hop::EntraToken, target.authority.as_str()),
+            upstream: self.upstreams.of(Hop::EntraToken, target.authority.as_str(), holder(call.grant.identity())),
             clock: self.clock.clone(),
             url: target.authority.join(&format!("{}/oauth2/v2.0/token", target.tenant)),
             client_id: target.client_id,

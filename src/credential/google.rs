@@ -13,7 +13,7 @@ use serde::Deserialize;
 use self::impersonation::Impersonation;
 use self::sts::Exchange;
 use super::correlation::{Mark, STS_EXCHANGE_ID};
-use super::upstream::Upstreams;
+use super::upstream::{Upstreams, holder};
 use super::{Cache, Call, CloudIdentity, Credential, Hit, Hop, IssueError, Key, Service, Signer, is_id_token};
 use crate::clock::{Clock, from_unix_seconds, unix_seconds};
 use crate::http::{Request, Response};
@@ -103,7 +103,7 @@ impl Google {
             }
         };
         Ok(Exchange {
-            upstream: self.upstreams.of(Hop::GoogleSts, &quota(target)),
+            upstream: self.upstreams.of(Hop::GoogleSts, &quota(target), holder(call.grant.identity())),
             clock: self.clock.clone(),
             url: target.sts_endpoint.join("v1/token"),
             provider: target.provider.clone(),
@@ -131,7 +131,11 @@ impl Google {
             upstream_ids.push((STS_EXCHANGE_ID, federated.credential.minted_by.to_string()));
         }
         let impersonation = Impersonation {
-            upstream: self.upstreams.of(Hop::GoogleIam, target.iam_credentials_endpoint.as_str()),
+            upstream: self.upstreams.of(
+                Hop::GoogleIam,
+                target.iam_credentials_endpoint.as_str(),
+                holder(call.grant.identity()),
+            ),
             clock: self.clock.clone(),
             endpoint: target.iam_credentials_endpoint.clone(),
             account: account.clone(),

@@ -8,15 +8,17 @@ use std::time::Duration;
 
 use governor::{DefaultDirectRateLimiter, Jitter, Quota, RateLimiter};
 use http::StatusCode;
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep, timeout};
 use tracing::Instrument as _;
+use uuid::Uuid;
 
 use super::correlation::{Ids, returned};
 use super::{Hop, IssueError, Service, SetUpFault};
 use crate::answer::Verdict;
 use crate::clock::Clock;
 use crate::http::{Client, Request, Response};
+use crate::limit::{FairQueue, Holder};
+use crate::subject::Identity;
 use crate::telemetry::SPANS;
 
 /// One [`Upstream`] per service and quota, made when it is first called: bounded by the configured targets.
@@ -32,10 +34,11 @@ impl Upstreams {
     }
 
     /// `quota`: what the service counts calls by, such as its endpoint and the project.
-    pub fn of(&self, hop: Hop, quota: &str) -> Arc<Upstream> {
+    /// `for_whom`: whoever calls with many waits behind whoever calls with one.
+    pub fn of(&self, hop: Hop, quota: &str, for_whom: Holder) -> Line {
         let mut by_quota = self.by_quota.lock().unwrap_or_else(PoisonError::into_inner);
         let make = || Arc::new(Upstream::new(hop, self.http.clone(), self.clock.clone()));
-        by_quota.entry((hop, quota.to_owned())).or_insert_with(make).clone()
+        Line { upstream: by_quota.entry((hop, quota.to_owned())).or_insert_with(make).clone(), for_whom }
     }
 
     /// How the service was found by the last calls.
@@ -54,11 +57,36 @@ impl fmt::Debug for Upstreams {
     }
 }
 
-pub(super) struct Upstream {
+/// An upstream as one caller may call it.
+#[derive(Clone)]
+pub(super) struct Line {
+    upstream: Arc<Upstream>,
+    for_whom: Holder,
+}
+
+impl Line {
+    /// As [`Upstream::call`].
+    pub async fn call<R>(&self, request: R, judge: impl Fn(&Response) -> Verdict) -> Result<Response, IssueError>
+    where
+        R: Fn() -> Result<Request, IssueError>,
+    {
+        self.upstream.call(self.for_whom, request, judge).await
+    }
+}
+
+/// Whom a call is made for.
+pub(super) fn holder(identity: &Identity) -> Holder {
+    (identity.tenant(), identity.object())
+}
+
+/// For nobody: somebody looks whether it would work.
+pub(super) const NOBODY: Holder = (Uuid::nil(), Uuid::nil());
+
+struct Upstream {
     hop: Hop,
     http: Client,
     clock: Arc<dyn Clock>,
-    permits: Semaphore,
+    turns: FairQueue<Holder>,
     rate: DefaultDirectRateLimiter,
     health: Mutex<Health>,
 }
@@ -88,12 +116,17 @@ impl Upstream {
         let limits = limits(hop);
         let quota = Quota::per_second(limits.per_second).allow_burst(limits.per_second);
         let health = Health { failures_in_a_row: 0, open_until: None, budget: BUDGET_MAX };
-        let permits = Semaphore::new(limits.concurrent);
-        Self { hop, http, clock, permits, rate: RateLimiter::direct(quota), health: Mutex::new(health) }
+        let turns = FairQueue::new(limits.concurrent);
+        Self { hop, http, clock, turns, rate: RateLimiter::direct(quota), health: Mutex::new(health) }
     }
 
     /// Sends what `request` makes, anew for each attempt, until `judge` calls an answer final.
-    pub async fn call<R>(&self, request: R, judge: impl Fn(&Response) -> Verdict) -> Result<Response, IssueError>
+    async fn call<R>(
+        &self,
+        for_whom: Holder,
+        request: R,
+        judge: impl Fn(&Response) -> Verdict,
+    ) -> Result<Response, IssueError>
     where
         R: Fn() -> Result<Request, IssueError>,
     {
@@ -102,7 +135,7 @@ impl Upstream {
         let mut attempt = 0;
         loop {
             self.check_circuit()?;
-            let Failed { error, asked } = match self.attempt(request()?, &judge, deadline).await {
+            let Failed { error, asked } = match self.attempt(for_whom, request()?, &judge, deadline).await {
                 Ok(response) => return Ok(response),
                 Err(failed) => failed,
             };
@@ -118,18 +151,19 @@ impl Upstream {
 
     async fn attempt(
         &self,
+        for_whom: Holder,
         request: Request,
         judge: &impl Fn(&Response) -> Verdict,
         deadline: Instant,
     ) -> Result<Response, Failed> {
         let left = deadline.saturating_duration_since(Instant::now());
         let turn = async {
-            let permit = self.permits.acquire().await;
+            let turn = self.turns.turn(for_whom).await;
             self.rate.until_ready_with_jitter(Jitter::up_to(RATE_JITTER)).await;
-            permit
+            turn
         };
-        // Closed semaphores do not exist here; a permit that does not come in time is our own limit at work.
-        let _permit = timeout(left, turn).await.map_err(|_elapsed| Failed::unasked(self.throttled(BACKOFF_UNASKED)))?;
+        // A turn that does not come in time is our own limit at work.
+        let _turn = timeout(left, turn).await.map_err(|_elapsed| Failed::unasked(self.throttled(BACKOFF_UNASKED)))?;
         let left = deadline.saturating_duration_since(Instant::now()).min(ATTEMPT_DEADLINE);
         let started = Instant::now();
         let calling = tracing::debug_span!(target: SPANS, "call", upstream.hop = self.hop.as_str());

@@ -21,7 +21,9 @@ impl Exchange {
     /// Whom the request's token shows; issues nothing.
     pub async fn shown(&self, request: &ExchangeRequest) -> Result<Arc<VerifiedIdentity>, ExchangeError> {
         let mut record = Record::about(request, Uuid::nil(), self.clock.now());
-        Ok(self.identify(&request.proof, &mut record).await?.0)
+        let (identity, _subject_token) = self.identify(request, &mut record).await?;
+        self.charge(&identity)?;
+        Ok(identity)
     }
 
     /// Until when the rules would let a lease of `identity` last that begins now; issues nothing. With it, how

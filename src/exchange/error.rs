@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::limited::Limit;
 use crate::audit::{AuditError, Outcome};
 use crate::credential::IssueError;
 use crate::policy::Refusal;
@@ -24,6 +25,11 @@ pub enum ExchangeError {
     Audit(#[source] AuditError),
     #[error("the broker is busy")]
     Overloaded,
+    /// By one operator, or by one who does not take what was read.
+    #[error("{0}")]
+    LogReaders(&'static str),
+    #[error("{limit}: wait as long as the answer says")]
+    Limited { limit: Limit, wait: Duration },
     /// Wrong and foreign lease tokens too: nobody learns which leases there are.
     #[error("there is no such lease")]
     LeaseNotFound,
@@ -47,7 +53,7 @@ impl ExchangeError {
             Self::LeaseNotFound => Reason::LeaseNotFound,
             Self::LeaseEnded(_) => Reason::LeaseEnded,
             Self::Audit(_) | Self::Leases(_) => Reason::StoreUnavailable,
-            Self::Overloaded => Reason::RateLimited,
+            Self::Overloaded | Self::Limited { .. } | Self::LogReaders(_) => Reason::RateLimited,
             Self::ShuttingDown => Reason::ShuttingDown,
             Self::Internal => Reason::Internal,
         }
@@ -58,14 +64,21 @@ impl ExchangeError {
         match self {
             Self::Subject(error) => error.retry_after(),
             Self::Credential { error, .. } => error.retry_after(),
-            Self::Audit(_) | Self::Leases(_) | Self::Overloaded | Self::ShuttingDown => Some(RETRY_SOON),
+            Self::Limited { wait, .. } => Some((*wait).max(RETRY_SOON)),
+            Self::Audit(_) | Self::Leases(_) | Self::Overloaded | Self::LogReaders(_) | Self::ShuttingDown => {
+                Some(RETRY_SOON)
+            }
             Self::Request { .. } | Self::Policy(_) | Self::LeaseNotFound | Self::LeaseEnded(_) | Self::Internal => None,
         }
     }
 
     pub fn outcome(&self) -> Outcome {
         match self {
-            Self::Request { .. } | Self::Policy(_) | Self::LeaseNotFound | Self::LeaseEnded(_) => Outcome::Denied,
+            Self::Request { .. }
+            | Self::Policy(_)
+            | Self::LeaseNotFound
+            | Self::LeaseEnded(_)
+            | Self::Limited { .. } => Outcome::Denied,
             Self::Subject(error) => match error.reason() {
                 Reason::KeysUnavailable => Outcome::Failed,
                 _ => Outcome::Denied,
@@ -74,6 +87,7 @@ impl ExchangeError {
             | Self::Audit(_)
             | Self::Leases(_)
             | Self::Overloaded
+            | Self::LogReaders(_)
             | Self::ShuttingDown
             | Self::Internal => Outcome::Failed,
         }
@@ -91,6 +105,8 @@ impl ExchangeError {
             | Self::LeaseNotFound
             | Self::LeaseEnded(_)
             | Self::Overloaded
+            | Self::LogReaders(_)
+            | Self::Limited { .. }
             | Self::ShuttingDown
             | Self::Internal => self.to_string(),
         }
@@ -111,10 +127,20 @@ impl ExchangeError {
             Self::Subject(SubjectError::KeysUnavailable { source: Some(source), .. }) => {
                 vec![("error", source.to_string())]
             }
-            Self::Request { .. } | Self::Subject(_) | Self::Policy(_) | Self::LeaseNotFound | Self::LeaseEnded(_) => {
+            Self::Request { .. }
+            | Self::Subject(_)
+            | Self::Policy(_)
+            | Self::LeaseNotFound
+            | Self::LeaseEnded(_)
+            | Self::Limited { .. } => {
                 vec![("error", self.to_string())]
             }
-            Self::Audit(_) | Self::Leases(_) | Self::Overloaded | Self::ShuttingDown | Self::Internal => Vec::new(),
+            Self::Audit(_)
+            | Self::Leases(_)
+            | Self::Overloaded
+            | Self::LogReaders(_)
+            | Self::ShuttingDown
+            | Self::Internal => Vec::new(),
         }
     }
 }

@@ -10,6 +10,8 @@ use uuid::Uuid;
 use super::{Answer, Caller, Door, ExchangeError, ExchangeRequest, IssuedCredential, Proof};
 use crate::audit::{AuditRecord, Issued, Outcome};
 use crate::credential::{CloudIdentity, GOOGLE_PRINCIPAL, STS_EXCHANGE_ID, UPSTREAM_EXCHANGE_ID};
+use crate::limit::{Peer, Share};
+use crate::line::one_line;
 use crate::policy::{Change, Grant, Tenure};
 use crate::subject::{SubjectToken, VerifiedIdentity};
 use crate::target::{Job, TokenType};
@@ -31,6 +33,8 @@ pub(super) struct Record {
     grants: Vec<Arc<Grant>>,
     /// What the shadow would have decided, by target; none where there is no shadow.
     shadow: Vec<Change>,
+    /// Of the exchanges under way, until it is recorded.
+    place: Option<Share>,
 }
 
 impl Record {
@@ -60,6 +64,7 @@ impl Record {
             identity,
             grants: Vec::new(),
             shadow: Vec::new(),
+            place: None,
         }
     }
 
@@ -71,6 +76,20 @@ impl Record {
     pub fn verified(&mut self, identity: &Arc<VerifiedIdentity>, job: &Arc<Job>) {
         self.identity = Some(identity.clone());
         self.job = job.clone();
+    }
+
+    /// The caller has one more exchange under way for as long as this one is not recorded.
+    pub fn placed(&mut self, place: Share) {
+        self.place = Some(place);
+    }
+
+    /// Of whom, if they were verified.
+    pub fn subject(&self) -> Option<&str> {
+        self.identity.as_ref().map(|identity| identity.subject())
+    }
+
+    pub fn peer(&self) -> &Peer {
+        &self.caller.peer
     }
 
     pub fn granted(&mut self, grants: &[Arc<Grant>]) {
@@ -182,7 +201,7 @@ impl Record {
             identity: identity.map(|identity| identity.facts().clone()),
             attributes: vec![
                 ("door", self.caller.door.as_str().to_owned()),
-                ("peer", self.caller.address.to_string()),
+                ("peer", self.caller.peer.address.to_string()),
                 ("user_agent", self.caller.user_agent.to_string()),
             ],
         };
@@ -207,6 +226,11 @@ impl Record {
         }
     }
 
+    /// The metrics of an exchange that has neither a record nor a line of its own.
+    pub fn count_only(&self, error: &ExchangeError, now: SystemTime) {
+        self.count(error.outcome(), error.reason().as_str(), now.duration_since(self.began).unwrap_or_default());
+    }
+
     /// The one line of this exchange, and its metrics.
     pub fn log(&self, result: &Answer, now: SystemTime) {
         let took = now.duration_since(self.began).unwrap_or_default();
@@ -224,7 +248,7 @@ impl Record {
         tracing::info!(
             exchange.id = %self.exchange_id, exchange.outcome = outcome.as_str(), exchange.reason = reason, exchange.detail = detail,
             subject.id = subject, grant.rule = %rules, target.names = %targets, job.id = self.job.id.as_deref(),
-            cache.hit = cached, peer.address = &*self.caller.address, duration_us = took.as_micros() as u64,
+            cache.hit = cached, peer.address = &*self.caller.peer.address, duration_us = took.as_micros() as u64,
             "{} {} for `{subject}`", outcome.as_str(), targets
         );
     }
@@ -284,14 +308,6 @@ impl<'a, I: Iterator<Item = &'a str>, F: Fn() -> I> fmt::Display for Listed<F> {
             f.write_str(text)
         })
     }
-}
-
-/// `text` without control characters, cut to `most` characters: it cannot begin a line of a log.
-pub(crate) fn one_line(text: &str, most: usize) -> String {
-    if text.len() <= most && text.bytes().all(|byte| (b' '..=b'~').contains(&byte)) {
-        return text.to_owned();
-    }
-    text.chars().take(most).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
 impl fmt::Debug for Record {

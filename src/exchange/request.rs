@@ -6,7 +6,8 @@ use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
 use super::ExchangeError;
-use super::record::one_line;
+use crate::limit::Peer;
+use crate::line::one_line;
 use crate::policy::{Ask, ExcessScopes, Tenure};
 use crate::secret::Secret;
 use crate::subject::VerifiedIdentity;
@@ -51,20 +52,16 @@ pub struct TargetRequest {
 #[derive(Debug, Clone)]
 pub struct Caller {
     pub door: Door,
-    pub address: Arc<str>,
+    pub peer: Peer,
     pub user_agent: Arc<str>,
 }
 
 impl Caller {
     /// Texts that the caller chose are cut to what a record can hold.
-    pub fn new(door: Door, address: Arc<str>, user_agent: &str) -> Self {
-        Self { door, address, user_agent: one_line(user_agent, 200).into() }
+    pub fn new(door: Door, peer: Peer, user_agent: &str) -> Self {
+        Self { door, peer, user_agent: one_line(user_agent, 200).into() }
     }
 }
-
-/// The other end of a connection, as the listener saw it: an extension of every request.
-#[derive(Debug, Clone)]
-pub struct Peer(pub Arc<str>);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Door {

@@ -1,3 +1,4 @@
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use serde_json::json;
@@ -6,6 +7,7 @@ use super::*;
 use crate::audit::{FakeAuditLog, Outcome};
 use crate::clock::ManualClock;
 use crate::credential::FakeProvider;
+use crate::limit::{Rate, Settings};
 use crate::policy::{ExcessScopes, RuleDocument, Tenure};
 use crate::reason::Reason;
 use crate::secret::Secret;
@@ -20,6 +22,10 @@ struct Stage {
 
 impl Stage {
     fn with_places(places: usize) -> Self {
+        Self::with_limits(places, Settings::WIDE)
+    }
+
+    fn with_limits(places: usize, settings: Settings) -> Self {
         let clock = ManualClock::start();
         let rules =
             json!([{"name": "r", "targets": ["t"], "when": "true"}, {"name": "d", "targets": ["u"], "deny": true}]);
@@ -37,6 +43,7 @@ impl Stage {
             audit,
             clock: Arc::new(clock),
             places: Arc::new(Semaphore::new(places)),
+            limits: Limits::new(settings),
         };
         Self { exchange: Arc::new(exchange), log, provider }
     }
@@ -161,4 +168,45 @@ async fn what_a_stranger_says_fills_no_disk_and_forges_no_line() {
     assert!(stage.exchange.run(request).await.result.is_err());
     let [record] = stage.log.records().try_into().expect("one record for all targets");
     assert_eq!((record.target.as_str(), record.job.labels.len()), ("a\u{fffd}INFO issued,b,c", 0));
+}
+
+fn is_limited(exchanged: &Exchanged, by: Limit) -> bool {
+    matches!(&exchanged.result, Err(ExchangeError::Limited { limit, .. }) if *limit == by)
+}
+
+#[tokio::test(start_paused = true)]
+async fn c03_nobody_has_more_than_two_of_three_places_while_others_come() {
+    let stage = Stage::with_places(90);
+    let hog = futures_util::future::join_all((0..90).map(|_number| stage.run("good", &["t"])));
+    let others = futures_util::future::join_all((0..20).map(|_number| stage.run("other", &["t"])));
+    let (hog, others) = tokio::join!(hog, others);
+    let served = hog.iter().filter(|exchanged| exchanged.result.is_ok()).count();
+    let held_back = hog.iter().filter(|exchanged| is_limited(exchanged, Limit::Places)).count();
+    assert!((55..=65).contains(&served) && served + held_back == 90, "{served} and {held_back}");
+    assert!(others.iter().all(|exchanged| exchanged.result.is_ok()));
+    let again = futures_util::future::join_all((0..50).map(|_number| stage.run("good", &["t"]))).await;
+    assert!(again.iter().all(|exchanged| exchanged.result.is_ok()), "the places are free again");
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_a_caller_beyond_its_rate_the_first_refusal_is_recorded_and_the_others_in_all() {
+    let [one, three] = [1, 3].map(|number| NonZeroU32::new(number).expect("not 0"));
+    let per_caller = Rate { per_second: one, burst: three };
+    let stage = Stage::with_limits(90, Settings { per_caller, ..Settings::WIDE });
+    let mut limited = 0;
+    for _ in 0..10 {
+        limited += usize::from(is_limited(&stage.run("good", &["t"]).await, Limit::Caller));
+    }
+    assert!(stage.run("other", &["t"]).await.result.is_ok());
+    stage.exchange.record_what_was_left_out().await;
+    stage.exchange.record_what_was_left_out().await;
+    let records = stage.log.records();
+    let of = |action| records.iter().filter(move |record| record.action == action);
+    let refused = of("exchange").filter(|record| record.reason == Some(Reason::RateLimited)).count();
+    let [in_all] = of("exchange.limited").collect::<Vec<_>>().try_into().expect("one in all");
+    let refusals = in_all.attributes.iter().find(|(name, _)| *name == "refusals").map(|(_, count)| count.clone());
+    assert_eq!((limited, refused, refusals.as_deref()), (7, 1, Some("6")));
+    assert_eq!(in_all.subject, records[0].subject);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(stage.run("good", &["t"]).await.result.is_ok(), "after a second there is one more");
 }

@@ -21,6 +21,7 @@ use super::Format;
 use super::ocsf::event_id;
 use super::sink::{SendError, Sink, Taken};
 use crate::http::Endpoint;
+use crate::line::one_line;
 use crate::proto::AuditRecord;
 use crate::secret::Secret;
 
@@ -108,7 +109,7 @@ impl Sink for Otlp {
         // OTLP: what is rejected in an answer that is a success must not be sent again.
         let Some(partial) = answer.partial_success else { return Ok(Taken::default()) };
         let rejected = usize::try_from(partial.rejected_log_records).unwrap_or_default().min(batch.len());
-        Ok(Taken { rejected, why: line(&partial.error_message) })
+        Ok(Taken { rejected, why: one_line(&partial.error_message, MESSAGE_CHARACTERS) })
     }
 }
 
@@ -116,7 +117,7 @@ impl Sink for Otlp {
 /// Whatever else is wrong, such as a missing permission, is for somebody to mend: nothing is dropped meanwhile.
 fn failure(status: &Status) -> SendError {
     let retry_after = status.get_error_details().retry_info().and_then(|retry| retry.retry_delay);
-    let cause = format!("{:?}: {}", status.code(), line(status.message()));
+    let cause = format!("{:?}: {}", status.code(), one_line(status.message(), MESSAGE_CHARACTERS));
     match status.code() {
         Code::InvalidArgument | Code::OutOfRange => SendError::Refused(cause),
         // Without a time to wait, it is the size that is exhausted.
@@ -194,12 +195,6 @@ fn any(value: Value) -> AnyValue {
     AnyValue { value: kind }
 }
 
-/// What a collector says, for our log.
-fn line(text: &str) -> String {
-    let plain = |character: char| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character };
-    text.chars().take(MESSAGE_CHARACTERS).map(plain).collect()
-}
-
 impl fmt::Debug for Otlp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Otlp({})", self.format)
@@ -214,4 +209,5 @@ const DEADLINE: Duration = Duration::from_secs(8);
 /// A collector answers with a few words.
 const ANSWER_MAX_BYTES: usize = 64 * 1024;
 
+/// Of what a collector says, for our log.
 const MESSAGE_CHARACTERS: usize = 300;

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::sink::{SendError, Sink, Taken};
-use crate::audit::{AuditError, Cursors, Extent, Records, Shipments, chain_of};
+use crate::audit::{AuditError, Cursors, Extent, Gap, Gaps, Records, Shipments, chain_of};
 use crate::clock::Clock;
 use crate::proto::AuditRecord;
 use crate::telemetry::Causes;
@@ -52,6 +52,10 @@ struct Claim {
     waiting: Vec<AuditRecord>,
     /// The last position that was delivered, by chain.
     delivered: BTreeMap<Uuid, u64>,
+    /// Before those positions, what was not.
+    gaps: Gaps,
+    /// The store does not know of all gaps as they are.
+    gaps_moved: bool,
     /// Chains whose position the store does not know yet.
     unnoted: BTreeSet<Uuid>,
     noted_at: Instant,
@@ -72,6 +76,7 @@ struct Trust {
 #[derive(Debug)]
 struct Meters {
     behind: Gauge,
+    missing: Gauge,
     shipped: Counter,
     rejected: Counter,
     lost: Counter,
@@ -154,6 +159,7 @@ impl Shipper {
     async fn step(&mut self) -> Result<Round, RoundError> {
         if !self.is_claimed().await? {
             self.meters.behind.set(0.0);
+            self.meters.missing.set(0.0);
             return Ok(Round::Theirs);
         }
         self.read().await?;
@@ -211,11 +217,14 @@ impl Shipper {
             None => {
                 let delivered: BTreeMap<Uuid, u64> =
                     in_time(self.log.shipments.delivered(&self.outlet)).await?.into_iter().collect();
+                let gaps: Gaps = in_time(self.log.shipments.gaps(&self.outlet)).await?.into_iter().collect();
                 self.claim = Some(Claim {
                     renewed_at: asked_at,
-                    read: delivered.iter().map(|(chain, position)| (*chain, *position)).collect(),
+                    read: Cursors::new(delivered.clone(), gaps.clone()),
                     waiting: Vec::new(),
                     delivered,
+                    gaps,
+                    gaps_moved: false,
                     unnoted: BTreeSet::new(),
                     noted_at: asked_at,
                     measured_at: asked_at,
@@ -241,17 +250,18 @@ impl Shipper {
             return Ok(());
         }
         let mut read = claim.read.clone();
-        let records = in_time(self.log.records.read_on(&mut read, self.log.clock.now())).await?;
-        for (chain, lost) in claim.lost(&there, &records) {
+        let onwards = in_time(self.log.records.read_on(&mut read, self.log.clock.now())).await?;
+        for (chain, lost) in claim.gone(&there) {
             lose(&self.outlet, &self.meters, lost);
-            if !there.iter().any(|extent| extent.chain == chain) {
-                in_time(self.log.shipments.forget(&self.outlet, chain)).await?;
-                claim.delivered.remove(&chain);
-                claim.unnoted.remove(&chain);
-            }
+            in_time(self.log.shipments.forget(&self.outlet, chain)).await?;
+            claim.delivered.remove(&chain);
+            claim.unnoted.remove(&chain);
         }
+        lose(&self.outlet, &self.meters, onwards.lost);
         claim.seen = there.iter().map(|extent| (extent.chain, extent.last)).collect();
-        (claim.read, claim.waiting) = (read, records);
+        (claim.read, claim.waiting) = (read, onwards.records);
+        claim.miss(onwards.opened, &self.outlet);
+        self.meters.missing.set(claim.gaps.records() as f64);
         self.warn_of(behind);
         Ok(())
     }
@@ -262,7 +272,10 @@ impl Shipper {
         let sent = sent.min(claim.waiting.len());
         for record in claim.waiting.drain(..sent) {
             if let Some(chain) = chain_of(&record) {
-                claim.delivered.insert(chain, record.sequence);
+                // What closes a gap stands before what was delivered.
+                claim.gaps_moved |= claim.gaps.close(chain, record.sequence);
+                let delivered = claim.delivered.entry(chain).or_default();
+                *delivered = (*delivered).max(record.sequence);
                 claim.unnoted.insert(chain);
             }
         }
@@ -282,7 +295,8 @@ impl Shipper {
 
     /// Not after each batch: what a broker that is killed did not note is delivered once more.
     async fn note_when_due(&mut self) -> Result<Round, RoundError> {
-        let due = |claim: &Claim| !claim.unnoted.is_empty() && claim.noted_at.elapsed() >= NOTE_EVERY;
+        let moved = |claim: &Claim| !claim.unnoted.is_empty() || claim.gaps_moved;
+        let due = |claim: &Claim| moved(claim) && claim.noted_at.elapsed() >= NOTE_EVERY;
         if self.claim.as_ref().is_some_and(due) { self.note().await } else { Ok(Round::Idle) }
     }
 
@@ -290,15 +304,17 @@ impl Shipper {
         let Some(claim) = &mut self.claim else { return Ok(Round::Theirs) };
         let position = |chain: &Uuid| Some((*chain, *claim.delivered.get(chain)?));
         let moved: Vec<(Uuid, u64)> = claim.unnoted.iter().filter_map(position).collect();
-        if moved.is_empty() {
+        if moved.is_empty() && !claim.gaps_moved {
             return Ok(Round::Idle);
         }
-        if !in_time(self.log.shipments.deliver(&self.outlet, self.owner, &moved)).await? {
+        let gaps: Vec<Gap> = claim.gaps.iter().copied().collect();
+        if !in_time(self.log.shipments.deliver(&self.outlet, self.owner, &moved, &gaps)).await? {
             // Another replica has the claim, and delivers what it does not know of once more.
             self.claim = None;
             return Ok(Round::Theirs);
         }
         claim.unnoted.clear();
+        claim.gaps_moved = false;
         claim.noted_at = Instant::now();
         Ok(Round::Idle)
     }
@@ -353,21 +369,46 @@ impl Claim {
         there.iter().map(left).sum()
     }
 
-    /// By chain, how many records are neither delivered nor in the log any more; `read` is what comes next. Of a chain
-    /// that this way out has never seen, nothing is lost: it begins where retention has left it.
-    fn lost(&self, there: &[Extent], read: &[AuditRecord]) -> Vec<(Uuid, u64)> {
+    /// Chains that are gone altogether, and how many records of each were not delivered, but for its gaps. Of a chain that
+    /// this way out has never seen, nothing is lost: it begins where retention has left it.
+    fn gone(&self, there: &[Extent]) -> Vec<(Uuid, u64)> {
         let is_there = |chain: &Uuid| there.iter().any(|extent| extent.chain == *chain);
         let gone = self.delivered.keys().chain(self.seen.keys()).filter(|chain| !is_there(chain));
         let gone: BTreeSet<Uuid> = gone.copied().collect();
-        let gone = gone.into_iter().map(|chain| {
+        let lost = |chain: Uuid| {
             let delivered = self.delivered.get(&chain).copied().unwrap_or_default();
             (chain, self.seen.get(&chain).map_or(0, |seen| seen.saturating_sub(delivered)))
-        });
-        let overtaken = self.delivered.iter().filter_map(|(chain, delivered)| {
-            let next = read.iter().find(|record| chain_of(record) == Some(*chain))?;
-            Some((*chain, next.sequence.saturating_sub(delivered + 1)))
-        });
-        gone.chain(overtaken.filter(|(_chain, lost)| *lost > 0)).collect()
+        };
+        gone.into_iter().map(lost).collect()
+    }
+
+    /// Later records were there; those of these gaps were not, and are shipped when they come. Of the others, those that
+    /// nobody waits for any more are forgotten.
+    fn miss(&mut self, opened: Vec<Gap>, outlet: &str) {
+        for gap in opened {
+            let records = gap.records();
+            self.gaps_moved = true;
+            // Whoever reads has told what it gave up for it.
+            let _ = self.gaps.open(gap);
+            if !gap.is_beginning() {
+                tracing::warn!(
+                    export.outlet = outlet,
+                    audit.chain = %gap.chain,
+                    records,
+                    "{records} audit records are not in the log, although later ones are: `{outlet}` gets them when the \
+                     spool of the broker that has them is moved, so start it again with its volume"
+                );
+            }
+        }
+        let waited_for: Vec<Gap> = self.read.gaps().collect();
+        let waiting: BTreeSet<(Uuid, u64)> =
+            self.waiting.iter().filter_map(|record| Some((chain_of(record)?, record.sequence))).collect();
+        let is_over = |gap: &Gap| {
+            let overlaps = |other: &Gap| other.chain == gap.chain && other.first <= gap.last && gap.first <= other.last;
+            !waited_for.iter().any(overlaps)
+                && waiting.range((gap.chain, gap.first)..=(gap.chain, gap.last)).next().is_none()
+        };
+        self.gaps_moved |= !self.gaps.give_up(is_over).is_empty();
     }
 }
 
@@ -384,8 +425,9 @@ fn lose(outlet: &str, meters: &Meters, lost: u64) {
         tracing::error!(
             export.outlet = outlet,
             records = lost,
-            "{lost} audit records left the log before `{outlet}` had them: keep records for longer (audit.retention), \
-             and see why it is slow"
+            "`{outlet}` never gets {lost} audit records: they left the log before it had them, or a broker's spool did \
+             not bring them in time: see why it is slow, keep records for longer (audit.retention), and start brokers \
+             that have a spool again with its volume"
         );
     }
 }
@@ -408,6 +450,7 @@ impl Meters {
             behind: metrics::gauge!("carnet_audit_unshipped", "outlet" => outlet.to_owned()),
             shipped: shipped("shipped"),
             rejected: shipped("rejected"),
+            missing: metrics::gauge!("carnet_audit_missing", "outlet" => outlet.to_owned()),
             lost: shipped("lost"),
             failures: metrics::counter!("carnet_audit_shipping_failures_total", "outlet" => outlet.to_owned()),
         }

@@ -81,7 +81,7 @@ impl proto::operator_server::Operator for OperatorService {
         let farewell = request.extensions().get::<Farewell>().cloned().unwrap_or_default();
         let (token, caller) = (bearer(request.metadata()), caller(&request));
         let query = audit_query(request.into_inner()).map_err(refusal)?;
-        let records = self.operator.search_audit(token, query, &caller).await.map_err(refusal)?;
+        let records = self.operator.search_audit(token, query, &caller).await.map_err(refusal)?.deliver();
         let stream = stream::unfold(Some(records), move |records| {
             let farewell = farewell.clone();
             async move {

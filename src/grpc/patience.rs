@@ -155,11 +155,15 @@ impl BrokerClock {
         here.unwrap_or(time)
     }
 
+    /// What the broker's clock shows now.
+    pub fn now(&self) -> SystemTime {
+        self.shown.map_or_else(|| SystemClock.now(), |(shown, since)| shown + since.elapsed())
+    }
+
     /// `None` where the time has come.
     fn until(&self, time: Option<prost_types::Timestamp>) -> Option<Duration> {
         let time = SystemTime::try_from(time?).ok()?;
-        let now = self.shown.map_or_else(|| SystemClock.now(), |(shown, since)| shown + since.elapsed());
-        time.duration_since(now).ok().filter(|left| !left.is_zero())
+        time.duration_since(self.now()).ok().filter(|left| !left.is_zero())
     }
 }
 

@@ -4,11 +4,12 @@ use std::convert::Infallible;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
+use axum::{BoxError, Router};
+use bytes::Bytes;
 use futures_util::future::{BoxFuture, Map};
 use futures_util::{FutureExt as _, TryFutureExt as _};
 use http::{HeaderMap, Request, Response};
-use hyper::body::Incoming;
+use hyper::body;
 use tokio::time::error::Elapsed;
 use tokio::time::{Timeout, timeout};
 use tonic::Status;
@@ -28,7 +29,11 @@ pub struct Routes {
 
 type Answer = Result<Response<Body>, Infallible>;
 
-impl Service<Request<Incoming>> for Routes {
+impl<B> Service<Request<B>> for Routes
+where
+    B: body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError> + Send + 'static,
+{
     type Response = Response<Body>;
     type Error = Infallible;
     /// Until the answer's head; a stream goes on after it.
@@ -40,7 +45,7 @@ impl Service<Request<Incoming>> for Routes {
 
     /// The whole call has one deadline, its body included: tonic reads the message before a service sees it. An exchange
     /// goes on without its caller.
-    fn call(&mut self, request: Request<Incoming>) -> Self::Future {
+    fn call(&mut self, request: Request<B>) -> Self::Future {
         let deadline = deadline(request.headers());
         let answer = if request.uri().path().starts_with(EXCHANGE) {
             self.exchange.call(request)

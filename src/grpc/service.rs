@@ -6,7 +6,8 @@ use tonic::{Request, Response, Status};
 
 use super::message::{self, Durations};
 use super::status;
-use crate::exchange::{Caller, Door, Exchange, ExchangeError, ExchangeRequest, Exchanged, Peer, Proof};
+use crate::exchange::{Caller, Door, Exchange, ExchangeError, ExchangeRequest, Exchanged, Proof};
+use crate::limit::Peer;
 use crate::policy::{ExcessScopes, Tenure};
 use crate::proto;
 use crate::proto::token_exchange_server::TokenExchange;
@@ -42,10 +43,11 @@ impl TokenExchange for TokenExchangeService {
 }
 
 pub(super) fn caller<T>(request: &Request<T>) -> Caller {
-    let peer = request.extensions().get::<Peer>().map(|peer| peer.0.clone());
-    let address = peer.or_else(|| Some(request.remote_addr()?.to_string().into())).unwrap_or_default();
+    let peer = request.extensions().get::<Peer>().cloned();
+    let peer =
+        peer.unwrap_or_else(|| request.remote_addr().map(|address| address.to_string()).unwrap_or_default().into());
     let user_agent = request.metadata().get("user-agent").and_then(|agent| agent.to_str().ok()).unwrap_or_default();
-    Caller::new(Door::Grpc, address, user_agent)
+    Caller::new(Door::Grpc, peer, user_agent)
 }
 
 /// A message that is no request: what could be read of it, for the record.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use tonic::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 use uuid::Uuid;
@@ -31,6 +32,11 @@ pub(super) fn of(error: &ExchangeError, exchange_id: Uuid) -> Status {
         details.add_bad_request_violation(field.clone(), message.clone());
     }
     Status::with_error_details(code(error.reason()), error.to_string(), details)
+}
+
+/// The answer to a call for which there is no place.
+pub fn busy() -> http::Response<Body> {
+    of(&ExchangeError::Overloaded, Uuid::now_v7()).into_http()
 }
 
 const DOMAIN: &str = "carnet";

@@ -119,6 +119,15 @@ impl Keyring {
         }
     }
 
+    pub(super) fn es256(&self) -> &Line<Arc<SigningKey>> {
+        &self.es256
+    }
+
+    /// Of no line.
+    pub(super) fn others(&self) -> impl Iterator<Item = &SigningKey> {
+        self.others.iter().map(Arc::as_ref)
+    }
+
     pub(super) fn all(&self) -> impl Iterator<Item = &Arc<SigningKey>> {
         self.es256.keys().chain(self.rs256.keys()).chain(&self.others)
     }

@@ -82,6 +82,19 @@ impl<K> Line<K> {
         })
     }
 
+    /// Every key with the time from which and until which it signs. The first one may have signed before its time, where a
+    /// clock was late.
+    pub fn terms(&self) -> impl Iterator<Item = (&K, Option<SystemTime>, Option<SystemTime>)> {
+        let from = std::iter::once(None).chain(self.0.iter().skip(1).map(|turn| Some(turn.signs_from)));
+        let until = self.0.iter().skip(1).map(|turn| Some(turn.signs_from)).chain([None]);
+        self.0.iter().zip(from.zip(until)).map(|(turn, (from, until))| (&turn.key, from, until))
+    }
+
+    /// When the first of these keys began to sign; `None` where nobody knows.
+    pub fn begun(&self) -> Option<SystemTime> {
+        self.0.first().map(|first| first.signs_from).filter(|signs_from| *signs_from > SystemTime::UNIX_EPOCH)
+    }
+
     pub fn published(&self, now: SystemTime) -> impl Iterator<Item = &K> {
         self.phases(now).filter(|(_turn, phase, _after)| *phase != Phase::Withdrawn).map(|(turn, ..)| &turn.key)
     }

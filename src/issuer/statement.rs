@@ -1,7 +1,10 @@
 //! What the issuer says under its name besides assertions, for those who have its keys: no cloud takes it for a token.
 
+use std::borrow::Borrow;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::error::Unspecified;
 use base64::Engine as _;
@@ -9,8 +12,9 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use jsonwebtoken::DecodingKey;
 use serde_json::{Map, Value, json};
 
+use super::schedule::{Line, Turn};
 use super::{Algorithm, Issuer, Keyring, SigningKey, StoredKey, encode};
-use crate::clock::unix_seconds;
+use crate::clock::{from_unix_seconds, unix_seconds};
 use crate::json::UniqueMap;
 
 impl Issuer {
@@ -64,6 +68,9 @@ pub enum Standing {
     Unsigned,
     /// By a key that is not known here.
     UnknownKey(String),
+    /// It is that key's, and says of itself that it was made when that key did not sign: the key has leaked, or a clock
+    /// was wrong by much.
+    Untimely(String),
     /// It is not that key's.
     Wrong(String),
 }
@@ -77,7 +84,15 @@ impl<'a> Statement<'a> {
     }
 
     pub fn standing(&self, keys: &StatementKeys) -> Standing {
-        self.jws.standing(keys)
+        match (self.jws.standing(keys), &self.jws.kid) {
+            (Standing::Signed, Some(kid)) if !self.is_timely(kid, keys) => Standing::Untimely(kid.clone()),
+            (standing, _kid) => standing,
+        }
+    }
+
+    fn is_timely(&self, kid: &str, keys: &StatementKeys) -> bool {
+        let made_at = self.claims.get("iat").and_then(Value::as_u64).and_then(from_unix_seconds);
+        keys.keys.get(kid).zip(made_at).is_some_and(|(known, at)| known.signed_at(at))
     }
 }
 
@@ -102,8 +117,9 @@ impl<'a> Jws<'a> {
 
     fn standing(&self, keys: &StatementKeys) -> Standing {
         let Some(kid) = self.kid.clone() else { return Standing::Unsigned };
-        let Some(key) = keys.0.get(&kid) else { return Standing::UnknownKey(kid) };
-        if verifies(key, self.signed.as_bytes(), self.signature) { Standing::Signed } else { Standing::Wrong(kid) }
+        let Some(known) = keys.keys.get(&kid) else { return Standing::UnknownKey(kid) };
+        let good = verifies(&known.key, self.signed.as_bytes(), self.signature);
+        if good { Standing::Signed } else { Standing::Wrong(kid) }
     }
 }
 
@@ -112,9 +128,29 @@ fn verifies(key: &DecodingKey, message: &[u8], signature: &str) -> bool {
     jsonwebtoken::crypto::verify(signature, message, key, jsonwebtoken::Algorithm::ES256).unwrap_or(false)
 }
 
-/// Public keys by their names.
+/// Public keys by their names, each with the time in which it signed, as far as that is known.
 #[derive(Clone, Default)]
-pub struct StatementKeys(HashMap<String, DecodingKey>);
+pub struct StatementKeys {
+    keys: HashMap<String, Known>,
+    /// Since when the oldest key of these signs: none that is missing here signed later.
+    begun: Option<SystemTime>,
+}
+
+#[derive(Clone)]
+struct Known {
+    key: DecodingKey,
+    /// `None`: since ever.
+    from: Option<SystemTime>,
+    /// `None`: it signs, or nobody knows.
+    until: Option<SystemTime>,
+}
+
+impl Known {
+    fn signed_at(&self, at: SystemTime) -> bool {
+        self.from.is_none_or(|from| at.checked_add(SLACK).is_some_and(|at| at >= from))
+            && self.until.and_then(|until| until.checked_add(SLACK)).is_none_or(|until| at <= until)
+    }
+}
 
 /// Why a text is no set of keys.
 #[derive(Debug, thiserror::Error)]
@@ -133,28 +169,44 @@ impl StatementKeys {
     pub fn from_jwks(text: &str) -> Result<Self, InvalidJwks> {
         let jwks: Value = serde_json::from_str(text)?;
         let keys = jwks.get("keys").and_then(Value::as_array).ok_or(InvalidJwks::Empty)?;
-        let keys: HashMap<_, _> = keys.iter().filter_map(key).collect();
-        if keys.is_empty() { Err(InvalidJwks::Empty) } else { Ok(Self(keys)) }
+        let keys: HashMap<_, _> = keys.iter().filter_map(|jwk| known(jwk, None, None)).collect();
+        if keys.is_empty() { Err(InvalidJwks::Empty) } else { Ok(Self { keys, begun: None }) }
     }
 
     /// All that `ring` has, withdrawn or not.
     pub fn of(ring: &Keyring) -> Self {
-        Self(ring.all().filter_map(|signing| key(&signing.jwk())).collect())
+        let mut keys = Self::in_line(ring.es256());
+        keys.keys.extend(ring.others().filter_map(|other| known(&other.jwk(), None, None)));
+        keys
     }
 
     /// Those of a store; what is no key is passed over.
     pub fn stored(keys: &[StoredKey]) -> Self {
-        let parsed = keys.iter().filter_map(|stored| SigningKey::from_pkcs8(&stored.pkcs8).ok());
-        Self(parsed.filter_map(|signing| key(&signing.jwk())).collect())
+        let stating = keys.iter().filter(|stored| stored.algorithm == Algorithm::Es256);
+        let turn = |stored: &StoredKey| {
+            Some(Turn { key: SigningKey::from_pkcs8(&stored.pkcs8).ok()?, signs_from: stored.signs_from })
+        };
+        Self::in_line(&Line::new(stating.filter_map(turn).collect()))
     }
 
+    fn in_line<K: Borrow<SigningKey>>(line: &Line<K>) -> Self {
+        let terms = line.terms().filter_map(|(key, from, until)| known(&key.borrow().jwk(), from, until));
+        Self { keys: terms.collect(), begun: line.begun() }
+    }
+
+    /// Adds those of `others` that are missing here. Where it is known since when the oldest key of these signs, what
+    /// `others` bring is believed of the time before only: keys that were withdrawn, or have leaked.
     pub fn and(mut self, others: Self) -> Self {
-        self.0.extend(others.0);
+        for (kid, other) in others.keys {
+            if let Entry::Vacant(missing) = self.keys.entry(kid) {
+                missing.insert(Known { until: other.until.or(self.begun), ..other });
+            }
+        }
         self
     }
 }
 
-fn key(jwk: &Value) -> Option<(String, DecodingKey)> {
+fn known(jwk: &Value, from: Option<SystemTime>, until: Option<SystemTime>) -> Option<(String, Known)> {
     let field = |name: &str| jwk.get(name).and_then(Value::as_str);
     let absent_or = |name: &str, value: &str| jwk.get(name).is_none_or(|found| found.as_str() == Some(value));
     let operations =
@@ -163,12 +215,16 @@ fn key(jwk: &Value) -> Option<(String, DecodingKey)> {
     if field("kty") != Some("EC") || field("crv") != Some("P-256") || !absent_or("alg", "ES256") || !for_signatures {
         return None;
     }
-    Some((field("kid")?.to_owned(), DecodingKey::from_ec_components(field("x")?, field("y")?).ok()?))
+    let key = DecodingKey::from_ec_components(field("x")?, field("y")?).ok()?;
+    Some((field("kid")?.to_owned(), Known { key, from, until }))
 }
+
+/// Replicas' clocks differ by ten minutes at most, and each looks for new keys every half minute.
+const SLACK: Duration = Duration::from_secs(15 * 60);
 
 impl fmt::Debug for StatementKeys {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_set().entries(self.0.keys()).finish()
+        f.debug_set().entries(self.keys.keys()).finish()
     }
 }
 

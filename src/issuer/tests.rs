@@ -279,3 +279,43 @@ fn a_statement_is_worth_what_its_signature_says_and_no_cloud_takes_it_for_an_ass
         assert!(StatementKeys::from_jwks(broken).is_err(), "{broken}");
     }
 }
+
+#[test]
+fn a_key_that_was_withdrawn_vouches_for_what_it_signed_in_its_time_and_for_nothing_later() {
+    const TYPE: &str = "test+jwt";
+    let start = NOW + 100 * DAY;
+    let stored = |from| Algorithm::ALL.map(|algorithm| SigningKey::generate(algorithm, from).expect("a key"));
+    let ring = |keys: &[StoredKey]| Keyring::stored(keys, None).expect("keys");
+    let copy = |key: &StoredKey| StoredKey { kid: key.kid.clone(), pkcs8: key.pkcs8.clone(), ..*key };
+    let (first, second) = (stored(start), stored(start + 30 * DAY));
+    let clock = ManualClock::at(start + DAY);
+    let leaked = Issuer::new("https://i".to_owned(), ring(&first), Arc::new(clock.clone()));
+    let sign = || leaked.state(TYPE, Map::new()).expect("signed");
+    let in_its_time = sign();
+    clock.advance(29 * DAY + Duration::from_secs(14 * 60));
+    let by_a_late_replica = sign();
+    clock.advance(Duration::from_secs(60 * 60));
+    let later = sign();
+    let kid = leaked.stating_kid().expect("a key");
+    let standing = |text: &str, keys: &StatementKeys| Statement::read(text, TYPE).expect("read").standing(keys);
+
+    let both: Vec<StoredKey> = first.into_iter().chain(second).collect();
+    let successor: Vec<StoredKey> = both.iter().filter(|key| key.kid != kid).map(copy).collect();
+    let jwks = StatementKeys::from_jwks(&leaked.jwks().to_string()).expect("keys");
+    // As the store has them before the old one is removed, as a broker has them, and as an auditor who kept the old one.
+    for keys in [
+        StatementKeys::stored(&both),
+        StatementKeys::of(&ring(&both)),
+        StatementKeys::stored(&successor).and(jwks.clone()),
+    ] {
+        assert_eq!(standing(&in_its_time, &keys), Standing::Signed);
+        assert_eq!(standing(&by_a_late_replica, &keys), Standing::Signed);
+        assert_eq!(standing(&later, &keys), Standing::Untimely(kid.clone()));
+    }
+    assert_eq!(standing(&later, &jwks), Standing::Signed, "of which nobody knows more");
+    // A successor that signed before its time.
+    clock.rewind(20 * DAY);
+    let early = Issuer::new("https://i".to_owned(), ring(&successor), Arc::new(clock.clone()));
+    let early = early.state(TYPE, Map::new()).expect("signed");
+    assert!(matches!(standing(&early, &StatementKeys::stored(&both)), Standing::Untimely(_)));
+}

@@ -62,7 +62,8 @@ impl Leases {
         };
         let now = self.clock.now();
         let mut entry = record(&lease, exchange_id, now, "lease.extend", Outcome::Done);
-        entry.attributes = vec![("peer", request.caller.address.to_string()), ("lease_subject", lease.subject.clone())];
+        entry.attributes =
+            vec![("peer", request.caller.peer.address.to_string()), ("lease_subject", lease.subject.clone())];
         entry.attributes.extend(shadow.map(|shadow| ("shadow", shadow)));
         // The record names whoever asked, who need not be the lease's holder.
         entry.subject = shown.as_ref().map(|identity| identity.subject().to_owned()).unwrap_or_default();

@@ -11,6 +11,7 @@ use crate::audit::{Audit, FakeAuditLog};
 use crate::clock::ManualClock;
 use crate::credential::{Credentials, FakeProvider};
 use crate::exchange::{Door, FakeRunHistory, History};
+use crate::limit::{Limits, Settings};
 use crate::policy::{FLOOR, Policy, RuleDocument};
 use crate::reason::Reason;
 use crate::subject::FakeVerifier;
@@ -101,6 +102,7 @@ fn broker(
         audit,
         clock: Arc::new(clock.clone()),
         places: Arc::new(Semaphore::new(1 << 20)),
+        limits: Limits::new(Settings::WIDE),
     };
     Leases::start(Arc::new(exchange), store.clone(), NonZeroU32::MAX)
 }

@@ -9,7 +9,8 @@ use uuid::Uuid;
 
 use super::ends::Watching;
 use super::{Failed, Lease, Leases, count};
-use crate::exchange::{Caller, ExchangeError, IssuedCredential, TargetRequest, one_line};
+use crate::exchange::{Caller, ExchangeError, IssuedCredential, TargetRequest};
+use crate::line::one_line;
 use crate::secret::Secret;
 
 /// The lease as it is, with credentials that were not sent before.
@@ -58,6 +59,9 @@ impl Leases {
             Err(failed) => return Err(self.refused(failed, None, targets, caller).await),
         };
         count("watch");
+        if let Err(limited) = self.exchange.charge(&held.1) {
+            return Err(self.refused(Failed::new(limited), Some(held), targets, caller).await);
+        }
         let targets = match named(&held.0, targets) {
             Ok(targets) => targets,
             Err(failed) => return Err(self.refused(failed, Some(held), targets, caller).await),
@@ -260,6 +264,8 @@ fn is_final(error: &ExchangeError) -> bool {
         | ExchangeError::Audit(_)
         | ExchangeError::Leases(_)
         | ExchangeError::Overloaded
+        | ExchangeError::LogReaders(_)
+        | ExchangeError::Limited { .. }
         | ExchangeError::Internal => false,
     }
 }

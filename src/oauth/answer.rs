@@ -74,6 +74,16 @@ pub(super) fn unavailable() -> Response {
     never_stored(StatusCode::SERVICE_UNAVAILABLE, retry_after(Some(Duration::from_secs(1))), body)
 }
 
+/// Questions from there about tokens that nobody handed out have become too many.
+pub(super) fn too_many(wait: Duration) -> Response {
+    let body = json!({
+        "error": "temporarily_unavailable",
+        "error_description": "too many questions about unknown tokens came from this address",
+        "reason": Reason::RateLimited.as_str(),
+    });
+    never_stored(StatusCode::TOO_MANY_REQUESTS, retry_after(Some(wait)), body)
+}
+
 /// RFC 7662 section 2.2. A token that is unknown and one that has ended read the same.
 pub(super) fn introspection(found: Option<HandOut>, now: SystemTime) -> Response {
     let body = match found.filter(|found| now < found.issued.expires_at) {
@@ -93,7 +103,9 @@ pub(super) fn introspection(found: Option<HandOut>, now: SystemTime) -> Response
 }
 
 fn retry_after(wait: Option<Duration>) -> HeaderMap {
-    let header = |wait: Duration| (RETRY_AFTER, HeaderValue::from(wait.as_secs().max(1)));
+    // Whole seconds, and never too early.
+    let seconds = |wait: Duration| wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+    let header = |wait: Duration| (RETRY_AFTER, HeaderValue::from(seconds(wait).max(1)));
     wait.map(header).into_iter().collect()
 }
 

@@ -5,13 +5,15 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::OwnedSemaphorePermit;
+use futures_util::stream;
 use tokio::time::sleep;
 
-use super::{FILTER_CHARACTERS, Operator};
+use super::searches::Place;
+use super::{Delivery, FILTER_CHARACTERS, Operator};
 use crate::audit::{AuditError, Cursors, Filter, KnownFacts, Search};
-use crate::exchange::{Caller, ExchangeError, one_line};
+use crate::exchange::{Caller, ExchangeError};
 use crate::lease::Failed;
+use crate::line::one_line;
 use crate::policy::{Denial, Permission, Refusal};
 use crate::proto;
 use crate::secret::Secret;
@@ -51,7 +53,7 @@ pub struct AuditRecords {
     ready: VecDeque<proto::AuditRecord>,
     /// Where facts are shown.
     known: Option<KnownFacts>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 enum Stage {
@@ -82,8 +84,7 @@ impl Operator {
             details.push(("facts", "true".to_owned()));
         }
         let identity = self.authorized(token, Permission::AuditRead, caller, details).await?;
-        let place = self.searches.clone().try_acquire_owned();
-        let place = place.map_err(|_none_is_free| Failed::new(ExchangeError::Overloaded))?;
+        let place = self.searches.place(identity.subject()).map_err(Failed::new)?;
         let search = Box::new(self.records.search(filter.clone()));
         let stage = match follow {
             Follow::No => Stage::Newest(search, most),
@@ -96,6 +97,14 @@ impl Operator {
 }
 
 impl AuditRecords {
+    /// To a reader who may be slow, or gone: the place is free soon after they have stopped to read.
+    pub fn deliver(self) -> Delivery {
+        Delivery::of(stream::unfold(self, |mut records| async move {
+            let next = records.next().await?;
+            Some((next, records))
+        }))
+    }
+
     /// `None` at the end of a search; whoever follows waits.
     ///
     /// # Errors
@@ -137,7 +146,7 @@ impl AuditRecords {
             }
             Stage::Following(mut cursors) => {
                 let now = self.operator.clock.now();
-                let new = self.operator.records.read_on(&mut cursors, now).await.map_err(unread)?;
+                let new = self.operator.records.read_on(&mut cursors, now).await.map_err(unread)?.records;
                 if new.is_empty() {
                     sleep(LOOK_EVERY).await;
                 }
@@ -176,8 +185,5 @@ impl fmt::Debug for AuditRecords {
         write!(f, "AuditRecords({})", self.filter)
     }
 }
-
-/// Searches, and those who follow, at one moment: each holds some megabytes at most.
-pub const SEARCHES: usize = 32;
 
 const LOOK_EVERY: Duration = Duration::from_millis(500);

@@ -13,9 +13,10 @@ use uuid::Uuid;
 use super::Operator;
 use crate::audit::Records;
 use crate::clock::Clock;
-use crate::exchange::{Caller, Exchange, ExchangeError, TargetRequest, asks, one_line};
+use crate::exchange::{Caller, Exchange, ExchangeError, TargetRequest, asks};
 use crate::issuer::Issuer;
-use crate::lease::{Failed, Leases};
+use crate::lease::{Failed, Leases, detached};
+use crate::line::one_line;
 use crate::policy::{Ask, ExcessScopes, Explanation, Permission, Policy, Question, Tenure};
 use crate::secret::Secret;
 use crate::step::Step;
@@ -76,8 +77,24 @@ pub struct Running {
 }
 
 impl Operator {
-    /// What an exchange would decide. It mints nothing, and leaves nothing behind that an exchange would use.
-    pub async fn explain(&self, token: Secret, request: ExplainRequest, caller: &Caller) -> Result<Explained, Failed> {
+    /// What an exchange would decide. It mints nothing, and leaves nothing behind that an exchange would use. That it was
+    /// asked for is on record, although the caller may leave.
+    pub async fn explain(
+        self: &Arc<Self>,
+        token: Secret,
+        request: ExplainRequest,
+        caller: &Caller,
+    ) -> Result<Explained, Failed> {
+        let (this, caller) = (self.clone(), caller.clone());
+        detached(async move { this.explain_to_its_end(token, request, &caller).await }).await
+    }
+
+    async fn explain_to_its_end(
+        &self,
+        token: Secret,
+        request: ExplainRequest,
+        caller: &Caller,
+    ) -> Result<Explained, Failed> {
         let admission = self.admission(token, Permission::Explain, caller).await;
         let names: Vec<&str> = request.targets.iter().map(|target| target.target.as_str()).collect();
         let mut details = vec![
@@ -88,10 +105,14 @@ impl Operator {
             details.push(("explained_exchange", id.to_string()));
         }
         // Whoever looks for a record that is not there has the whole log read.
-        let place = matches!(request.subject, ExplainSubject::Recorded(_)).then(|| self.searches.try_acquire());
-        let explained = match &admission.allowed {
-            Ok(_operator) if matches!(place, Some(Err(_))) => Err(ExchangeError::Overloaded),
-            Ok(_operator) => self.explainer().explain(request).await,
+        let searched = matches!(request.subject, ExplainSubject::Recorded(_));
+        let place = admission.allowed.as_ref().map(|operator| match searched {
+            true => self.searches.place(operator.subject()).map(Some),
+            false => Ok(None),
+        });
+        let explained = match place {
+            Ok(Ok(_place)) => self.explainer().explain(request).await,
+            Ok(Err(full)) => Err(full),
             // What is told is why the operator is none.
             Err(_refused) => Err(ExchangeError::Internal),
         };

@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout};
 
@@ -131,10 +131,6 @@ impl AuditLog for SpooledLog {
             0 => self.log.checkpoint(checkpoint).await,
             _ => Ok(Kept::NotYet),
         }
-    }
-
-    async fn expired(&self, now: SystemTime, retention: Duration) -> Result<Expired, AuditError> {
-        self.log.expired(now, retention).await
     }
 
     async fn prune(&self, expired: &Expired) -> Result<u64, AuditError> {

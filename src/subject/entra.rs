@@ -79,7 +79,7 @@ impl EntraVerifier {
     }
 
     /// A remembered verdict is good only where a new one would be: before `exp`, with a key that is still published.
-    fn remembered(&self, token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
+    fn verdict(&self, token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
         let Verdict { identity, signed_by, .. } = self.verdicts.get(&token.sha256)?;
         let live = self.rules.clock.now() < identity.expires_at();
         let trusted = self.keys.holds(identity.tenant(), signed_by.version, &signed_by.kid, &signed_by.fingerprint);
@@ -167,13 +167,17 @@ impl Rules {
 #[async_trait::async_trait]
 impl Verifier for EntraVerifier {
     async fn verify(&self, token: &SubjectToken) -> Result<Arc<VerifiedIdentity>, SubjectError> {
-        if let Some(identity) = self.remembered(token) {
+        if let Some(identity) = self.verdict(token) {
             return Ok(identity);
         }
         let verdict = self.examine(token).await?;
         let identity = verdict.identity.clone();
         self.verdicts.insert(token.sha256, verdict);
         Ok(identity)
+    }
+
+    fn remembered(&self, token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
+        self.verdict(token)
     }
 
     async fn explain(&self, token: &SubjectToken) -> Examination {

@@ -12,6 +12,7 @@ use super::held::Fetched;
 use super::{Audience, Environment, SourceError, SourceName};
 use crate::answer;
 use crate::clock::from_unix_seconds;
+use crate::line::one_line;
 use crate::secret::Secret;
 
 #[derive(Debug, Clone)]
@@ -106,7 +107,7 @@ fn summary(stderr: &[u8]) -> String {
     let lines = || text.lines().map(str::trim).filter(|line| !line.is_empty());
     let line = lines().find(|line| line.starts_with("ERROR")).or_else(|| lines().next()).unwrap_or("no message");
     let words = line.split_whitespace().map(|word| if word.len() > LONGEST_WORD { "[...]" } else { word });
-    let line: String = words.collect::<Vec<_>>().join(" ").chars().filter(|c| !c.is_control()).take(300).collect();
+    let line = one_line(&words.collect::<Vec<_>>().join(" "), 300);
     format!("{line} (it may help to run `az login`)")
 }
 

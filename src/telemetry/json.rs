@@ -13,6 +13,7 @@ use tracing_subscriber::registry::LookupSpan;
 
 use super::Causes;
 use crate::clock::{Clock as _, SystemClock};
+use crate::line::is_unprintable;
 
 /// `timestamp`, `level`, `message` and the event's own fields, all on one level.
 pub(super) struct Json;
@@ -89,8 +90,11 @@ impl Line {
         match c {
             '"' | '\\' => self.text.extend(['\\', c]),
             '\n' => self.text.push_str("\\n"),
-            '\0'..='\u{1f}' => {
-                let _ = write!(self.text, "\\u{:04x}", u32::from(c));
+            _ if is_unprintable(c) => {
+                let mut units = [0; 2];
+                for unit in c.encode_utf16(&mut units) {
+                    let _ = write!(self.text, "\\u{unit:04x}");
+                }
             }
             _ => self.text.push(c),
         }
@@ -102,7 +106,7 @@ impl Line {
 }
 
 fn special(byte: u8) -> bool {
-    byte < 0x20 || byte == b'"' || byte == b'\\'
+    byte < 0x20 || byte > b'~' || byte == b'"' || byte == b'\\'
 }
 
 impl Visit for Line {
@@ -200,6 +204,20 @@ mod tests {
             "level": "WARN", "message": "two 2", "a.text": "x", "a.shown": "y", "a.truth": true, "a.number": 7, "a.below": -1,
         });
         assert_eq!(line, expected);
+    }
+
+    #[test]
+    fn what_others_wrote_steers_no_terminal_that_shows_the_log() {
+        let kept = Kept::default();
+        let layer = tracing_subscriber::fmt::layer().event_format(Json).with_writer(kept.clone());
+        let hostile = "\u{202e}\u{9b}2J\u{e0041}";
+        tracing::subscriber::with_default(tracing_subscriber::registry().with(layer), || {
+            tracing::info!(user_agent = hostile, "{hostile}");
+        });
+        let text = String::from_utf8(kept.0.lock().expect("a lock").clone()).expect("UTF-8");
+        assert!(!text.trim_end().chars().any(is_unprintable), "{text}");
+        let line: Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((&line["user_agent"], &line["message"]), (&json!(hostile), &json!(hostile)));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use super::google::Google;
 use super::remedy::lifetime;
 use super::shell::comment;
 use super::{CannotSetUp, Keys, Wishes};
+use crate::line::is_unprintable;
 use crate::policy::GOOGLE_USUAL;
 
 /// A block with its arguments and blocks, laid out as `terraform fmt` does.
@@ -133,10 +134,11 @@ fn quoted(text: &str) -> String {
             '\r' => quoted.push_str("\\r"),
             '\t' => quoted.push_str("\\t"),
             '$' | '%' if characters.peek() == Some(&'{') => quoted.extend([character, character]),
-            control if control.is_control() => {
-                // Writing to a text does not fail.
-                let _ = write!(quoted, "\\u{:04x}", u32::from(control));
-            }
+            // Writing to a text does not fail.
+            unprintable if is_unprintable(unprintable) => match u32::from(unprintable) {
+                beyond @ 0x1_0000.. => drop(write!(quoted, "\\U{beyond:08x}")),
+                code => drop(write!(quoted, "\\u{code:04x}")),
+            },
             other => quoted.push(other),
         }
     }

@@ -5,6 +5,7 @@ mod agent;
 mod broker;
 mod cold;
 mod empty;
+mod flood;
 mod herd;
 mod idle;
 mod leases;
@@ -74,7 +75,7 @@ fn run(chosen: &[&str]) -> Result<()> {
 
 type Part = fn() -> std::pin::Pin<Box<dyn Future<Output = Result<Vec<Row>>>>>;
 
-const PARTS: [(&str, Part); 9] = [
+const PARTS: [(&str, Part); 10] = [
     ("warm", || Box::pin(warm::run())),
     ("cold", || Box::pin(cold::run())),
     ("herd", || Box::pin(herd::run())),
@@ -83,6 +84,7 @@ const PARTS: [(&str, Part); 9] = [
     ("leases", || Box::pin(leases::run())),
     ("watches", || Box::pin(watches::run())),
     ("agent", || Box::pin(agent::run())),
+    ("flood", || Box::pin(flood::run())),
     ("storm", || Box::pin(storm::run())),
 ];
 

@@ -41,6 +41,8 @@ pub enum Shape {
     Closed { streams: usize, time: Duration },
     /// So many calls per second, whether earlier ones are answered or not.
     Open { rate: f64, time: Duration },
+    /// As [`Closed`](Self::Closed), of calls that are refused.
+    Refused { streams: usize, time: Duration },
     /// One call on each of so many streams per connection, all at once.
     Once { streams: usize },
 }
@@ -102,7 +104,8 @@ impl Load {
             connections.push(connect(job.address).await?);
         }
         match job.shape {
-            Shape::Closed { streams, time } => load.closed(&connections, streams, time).await,
+            Shape::Closed { streams, time } => load.closed(&connections, streams, time, Right::Answers).await,
+            Shape::Refused { streams, time } => load.closed(&connections, streams, time, Right::Refusals).await,
             Shape::Open { rate, time } => load.open(&connections, rate, time).await,
             Shape::Once { streams } => load.once(&connections, streams).await,
         }
@@ -113,6 +116,7 @@ impl Load {
         connections: &[SendRequest<Bytes>],
         streams: usize,
         time: Duration,
+        right: Right,
     ) -> Result<Outcome> {
         let answered = Arc::new(AtomicUsize::new(0));
         let began = Instant::now();
@@ -123,7 +127,10 @@ impl Load {
             let (load, connection, answered) = (self.clone(), connection.clone(), answered.clone());
             callers.spawn(async move {
                 loop {
-                    load.call(connection.clone()).await?;
+                    match right {
+                        Right::Answers => load.call(connection.clone()).await?,
+                        Right::Refusals => load.refused(connection.clone()).await?,
+                    }
                     let now = Instant::now();
                     if now >= until {
                         return Ok::<_, anyhow::Error>(());
@@ -185,6 +192,18 @@ impl Load {
         Ok(Outcome { answered, seconds: began.elapsed().as_secs_f64(), ..Outcome::default() })
     }
 
+    /// One call that has to be refused: at the latest with the trailers.
+    async fn refused(&self, connection: SendRequest<Bytes>) -> Result<()> {
+        let mut connection = connection.ready().await?;
+        let (answer, mut request) = connection.send_request(self.head.clone(), false)?;
+        let turn = self.sent.fetch_add(1, Ordering::Relaxed) % self.frames.len();
+        request.send_data(self.frames.get(turn).cloned().unwrap_or_default(), true)?;
+        let answer = answer.await?;
+        let status = answer.headers().get("grpc-status").context("no grpc-status")?;
+        ensure!(status == "16" || status == "8", "grpc-status {status:?}");
+        Ok(())
+    }
+
     /// One call; anything but a right answer is an error.
     async fn call(&self, connection: SendRequest<Bytes>) -> Result<()> {
         let mut connection = connection.ready().await?;
@@ -234,6 +253,13 @@ async fn connect(address: SocketAddr) -> Result<SendRequest<Bytes>> {
     let (client, connection) = builder.handshake(stream).await?;
     tokio::spawn(connection);
     Ok(client)
+}
+
+/// What a call has to come to.
+#[derive(Clone, Copy)]
+enum Right {
+    Answers,
+    Refusals,
 }
 
 #[derive(PartialEq, Eq)]

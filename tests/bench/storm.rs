@@ -14,6 +14,7 @@ use carnet::config::Config;
 use carnet::credential::{Call, CloudIdentity, Credential, CredentialProvider, Credentials, Hop, IssueError};
 use carnet::exchange::{Caller, Door, Exchange, FakeRunHistory, History, PLACES, TargetRequest};
 use carnet::lease::{Change, FakeLeaseStore, Lease, LeaseStore, Leases};
+use carnet::limit::{Limits, Settings};
 use carnet::secret::Secret;
 use carnet::subject::{EntraVerifier, SubjectToken, VerifiedIdentity, Verifier};
 use carnet::target::Job;
@@ -46,6 +47,7 @@ pub async fn run() -> Result<Vec<Row>> {
                 audit,
                 clock: clock.clone(),
                 places: Arc::new(Semaphore::new(PLACES)),
+                limits: Limits::new(Settings::WIDE),
             };
             weather(Arc::new(exchange), clock, cloud, &identity).await
         })
@@ -196,10 +198,6 @@ impl AuditLog for NoLog {
 
     async fn checkpoint(&self, _checkpoint: Checkpoint) -> Result<Kept, AuditError> {
         Ok(Kept::Yes)
-    }
-
-    async fn expired(&self, _now: SystemTime, _retention: Duration) -> Result<Expired, AuditError> {
-        Ok(Expired::default())
     }
 
     async fn prune(&self, _expired: &Expired) -> Result<u64, AuditError> {

@@ -1,5 +1,8 @@
 //! The audit log as operators see it: searched and followed through the gRPC door, and verified.
 
+mod age;
+mod before_the_chain;
+mod beside;
 mod verify;
 
 use std::time::Duration;
@@ -19,7 +22,7 @@ use tonic::{Code, Status, Streaming};
 
 use crate::holder::{LEASING, OPERATOR, bearing, by_id, bytes, close, open, operator, revoke, seconds};
 use crate::postgres::with_database;
-use crate::support::{Broker, RUNNER, Setup, TENANT, eventually, reason, with_setup};
+use crate::support::{Broker, PERSON, RUNNER, Setup, TENANT, eventually, reason, with_setup};
 
 const AUDITOR: &str = "Carnet.Auditor";
 
@@ -242,6 +245,29 @@ async fn what_replicas_record_is_followed_at_any_of_them() {
             database.client().await.query_one(sql, &[]).await.expect("a row").get::<_, i64>(0) == 2
         })
         .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_operator_cannot_take_the_places_of_all_who_search() {
+    with_setup(Setup { rules: Some(LEASING), ..Setup::default() }, async |broker| {
+        let follow = || SearchAuditRequest { follow: true, ..asks() };
+        let mut tails = Vec::new();
+        for _ in 0..8 {
+            tails.push(begin(broker, AUDITOR, follow()).await.expect("a place"));
+        }
+        let refused = begin(broker, AUDITOR, asks()).await.expect_err("refused");
+        assert_eq!((refused.code(), reason(&refused).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"));
+        assert!(refused.message().starts_with("you have 8 searches"), "{refused}");
+        let other = broker.signed(&broker.entra.app_token(TENANT, PERSON).roles([AUDITOR]));
+        let mut request = tonic::Request::new(asks());
+        request.metadata_mut().insert("authorization", format!("Bearer {other}").parse().expect("a header"));
+        let found = operator(broker).await.search_audit(request).await.expect("a place").into_inner();
+        assert!(!found.try_collect::<Vec<_>>().await.expect("records").is_empty());
+        // Who leaves has left a place.
+        drop(tails.pop());
+        eventually("a place", async || begin(broker, AUDITOR, asks()).await.is_ok()).await;
     })
     .await;
 }

@@ -11,8 +11,10 @@ use carnet::step::{Step, StepOutcome};
 use prost_types::value::Kind;
 use serde_json::{Value, json};
 use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
 
-use crate::support::{Broker, PERSON, PROVIDER, RUNNER, Setup, TENANT, TRAINER, reason, with_setup};
+use crate::support::{Broker, PERSON, PROVIDER, RUNNER, Setup, TENANT, TRAINER, eventually, reason, with_setup};
 
 mod commands;
 mod recorded;
@@ -329,6 +331,44 @@ async fn a_refusal_of_the_cloud_that_is_remembered_is_shown_and_is_no_denial() {
         assert!(answer.allowed);
         assert_eq!(failed(&answer), ["credential:vertex"]);
         assert!(step(&answer, "credential:vertex").detail.contains("remembered for"), "{answer:#?}");
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_an_operator_asked_for_is_on_record_although_they_have_left() {
+    crate::postgres::with_database(async |database| {
+        let setup = Setup { rules: Some(RULES), store: Some(database.url()), ..Setup::default() };
+        with_setup(setup, async |broker| {
+            let (mut locking, watching) = (database.client().await, database.client().await);
+            let lock = locking.transaction().await.expect("a transaction");
+            lock.batch_execute("LOCK TABLE audit IN ACCESS EXCLUSIVE MODE").await.expect("locked");
+            let address: carnet::grpc::Address = broker.grpc_address().parse().expect("an address");
+            let channel = carnet::grpc::connect(&address, None).await.expect("a connection");
+            let unknown = "0199a1b2-0000-7000-8000-000000000001".to_owned();
+            let mut request = Request::new(ExplainRequest { exchange_id: unknown, ..ExplainRequest::default() });
+            let bearer = format!("Bearer {}", operator(broker));
+            request.metadata_mut().insert("authorization", bearer.parse().expect("a header"));
+            let mut client = OperatorClient::new(channel.clone());
+            let asking = tokio::spawn(async move { client.explain(request).await });
+            eventually("the log is looked through", async || {
+                let sql =
+                    "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%page.before%'";
+                !watching.query(sql, &[]).await.expect("rows").is_empty()
+            })
+            .await;
+            asking.abort();
+            assert!(asking.await.is_err_and(|ended| ended.is_cancelled()));
+            // On the same connection: when this is answered, the broker knows that the other call was left.
+            HealthClient::new(channel).check(HealthCheckRequest::default()).await.expect("an answer");
+            lock.rollback().await.expect("unlocked");
+            eventually("a record", async || {
+                let rows = watching.query("SELECT bytes FROM audit", &[]).await.expect("rows");
+                rows.iter().any(|row| row.get::<_, Vec<u8>>(0).windows(16).any(|text| text == b"operator.explain"))
+            })
+            .await;
+        })
+        .await;
     })
     .await;
 }

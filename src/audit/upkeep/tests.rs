@@ -31,7 +31,7 @@ impl World {
         let (log, clock) = (Arc::new(FakeAuditLog::default()), Arc::new(ManualClock::start()));
         let issuer = Arc::new(Issuer::new("https://carnet.example.com".to_owned(), ring(0), clock.clone()));
         let (audit, writer) = Audit::start(log.clone(), clock);
-        let upkeep = audit.upkeep(Some(issuer.clone()));
+        let upkeep = audit.upkeep(log.clone(), Some(issuer.clone()));
         Self { log, issuer, audit, writer, upkeep }
     }
 

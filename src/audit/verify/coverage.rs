@@ -50,7 +50,7 @@ impl Coverage {
         match standing {
             Standing::Signed => reached.signed = reached.signed.max(position),
             Standing::Unsigned => reached.unsigned = reached.unsigned.max(position),
-            Standing::UnknownKey(_) | Standing::Wrong(_) => {}
+            Standing::UnknownKey(_) | Standing::Untimely(_) | Standing::Wrong(_) => {}
         }
     }
 

@@ -1,8 +1,8 @@
 //! What happened to a record that does not fit: told by where it, or what belongs in its place, would fit.
 
 use super::walk::{Foot, shown, time_of, worth};
-use super::{Fault, FaultKind, Seen, Verification, hash_at};
-use crate::audit::chain::{Hash, link};
+use super::{Fault, FaultKind, Seen, Verification};
+use crate::audit::chain::{Hash, hash_at, link};
 use crate::audit::{AuditError, Group, READ_AT_ONCE, encoding};
 
 /// Why a group does not follow the one before it.

@@ -1,4 +1,5 @@
-//! The log against what was taken out of it earlier, which nobody who can write the store could change.
+//! The log against what was taken out of it earlier, which nobody who can write the store could change: exports, and the
+//! heads in brokers' own logs.
 
 use std::io::{BufRead, Read as _};
 use std::time::SystemTime;
@@ -8,11 +9,11 @@ use serde::Deserialize;
 use uuid::Uuid;
 
 use super::walk::shown;
-use super::{Fault, FaultKind, Verification, hash_at};
-use crate::audit::AuditError;
-use crate::audit::chain::{Hash, shown as shown_hash};
+use super::{Fault, FaultKind, Verification};
+use crate::audit::chain::{Hash, hash_at, shown as shown_hash};
+use crate::audit::{AuditError, Head};
 
-/// What is compared of a line that `carnet audit export` printed.
+/// What is compared of a line that `carnet audit export` printed, or that a broker logged when it made a checkpoint.
 #[derive(Debug, Deserialize)]
 pub struct Exported {
     #[serde(default)]
@@ -24,6 +25,10 @@ pub struct Exported {
     chain_hash: String,
     #[serde(default)]
     attributes: Attributes,
+    /// Of a broker's log.
+    #[serde(rename = "audit.head")]
+    head: Option<String>,
+    timestamp: Option<Timestamp>,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -34,8 +39,10 @@ struct Attributes {
 /// Why an export cannot be compared.
 #[derive(Debug, thiserror::Error)]
 pub enum ExportError {
-    #[error("line {line} is no record as `carnet audit export` prints it")]
+    #[error("line {line} is neither a record as `carnet audit export` prints it nor a line of a broker's log as JSON")]
     Line { line: u64, source: serde_json::Error },
+    #[error("line {0} has an audit.head that is none")]
+    Head(u64),
     #[error("line {0} is longer than any record")]
     Long(u64),
     #[error("it cannot be read")]
@@ -48,7 +55,8 @@ pub enum ExportError {
 type Last = Option<(Uuid, u64, Vec<u8>)>;
 
 impl Verification {
-    /// Compares every line of an export with the store's record at its place; call it after [`chains`](Self::chains).
+    /// Compares every line of an export with the store's record at its place, and every head in a broker's log as JSON; its
+    /// other lines say nothing. Call it after [`chains`](Self::chains).
     ///
     /// # Errors
     /// A line is none, or the store cannot be read.
@@ -68,31 +76,42 @@ impl Verification {
                 continue;
             }
             let exported = serde_json::from_slice(&text).map_err(|source| ExportError::Line { line, source })?;
-            self.compare(exported, &mut last).await?;
+            self.compare(line, exported, &mut last).await?;
         }
     }
 
-    async fn compare(&mut self, exported: Exported, last: &mut Last) -> Result<(), AuditError> {
-        let Exported { exchange_id, time, sequence: position, chain_hash, attributes } = exported;
-        // Records of before the chain have no place to be found at.
-        let Some(chain) = attributes.chain.filter(|_chain| position > 0) else { return Ok(()) };
-        self.report.exported += 1;
+    async fn compare(&mut self, line: u64, exported: Exported, last: &mut Last) -> Result<(), ExportError> {
+        let Exported { exchange_id, time, sequence, chain_hash, attributes, head, timestamp } = exported;
+        let logged = head.as_deref().map(str::parse::<Head>).transpose();
+        let logged = logged.map_err(|_no_head| ExportError::Head(line))?;
+        let (chain, position, expected, time, source) = match (logged, attributes.chain) {
+            (Some(Head { chain, position, hash }), _) => {
+                self.report.heads += 1;
+                (chain, position, shown_hash(&hash), timestamp, "a broker's log")
+            }
+            (None, Some(chain)) if sequence > 0 => {
+                self.report.exported += 1;
+                (chain, sequence, chain_hash, time, "the export")
+            }
+            // Records of before the chain have no place to be found at.
+            (None, Some(_) | None) => return Ok(()),
+        };
         let stored = self.stored_beside(chain, position, last).await?;
-        if stored.is_some_and(|stored| shown_hash(&stored) == chain_hash) {
+        if stored.is_some_and(|stored| shown_hash(&stored) == expected) {
             return Ok(());
         }
         let time = time.map(SystemTime::from);
         let detail = match stored {
-            Some(_other) => "the store has another record here than the export",
+            Some(_other) => format!("the store has another record here than {source}"),
             None if self.is_over(chain, position, time) => {
                 self.report.exported_before += 1;
                 return Ok(());
             }
-            None => "the export has it, and the store no longer does",
+            None => format!("{source} has it, and the store no longer does, unless it waits in a broker's spool"),
         };
         let detail = match time {
             Some(time) => format!("{detail} (recorded {})", shown(time)),
-            None => detail.to_owned(),
+            None => detail,
         };
         let fault = Fault { exchange_id, time, ..Fault::of(FaultKind::ExportContradicts, chain, position, detail) };
         self.fault_of(fault);

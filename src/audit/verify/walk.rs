@@ -1,14 +1,16 @@
 //! One chain from where it begins to its end: each record's hash computed anew, each checkpoint held against it.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 use std::time::SystemTime;
 
 use regex::bytes::Regex;
 use uuid::Uuid;
 
+use super::beside::token_of;
 use super::diagnosis::Misfit;
-use super::{Anchor, CHECKPOINTS_AT_ONCE, Fault, FaultKind, Seen, Signatures, Verification, hash_at};
-use crate::audit::chain::{BEGINNING, Hash, link};
+use super::{Anchor, CHECKPOINTS_AT_ONCE, Fault, FaultKind, Seen, Signatures, Verification};
+use crate::audit::chain::{BEGINNING, Hash, hash_at, link};
 use crate::audit::{AuditError, Extent, Group, Head, OWN_ACTIONS, PRUNE, READ_AT_ONCE, encoding, is_own};
 use crate::clock::{from_unix_milliseconds, unix_milliseconds};
 use crate::issuer::Standing;
@@ -37,7 +39,13 @@ impl Verification {
     pub(super) async fn walk(&mut self, extent: Extent) -> Result<(), AuditError> {
         let chain = extent.chain;
         let checkpoints = self.checkpoints_of(chain).await?;
-        let Some(mut foot) = self.beginning(&extent, &checkpoints) else { return Ok(()) };
+        let believed = self.believed(&extent, &checkpoints).await?;
+        let ends = checkpoints.last().is_none_or(|due| due.seen.head.position <= extent.last);
+        if self.faulty.contains(&chain) || ends && believed.is_some() && believed == extent.head() {
+            return Ok(());
+        }
+        self.report.chains += 1;
+        let Some(mut foot) = self.beginning(&extent, &checkpoints, believed) else { return Ok(()) };
         let from = foot.position;
         self.coverage.walks(chain, from);
         let mut due = checkpoints.into_iter().filter(|due| due.seen.head.position > from).peekable();
@@ -84,9 +92,35 @@ impl Verification {
         }
     }
 
+    /// Up to where the records are believed without a look at them: to the last checkpoint of before the time from which
+    /// all is checked. That time is what a signature covers, not what the store says.
+    async fn believed(&mut self, extent: &Extent, checkpoints: &[Due]) -> Result<Option<Head>, AuditError> {
+        let Some(since) = self.scope.since.map(unix_milliseconds) else { return Ok(None) };
+        let worth = |standing: &Standing| match (standing, self.scope.signatures) {
+            (Standing::Signed, _) | (Standing::Unsigned, Signatures::None) => true,
+            (Standing::Unsigned | Standing::UnknownKey(_) | Standing::Untimely(_) | Standing::Wrong(_), _) => false,
+        };
+        let before = |due: &&Due| {
+            unix_milliseconds(due.seen.at) < since
+                && worth(&due.seen.standing)
+                && (extent.first..=extent.last).contains(&due.seen.head.position)
+        };
+        let Some(due) = checkpoints.iter().rev().find(before) else { return Ok(None) };
+        let Head { chain, position, hash } = due.seen.head;
+        if self.stored_hash(chain, position).await? == Some(hash) {
+            return Ok(Some(due.seen.head));
+        }
+        let detail = format!(
+            "the checkpoint of {} saw another record here: it, or one before it, was rewritten",
+            shown(due.seen.at)
+        );
+        self.fault(FaultKind::CheckpointContradicts, chain, position, detail);
+        Ok(None)
+    }
+
     /// Before the first record that is to be checked; `None` where there is no such place.
-    fn beginning(&mut self, extent: &Extent, checkpoints: &[Due]) -> Option<Foot> {
-        let Extent { chain, first, last, .. } = *extent;
+    fn beginning(&mut self, extent: &Extent, checkpoints: &[Due], believed: Option<Head>) -> Option<Foot> {
+        let Extent { chain, first, .. } = *extent;
         let at = |head: Option<Head>, position: u64| Foot {
             chain,
             position,
@@ -94,19 +128,8 @@ impl Verification {
             before: None,
             row: (position, i64::MAX),
         };
-        if let Some(since) = self.scope.since.map(unix_milliseconds) {
-            let worth = |standing: &Standing| match (standing, self.scope.signatures) {
-                (Standing::Signed, _) | (Standing::Unsigned, Signatures::None) => true,
-                (Standing::Unsigned | Standing::UnknownKey(_) | Standing::Wrong(_), _) => false,
-            };
-            let before = |due: &&Due| {
-                unix_milliseconds(due.seen.at) < since
-                    && worth(&due.seen.standing)
-                    && (first..=last).contains(&due.seen.head.position)
-            };
-            if let Some(due) = checkpoints.iter().rev().find(before) {
-                return Some(at(Some(due.seen.head), due.seen.head.position));
-            }
+        if let Some(head) = believed {
+            return Some(at(Some(head), head.position));
         }
         match first {
             0 => {
@@ -143,6 +166,7 @@ impl Verification {
         let talks_of_chains = OWN.is_match(&group.bytes);
         let (before, mut read) = (foot.hash.map(|hash| (foot.position, hash)), 0);
         let (mut newest, mut own) = (None, true);
+        let mut handed_out = BTreeMap::new();
         for (position, frame) in (expected..).zip(encoding::frames(&group.bytes)) {
             read += frame.len();
             let stored = hash_at(expected, &group.hashes, position);
@@ -163,6 +187,10 @@ impl Verification {
             };
             newest = newest.max(time_of(&record).map(unix_milliseconds));
             own &= is_own(&record.action);
+            self.facts_of(foot.chain, position, &record).await?;
+            if let Some(token) = token_of(&record) {
+                handed_out.entry(token).or_insert((position, record.cached));
+            }
             if talks_of_chains {
                 self.hear(foot.chain, position, &record).await?;
             }
@@ -174,6 +202,7 @@ impl Verification {
         if read != group.bytes.len() || foot.position + 1 != expected + group.records {
             return Ok(Err(Misfit::Length { position: foot.position + 1 }));
         }
+        self.tokens_of(foot.chain, group, &handed_out).await?;
         (foot.before, foot.row) = (before, (group.position, sequence));
         Ok(Ok(()))
     }
@@ -210,6 +239,7 @@ impl Verification {
         let Some(extent) = self.extents.get(&chain) else {
             if let Some(anchor) = self.anchors.get_mut(&chain).filter(|anchor| anchor.head.position >= position) {
                 anchor.needed = true;
+                self.seen_before.entry((chain, position)).or_insert((hash, witness));
                 return Ok(());
             }
             let until = time.and_then(|time| time.checked_add(self.scope.retention));
@@ -221,6 +251,7 @@ impl Verification {
             return Ok(());
         };
         if position < extent.first {
+            self.seen_before.entry((chain, position)).or_insert((hash, witness));
             return Ok(());
         }
         let stored = self.stored_hash(chain, position).await?;
@@ -256,6 +287,7 @@ pub(super) fn worth(standing: &Standing) -> &'static str {
         Standing::Signed => "signed",
         Standing::Unsigned => "unsigned",
         Standing::UnknownKey(_) => "signed by a key that is not known here",
+        Standing::Untimely(_) => "signed by a key outside the time in which it signed",
         Standing::Wrong(_) => "wrongly signed",
     }
 }

@@ -13,10 +13,11 @@ use super::Output;
 use crate::app::{rfc3339, statement_keys};
 use crate::audit::{Fault, Report, Scope, Signatures, Verification};
 use crate::cli::request::span;
-use crate::cli::{Told, print, remark};
+use crate::cli::{Told, print, print_json, remark};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::Config;
 use crate::issuer::StatementKeys;
+use crate::line::plain;
 use crate::store::open_to_read;
 use crate::target::Span;
 
@@ -25,18 +26,21 @@ use crate::target::Span;
 /// Walks every chain of the store, beside its brokers or without one, and changes nothing. Names the first bad record of
 /// each chain. Ends with 0 where the log is whole and with 1 where it is not.
 ///
-/// Proven is what a checkpoint covers: brokers sign one every minute with the issuer's key. Whoever can write the store
-/// and stop the broker can cut off what came after the last one; an export that is kept elsewhere shows that: --against.
+/// Proven is what a checkpoint covers: brokers sign one every minute with the issuer's key. Whoever can write the store can
+/// cut off the end of a log together with its checkpoints. Another replica, or the next start, names how far a chain came;
+/// where there is none yet, only what is kept elsewhere shows it: exports, or the brokers' own logs (telemetry.log: json),
+/// which name the last record at each checkpoint. Both go to --against.
 #[derive(Debug, Args)]
 pub(in crate::cli) struct Verify {
     /// The configuration file of the store's brokers
     #[arg(long, value_name = "FILE", env = "CARNET_CONFIG")]
     config: PathBuf,
-    /// Begin at the last checkpoint that is at least this old, such as 30d; what is before it is believed
+    /// Begin at the last checkpoint that was signed at least this long ago, such as 30d; what is before it is believed
     #[arg(long, value_name = "DURATION", value_parser = span)]
     since: Option<Span>,
-    /// Also compare with what `carnet audit export` printed; may be given several times
-    #[arg(long, value_name = "EXPORT.jsonl")]
+    /// Also compare with what `carnet audit export` printed, or with the log of a broker as JSON lines, whose `audit.head`
+    /// is compared; may be given several times
+    #[arg(long, value_name = "FILE.jsonl")]
     against: Vec<PathBuf>,
     /// More public keys of the issuer, as `carnet issuer jwks` printed them before keys were changed; may be given
     /// several times
@@ -60,14 +64,14 @@ impl Verify {
         let mut verification = Verification::new(open_to_read(&config.store).await?, scope);
         verification.chains().await?;
         for path in &self.against {
-            let named = || format!("the export {}", path.display());
+            let named = || path.display().to_string();
             let export = File::open(path).with_context(named)?;
             verification.against(BufReader::new(export)).await.with_context(named)?;
         }
         let report = verification.into_report();
         match self.output {
             Output::Table => print(text(&report)),
-            Output::Json => print(serde_json::to_string_pretty(&json(&report))?),
+            Output::Json => print_json(&json(&report))?,
         }
         if report.faults.is_empty() { Ok(()) } else { Err(Told.into()) }
     }
@@ -92,7 +96,8 @@ impl Verify {
 }
 
 fn text(report: &Report) -> String {
-    let Report { chains, records, signed, unsigned, newer, unchained, exported, exported_before, .. } = report;
+    let Report { chains, records, signed, unsigned, newer, unchained, facts, .. } = report;
+    let Report { exported, heads, exported_before, .. } = report;
     let mut lines = vec![format!("{records} records in {chains} chains")];
     lines.push(format!("  {signed} covered by a signed checkpoint"));
     if *unsigned > 0 {
@@ -111,11 +116,22 @@ fn text(report: &Report) -> String {
             "{checkpoints} checkpoints are signed by the key {kid}, which is not known here: --jwks may bring it"
         ));
     }
+    for (kid, checkpoints) in &report.untimely_keys {
+        lines.push(format!(
+            "{checkpoints} checkpoints are signed by the key {kid} at times when it did not sign: they prove nothing"
+        ));
+    }
+    if *facts > 0 {
+        lines.push(format!("{facts} sets of facts that decisions were made of"));
+    }
+    if *heads > 0 {
+        lines.push(format!("{heads} heads of brokers' logs compared"));
+    }
     if *exported > 0 {
         lines.push(format!("{exported} exported records compared"));
     }
     if *exported_before > 0 {
-        lines.push(format!("  {exported_before} of them were dropped since, because of their age"));
+        lines.push(format!("  {exported_before} of what was compared were dropped since, because of their age"));
     }
     if report.faults.is_empty() {
         lines.push("whole".to_owned());
@@ -134,7 +150,7 @@ fn told(fault: &Fault) -> String {
     let time = fault.time.map(|time: SystemTime| format!(" of {}", rfc3339(time))).unwrap_or_default();
     let text = format!("  {}:{chain}{time}{exchange}: {}", fault.kind.as_str(), fault.detail);
     // The store's writer may have chosen it.
-    text.chars().map(|character| if character.is_control() { char::REPLACEMENT_CHARACTER } else { character }).collect()
+    plain(&text).into_owned()
 }
 
 fn json(report: &Report) -> Value {
@@ -158,6 +174,9 @@ fn json(report: &Report) -> Value {
         "newer": report.newer,
         "unchained": report.unchained,
         "unknown_keys": report.unknown_keys,
+        "untimely_keys": report.untimely_keys,
+        "facts": report.facts,
+        "heads": report.heads,
         "exported": report.exported,
         "exported_before": report.exported_before,
     })

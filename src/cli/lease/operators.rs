@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::show::{self, Output};
 use crate::cli::broker::{answer, usage};
 use crate::cli::operator::Operator;
-use crate::cli::print;
+use crate::cli::{print, print_json};
 use crate::proto;
 
 #[derive(Debug, Args)]
@@ -95,7 +95,7 @@ impl List {
             Output::Table => print(show::list(&leases)),
             Output::Json => {
                 let leases: Vec<Value> = leases.iter().map(|lease| show::json(Some(lease))).collect();
-                print(serde_json::to_string_pretty(&json!({"leases": leases}))?);
+                print_json(&json!({"leases": leases}))?;
             }
         }
         Ok(())
@@ -114,7 +114,7 @@ impl Revoke {
         match self.output {
             Output::Table if revoked == 1 => print("revoked 1 lease"),
             Output::Table => print(format_args!("revoked {revoked} leases")),
-            Output::Json => print(serde_json::to_string_pretty(&json!({"revoked": revoked}))?),
+            Output::Json => print_json(&json!({"revoked": revoked}))?,
         }
         Ok(())
     }

@@ -4,8 +4,8 @@ use clap::ValueEnum;
 use serde_json::{Value, json};
 
 use crate::cli::credentials::{self, bound, rfc3339, seconds};
-use crate::cli::print;
 use crate::cli::table::table;
+use crate::cli::{print, print_json};
 use crate::proto;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -20,7 +20,7 @@ impl Output {
     pub fn lease(self, lease: Option<&proto::Lease>) -> anyhow::Result<()> {
         match self {
             Self::Table => print(summary(lease)),
-            Self::Json => print(serde_json::to_string_pretty(&json!({"lease": json(lease)}))?),
+            Self::Json => print_json(&json!({"lease": json(lease)}))?,
         }
         Ok(())
     }

@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use crate::cli::table::table;
-use crate::cli::{Told, print, remark};
+use crate::cli::{Told, print, print_json, remark};
 use crate::config::PolicyFile;
 use crate::policy::{Code, Finding, Severity};
 
@@ -59,8 +59,8 @@ impl Check {
                 print(format!("{shown}: nothing found ({} rules)", file.rules.len()))
             }
             Output::Table => print(rows(&findings)),
-            Output::Json => print(serde_json::to_string_pretty(&json(&shown, &findings))?),
-            Output::Sarif => print(serde_json::to_string_pretty(&sarif(&shown, &findings))?),
+            Output::Json => print_json(&json(&shown, &findings))?,
+            Output::Sarif => print_json(&sarif(&shown, &findings))?,
         }
         let count = |severity| findings.iter().filter(|placed| placed.finding.code.severity() == severity).count();
         let [errors, warnings, notes] = [Severity::Error, Severity::Warning, Severity::Note].map(count);

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::test::Judged;
+use crate::line::is_unprintable;
 
 /// `suite`: the file with the rules; `file`: the one with the cases.
 pub(super) fn document(suite: &str, file: &str, results: &[Judged]) -> String {
@@ -41,9 +42,8 @@ fn escaped(text: &str) -> String {
             '\t' | '\n' | '\r' => {
                 let _ = write!(escaped, "&#{};", u32::from(c));
             }
-            '\u{0}'..='\u{1f}' | '\u{7f}'..='\u{9f}' | '\u{fffe}' | '\u{ffff}' => {
-                escaped.push(char::REPLACEMENT_CHARACTER)
-            }
+            '\u{fffe}' | '\u{ffff}' => escaped.push(char::REPLACEMENT_CHARACTER),
+            c if is_unprintable(c) => escaped.push(char::REPLACEMENT_CHARACTER),
             c => escaped.push(c),
         }
     }

@@ -10,7 +10,7 @@ use clap::{Args, ValueEnum};
 use self::recorded::Replay;
 use crate::cli::broker::usage;
 use crate::cli::records::{Source, Time};
-use crate::cli::{Told, print, remark};
+use crate::cli::{Told, print, print_json, remark};
 use crate::clock::{Clock as _, SystemClock};
 use crate::config::PolicyFile;
 use crate::proto::SearchAuditRequest;
@@ -61,7 +61,7 @@ impl ReplayRules {
         match self.output {
             Output::Table if tally.changes() == 0 => print("nothing changes"),
             Output::Table => print(tally.table()),
-            Output::Json => print(serde_json::to_string_pretty(&tally.json())?),
+            Output::Json => print_json(&tally.json())?,
         }
         tally.summary().into_iter().for_each(remark);
         if tally.changes() > 0 { Err(Told.into()) } else { Ok(()) }

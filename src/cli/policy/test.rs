@@ -11,6 +11,7 @@ use super::junit;
 use crate::cli::broker::usage;
 use crate::cli::{Told, print};
 use crate::config::{Cases, PolicyFile};
+use crate::line::plain;
 use crate::policy::{Case, Tried};
 
 /// Ask rules what a table of cases expects of them
@@ -118,9 +119,4 @@ fn shown(results: &[Judged], rules: &[String]) -> String {
         let _ = write!(text, "\nno case is decided by: {}", unused.join(", "));
     }
     text
-}
-
-/// What a file says cannot move a terminal's cursor.
-fn plain(text: &str) -> String {
-    text.chars().map(|c| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c }).collect()
 }

@@ -10,7 +10,7 @@ use uuid::Uuid;
 use crate::answer::error_word;
 use crate::clock::Clock;
 use crate::credential::correlation::{of_azure_token, returned, unsendable};
-use crate::credential::upstream::Upstream;
+use crate::credential::upstream::Line;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError, SetUpFault};
 use crate::entra::{
     Identity, ManagedIdentityAnswer, X_MS_CLIENT_REQUEST_ID, ask_managed_identity, judge_managed_identity,
@@ -19,7 +19,7 @@ use crate::http::Response;
 use crate::target::{ManagedIdentityEndpoint, Scopes};
 
 pub(super) struct ManagedIdentity<'a> {
-    pub upstream: Arc<Upstream>,
+    pub upstream: Line,
     pub clock: Arc<dyn Clock>,
     pub endpoint: &'a ManagedIdentityEndpoint,
     pub client_id: Uuid,

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use super::{Azure, ManagedIdentity, Redemption, TokenEndpoint, read_token};
 use crate::credential::probe::{Probe, Probed};
+use crate::credential::upstream::NOBODY;
 use crate::credential::{CloudIdentity, Hop, IssueError, SetUpFault};
 use crate::target::{AzureSource, AzureTarget, Scope, Scopes};
 
@@ -19,7 +20,7 @@ impl Azure {
         let identity = CloudIdentity::Azure { tenant: target.tenant, client_id: target.client_id };
         let client_assertion = match &target.source {
             AzureSource::ManagedIdentity(endpoint) => {
-                let upstream = self.upstreams.of(Hop::ManagedIdentity, "this machine");
+                let upstream = self.upstreams.of(Hop::ManagedIdentity, "this machine", NOBODY);
                 let (clock, client_id) = (self.clock.clone(), target.client_id);
                 let managed = ManagedIdentity { upstream, clock, endpoint, client_id, identity, exchange_id };
                 let credential = managed.token(&probe.target.scopes, Duration::ZERO).await?;
@@ -33,7 +34,7 @@ impl Azure {
             }
         };
         let endpoint = TokenEndpoint {
-            upstream: self.upstreams.of(Hop::EntraToken, target.authority.as_str()),
+            upstream: self.upstreams.of(Hop::EntraToken, target.authority.as_str(), NOBODY),
             clock: self.clock.clone(),
             url: target.authority.join(&format!("{}/oauth2/v2.0/token", target.tenant)),
             client_id: target.client_id,

@@ -8,14 +8,14 @@ use uuid::Uuid;
 
 use crate::clock::Clock;
 use crate::credential::correlation::{of_azure_token, returned, unsendable};
-use crate::credential::upstream::Upstream;
+use crate::credential::upstream::Line;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError};
 use crate::entra::{ASSERTION_TYPE, CLIENT_REQUEST_ID, Class, Failure, RETURN_CLIENT_REQUEST_ID, judge};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
 
 pub(super) struct TokenEndpoint {
-    pub upstream: Arc<Upstream>,
+    pub upstream: Line,
     pub clock: Arc<dyn Clock>,
     pub url: String,
     pub client_id: Uuid,

@@ -12,7 +12,7 @@ use super::{API_IS_OFF, Status, bearing};
 use crate::answer::{self, by_status};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::credential::correlation::{GOOGLE_PRINCIPAL, Ids, Mark, returned};
-use crate::credential::upstream::Upstream;
+use crate::credential::upstream::Line;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError, SetUpFault};
 use crate::http::{Endpoint, Request, Response};
 use crate::secret::Secret;
@@ -20,7 +20,7 @@ use crate::target::{IdTokenAudience, Scope, Scopes, ServiceAccount};
 
 /// Calls as `principal` for `account`.
 pub(super) struct Impersonation {
-    pub upstream: Arc<Upstream>,
+    pub upstream: Line,
     pub clock: Arc<dyn Clock>,
     pub endpoint: Endpoint,
     pub account: ServiceAccount,

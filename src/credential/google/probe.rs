@@ -8,6 +8,7 @@ use super::impersonation::{AccessError, Impersonation, too_long};
 use super::{Exchange, FEDERATED_LEAST, Google, IAM_SCOPE, quota};
 use crate::credential::correlation::Mark;
 use crate::credential::probe::{Probe, Probed, Reach};
+use crate::credential::upstream::NOBODY;
 use crate::credential::{Hop, IssueError};
 use crate::issuer::Assertion;
 use crate::secret::Secret;
@@ -30,7 +31,7 @@ impl Google {
         let principal = target.provider.principal(assertion.as_ref().map(Assertion::subject).unwrap_or_default());
         let impersonates = target.service_account.as_ref().filter(|_account| probe.reach == Reach::Credential);
         let exchange = Exchange {
-            upstream: self.upstreams.of(Hop::GoogleSts, &quota(target)),
+            upstream: self.upstreams.of(Hop::GoogleSts, &quota(target), NOBODY),
             clock: self.clock.clone(),
             url: target.sts_endpoint.join("v1/token"),
             provider: target.provider.clone(),
@@ -44,7 +45,7 @@ impl Google {
         let federated = exchange.run().await?;
         let Some(account) = impersonates else { return Ok(Probed::of(&federated)) };
         let impersonation = Impersonation {
-            upstream: self.upstreams.of(Hop::GoogleIam, target.iam_credentials_endpoint.as_str()),
+            upstream: self.upstreams.of(Hop::GoogleIam, target.iam_credentials_endpoint.as_str(), NOBODY),
             clock: self.clock.clone(),
             endpoint: target.iam_credentials_endpoint.clone(),
             account: account.clone(),

@@ -9,7 +9,7 @@ use super::{API_IS_OFF, Status};
 use crate::answer::{Verdict, by_status, error_word};
 use crate::clock::Clock;
 use crate::credential::correlation::{GOOGLE_PRINCIPAL, Mark, STS_EXCHANGE_ID, returned};
-use crate::credential::upstream::Upstream;
+use crate::credential::upstream::Line;
 use crate::credential::{CloudIdentity, Credential, Hop, IssueError, SetUpFault};
 use crate::http::{Request, Response};
 use crate::secret::Secret;
@@ -17,7 +17,7 @@ use crate::target::{GoogleSubjectToken, PoolProvider, TokenType};
 
 /// One exchange, ready to be sent.
 pub(super) struct Exchange {
-    pub upstream: Arc<Upstream>,
+    pub upstream: Line,
     pub clock: Arc<dyn Clock>,
     pub url: String,
     pub provider: PoolProvider,

@@ -103,8 +103,9 @@ async fn q01_q02_q14_our_own_limits_are_below_the_published_ones() {
 async fn calls_are_counted_by_service_and_quota() {
     let http = Client::new(&Settings::default()).expect("a client");
     let upstreams = Upstreams::new(http, Arc::new(ManualClock::start()));
-    let one = upstreams.of(Hop::GoogleSts, "project 1");
-    assert!(Arc::ptr_eq(&one, &upstreams.of(Hop::GoogleSts, "project 1")));
-    assert!(!Arc::ptr_eq(&one, &upstreams.of(Hop::GoogleSts, "project 2")));
-    assert!(!Arc::ptr_eq(&one, &upstreams.of(Hop::GoogleIam, "project 1")));
+    let of = |hop, quota| upstreams.of(hop, quota, NOBODY).upstream;
+    let one = of(Hop::GoogleSts, "project 1");
+    assert!(Arc::ptr_eq(&one, &of(Hop::GoogleSts, "project 1")));
+    assert!(!Arc::ptr_eq(&one, &of(Hop::GoogleSts, "project 2")));
+    assert!(!Arc::ptr_eq(&one, &of(Hop::GoogleIam, "project 1")));
 }

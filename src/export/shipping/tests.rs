@@ -114,6 +114,22 @@ impl AuditReader for FakeLog {
     async fn facts(&self, _digest: &[u8; 32]) -> Result<Option<String>, AuditError> {
         Ok(None)
     }
+
+    async fn fact_sets(&self, _behind: &[u8], _most: u32) -> Result<Vec<(Vec<u8>, String)>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn has_token(&self, _token_sha256: &[u8; 32]) -> Result<bool, AuditError> {
+        Ok(false)
+    }
+
+    async fn found_by_tokens(&self, _behind: i64, _most: u32) -> Result<Option<(i64, u64)>, AuditError> {
+        Ok(None)
+    }
+
+    async fn last_of_others(&self) -> Result<Option<Group>, AuditError> {
+        Ok(None)
+    }
 }
 
 /// What several brokers share.
@@ -122,18 +138,20 @@ struct World {
     log: Arc<FakeLog>,
     shipments: Arc<FakeShipments>,
     sink: FakeSink,
+    clock: ManualClock,
 }
 
 impl World {
     fn new() -> Self {
-        Self { log: Arc::default(), shipments: Arc::default(), sink: FakeSink::default() }
+        // Much later than any record: no gap of the log is waited for.
+        let clock = ManualClock::start();
+        Self { log: Arc::default(), shipments: Arc::default(), sink: FakeSink::default(), clock }
     }
 
     /// Of one broker.
     fn shipper(&self) -> Shipper {
         let records = Records::new(self.log.clone());
-        // Much later than any record: no gap of the log is waited for.
-        let clock = Arc::new(ManualClock::start());
+        let clock = Arc::new(self.clock.clone());
         let log = Log { records, shipments: self.shipments.clone(), clock };
         Shipper::new("test", Box::new(self.sink.clone()), log)
     }
@@ -336,16 +354,10 @@ async fn what_retention_drops_before_it_was_shipped_is_counted_as_lost() {
     assert_eq!(rounds(&mut shipper).await, Round::Idle);
     world.log.write(0, 60);
     world.log.drop_groups(5);
-    let lost = |shipper: &Shipper, read: &[AuditRecord], there: &[Extent]| {
-        shipper.claim.as_ref().map(|claim| claim.lost(there, read)).unwrap_or_default()
-    };
     let there = world.log.chains().await.expect("an answer");
-    let next = AuditRecord {
-        sequence: 51,
-        attributes: [("chain".to_owned(), there[0].chain.to_string())].into(),
-        ..AuditRecord::default()
-    };
-    assert_eq!(lost(&shipper, std::slice::from_ref(&next), &there), [(there[0].chain, 30)]);
+    let mut read = shipper.claim.as_ref().map(|claim| claim.read.clone()).expect("a claim");
+    let onwards = shipper.log.records.read_on(&mut read, shipper.log.clock.now()).await.expect("read");
+    assert_eq!((onwards.lost, onwards.opened.len()), (30, 0));
     assert_eq!(rounds(&mut shipper).await, Round::Idle);
     assert_eq!(world.sink.taken(), [world.expected(1, 1..=20), world.expected(1, 51..=80)].concat());
 
@@ -355,7 +367,7 @@ async fn what_retention_drops_before_it_was_shipped_is_counted_as_lost() {
     if let Some(claim) = &mut shipper.claim {
         claim.seen = seen.iter().map(|extent| (extent.chain, extent.last)).collect();
     }
-    assert_eq!(lost(&shipper, &[], &[]), [(there[0].chain, 10)]);
+    assert_eq!(shipper.claim.as_ref().map(|claim| claim.gone(&[])), Some(vec![(there[0].chain, 10)]));
     advance(NOTE_EVERY).await;
     shipper.note().await.expect("noted");
     let groups = world.log.state().groups.len();
@@ -364,6 +376,60 @@ async fn what_retention_drops_before_it_was_shipped_is_counted_as_lost() {
     assert_eq!(rounds(&mut shipper).await, Round::Idle);
     assert_eq!(world.sink.taken().last(), world.expected(2, 1..=1).first());
     assert_eq!(world.noted().await, []);
+}
+
+/// Groups that were on a broker's own disk while later ones came.
+#[tokio::test(start_paused = true)]
+async fn what_a_spool_brings_after_all_is_shipped_by_whoever_ships_then_and_nothing_else_twice() {
+    let world = World::new();
+    world.log.write(0, 60);
+    let spooled: Vec<Group> = world.log.state().groups.drain(2..4).collect();
+    let mut shipper = world.shipper();
+    assert_eq!(rounds(&mut shipper).await, Round::Idle);
+    assert_eq!(world.sink.taken(), [world.expected(1, 1..=20), world.expected(1, 41..=60)].concat());
+    let missing = |shipper: &Shipper| shipper.claim.as_ref().map(|claim| claim.gaps.records());
+    assert_eq!(missing(&shipper), Some(20));
+    advance(NOTE_EVERY).await;
+    shipper.round().await;
+    drop(shipper);
+
+    // Another replica ships; a part of what was missed comes, between restarts.
+    advance(HOLD + Duration::from_secs(1)).await;
+    world.log.state().groups.insert(2, spooled[1].clone());
+    world.log.write(0, 10);
+    let mut other = world.shipper();
+    assert_eq!(rounds(&mut other).await, Round::Idle);
+    let come = |from: usize| world.sink.taken().split_off(from);
+    assert_eq!(come(40), [world.expected(1, 31..=40), world.expected(1, 61..=70)].concat());
+    assert_eq!(missing(&other), Some(10));
+
+    // The rest comes while it ships.
+    world.log.state().groups.insert(2, spooled[0].clone());
+    world.clock.advance(Duration::from_secs(5));
+    assert_eq!(rounds(&mut other).await, Round::Idle);
+    assert_eq!((come(60), missing(&other)), (world.expected(1, 21..=30), Some(0)));
+    advance(NOTE_EVERY).await;
+    other.round().await;
+    assert_eq!(world.noted().await, [(Uuid::from_u128(1), 70)]);
+    assert_eq!(world.shipments.gaps("test").await.expect("an answer"), []);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_gap_that_retention_has_passed_is_lost_and_counted_once() {
+    let world = World::new();
+    world.log.write(0, 60);
+    let _lost_disk: Vec<Group> = world.log.state().groups.drain(2..4).collect();
+    let mut shipper = world.shipper();
+    assert_eq!(rounds(&mut shipper).await, Round::Idle);
+    let mut read = shipper.claim.as_ref().map(|claim| claim.read.clone()).expect("a claim");
+    world.log.drop_groups(2);
+    let onwards = shipper.log.records.read_on(&mut read, shipper.log.clock.now()).await.expect("read");
+    assert_eq!((onwards.lost, onwards.records.len(), read.gaps().count()), (20, 0, 0));
+    let onwards = shipper.log.records.read_on(&mut read, shipper.log.clock.now()).await.expect("read");
+    assert_eq!(onwards.lost, 0);
+    world.log.write(0, 1);
+    assert_eq!(rounds(&mut shipper).await, Round::Idle);
+    assert_eq!(shipper.claim.as_ref().map(|claim| claim.gaps.iter().count()), Some(0));
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,7 +1,6 @@
 //! The audit log in PostgreSQL: one row a group, of whichever replica.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -116,11 +115,6 @@ impl AuditLog for PostgresStore {
         ];
         let kept = self.leases.query(sql, &values).await.map(|_rows| Kept::Yes);
         kept.map_err(|error| written(error.into()))
-    }
-
-    async fn expired(&self, now: SystemTime, retention: Duration) -> Result<Expired, AuditError> {
-        let expired = retention::expired(&self.leases, now, retention).await;
-        expired.map_err(|error| AuditError::Read(Arc::new(error)))
     }
 
     async fn prune(&self, expired: &Expired) -> Result<u64, AuditError> {

@@ -101,7 +101,11 @@ impl AuditReader for PostgresReader {
             (&most as _, Type::INT8),
         ];
         let rows = self.pool.query(ROWS, &values).await.map_err(|error| failed(error.into()))?;
-        let numbered = |row: &Row| Ok((row.try_get(0)?, group(row)?));
+        let numbered = |row: &Row| {
+            let tokens: Vec<&[u8]> = row.try_get(8)?;
+            let tokens = tokens.into_iter().map(digest).collect();
+            Ok((row.try_get(0)?, Group { tokens, ..group(row)? }))
+        };
         rows.iter().map(numbered).collect::<Result<_, _>>().map_err(failed)
     }
 
@@ -143,6 +147,55 @@ impl AuditReader for PostgresReader {
         };
         read.await.map_err(failed)
     }
+
+    async fn fact_sets(&self, behind: &[u8], most: u32) -> Result<Vec<(Vec<u8>, String)>, AuditError> {
+        let read = async {
+            let most = i64::from(most);
+            let sql = "SELECT digest, facts FROM audit_identity WHERE digest > $1 ORDER BY digest LIMIT $2";
+            let rows = self.pool.query(sql, &[(&behind, Type::BYTEA), (&most, Type::INT8)]).await?;
+            rows.iter().map(|row| Ok((row.try_get(0)?, row.try_get(1)?))).collect::<Result<_, PostgresError>>()
+        };
+        read.await.map_err(failed)
+    }
+
+    async fn has_token(&self, token_sha256: &[u8; 32]) -> Result<bool, AuditError> {
+        let sql = "SELECT EXISTS (SELECT 1 FROM audit_token WHERE token_sha256 = $1)";
+        let read = async {
+            let rows = self.pool.query(sql, &[(&token_sha256.as_slice(), Type::BYTEA)]).await?;
+            Ok(rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or_default())
+        };
+        read.await.map_err(failed)
+    }
+
+    async fn found_by_tokens(&self, behind: i64, most: u32) -> Result<Option<(i64, u64)>, AuditError> {
+        let sql = "WITH page AS (
+                       SELECT DISTINCT sequence FROM audit_token WHERE sequence > $1 ORDER BY sequence LIMIT $2
+                   )
+                   SELECT max(sequence), count(*) FILTER (
+                       WHERE NOT EXISTS (SELECT 1 FROM audit WHERE audit.sequence = page.sequence)
+                   ) FROM page";
+        let read = async {
+            let most = i64::from(most);
+            let rows = self.pool.query(sql, &[(&behind, Type::INT8), (&most, Type::INT8)]).await?;
+            let Some(row) = rows.first() else { return Ok(None) };
+            let last: Option<i64> = row.try_get(0)?;
+            let missing = unsigned(row.try_get(1)?);
+            Ok(last.map(|last| (last, missing)))
+        };
+        read.await.map_err(failed)
+    }
+
+    async fn last_of_others(&self) -> Result<Option<Group>, AuditError> {
+        let sql = "SELECT sequence, chain, position, records, newest_ms, own, hashes, bytes FROM audit
+                   WHERE NOT own ORDER BY sequence DESC LIMIT 1";
+        let read = async { self.pool.query(sql, &[]).await?.first().map(group).transpose() };
+        read.await.map_err(failed)
+    }
+}
+
+/// What is no digest was written by nobody here: it is nothing's.
+fn digest(bytes: &[u8]) -> [u8; 32] {
+    bytes.try_into().unwrap_or([0xff; 32])
 }
 
 /// Of a row that begins with its sequence; without tokens and facts, which are in tables of their own.
@@ -185,7 +238,9 @@ const ONWARDS: &str = "
     ) AS page USING (sequence) WHERE page.before < $3 ORDER BY position";
 
 const ROWS: &str = "
-    SELECT sequence, chain, position, records, newest_ms, own, hashes, bytes FROM audit JOIN (
+    SELECT sequence, chain, position, records, newest_ms, own, hashes, bytes, array(
+        SELECT token_sha256 FROM audit_token WHERE audit_token.sequence = audit.sequence
+    ) FROM audit JOIN (
         SELECT sequence, sum(greatest(records, 1)) OVER (ORDER BY position, sequence) - records AS before FROM (
             SELECT sequence, position, records FROM audit
             WHERE chain = $1 AND position >= $2 AND (position, sequence) > ($2, $3)

@@ -1,49 +1,11 @@
 //! What is past its retention in PostgreSQL, and how it goes: in pieces that nobody waits for, of whichever replica.
 
-use std::time::{Duration, SystemTime};
-
 use tokio_postgres::types::Type;
 
 use super::PostgresError;
-use super::audit::{CHAINS, checkpoint, extent};
 use super::pool::{Parameter, Pool};
-use crate::audit::{Expired, Extent, Head, Reach};
+use crate::audit::{Expired, Head};
 use crate::store::{signed, unsigned};
-
-pub(super) async fn expired(pool: &Pool, now: SystemTime, retention: Duration) -> Result<Expired, PostgresError> {
-    let sql = "SELECT newest_ms FROM audit WHERE NOT own ORDER BY sequence DESC LIMIT 1";
-    let newest: Option<i64> = pool.query(sql, &[]).await?.first().map(|row| row.try_get(0)).transpose()?;
-    let mut expired = Expired::before(now, newest.unwrap_or(i64::MIN), retention);
-    for row in pool.query(CHAINS, &[]).await? {
-        let Extent { chain, first, last, hash, .. } = extent(&row)?;
-        let bytes = chain.as_bytes().as_slice();
-        let sql = "SELECT chain, position, at_ms, anchor_ms, statement FROM audit_checkpoint
-                   WHERE chain = $1 AND position >= $2 AND at_ms < $3 ORDER BY position DESC LIMIT 1";
-        let first_position = signed(first);
-        let values =
-            [(&bytes as _, Type::BYTEA), (&first_position as _, Type::INT8), (&expired.before_ms as _, Type::INT8)];
-        let covering = pool.query(sql, &values).await?.first().map(checkpoint).transpose()?;
-        let covered = covering.as_ref().map_or(first.saturating_sub(1), |covering| covering.position);
-        expired.spans.extend(covering.and_then(|covering| Some(covering.statement()?.0.head)));
-        if covered >= last {
-            continue;
-        }
-        // Of what no checkpoint covers: little, unless the chain lives; and then the first look ends it.
-        let sql = "SELECT max(newest_ms) FROM audit WHERE chain = $1 AND position > $2 AND NOT EXISTS (
-                       SELECT 1 FROM (
-                           SELECT newest_ms FROM audit WHERE chain = $1 ORDER BY position DESC LIMIT 1
-                       ) AS last WHERE newest_ms >= $3
-                   )";
-        let covered = signed(covered);
-        let values = [(&bytes as _, Type::BYTEA), (&covered as _, Type::INT8), (&expired.before_ms as _, Type::INT8)];
-        let newest: Option<i64> =
-            pool.query(sql, &values).await?.first().map(|row| row.try_get(0)).transpose()?.flatten();
-        if let (Some(newest_ms), Some(hash)) = (newest.filter(|newest| *newest < expired.before_ms), hash) {
-            expired.tails.push(Reach { head: Head { chain, position: last, hash }, newest_ms });
-        }
-    }
-    Ok(expired)
-}
 
 pub(super) async fn prune(pool: &Pool, expired: &Expired) -> Result<u64, PostgresError> {
     let Expired { reference_ms, before_ms, ref spans, .. } = *expired;

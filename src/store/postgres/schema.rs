@@ -35,7 +35,7 @@ async fn version(transaction: &Transaction<'_>) -> Result<i64, Error> {
 const LOCK: &str = "SELECT pg_advisory_xact_lock(7163952288194873)";
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
@@ -82,6 +82,7 @@ const MIGRATIONS: [&str; 7] = [
     leases::ENDED,
     audit::CHAIN,
     shipments::TABLES,
+    shipments::GAPS,
 ];
 
 pub(super) const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

@@ -1,7 +1,6 @@
 //! The audit log in SQLite: one row a group.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
 
 use rusqlite::{Connection, OptionalExtension as _, Row, params};
 use uuid::Uuid;
@@ -192,11 +191,6 @@ impl AuditLog for SqliteStore {
         };
         let kept = self.run(keep).await.map(|()| Kept::Yes);
         kept.map_err(|error| AuditError::Write(Arc::new(error)))
-    }
-
-    async fn expired(&self, now: SystemTime, retention: Duration) -> Result<Expired, AuditError> {
-        let look = move |connection: &mut Connection| retention::expired(connection, now, retention);
-        self.run(look).await.map_err(|error| AuditError::Read(Arc::new(error)))
     }
 
     async fn prune(&self, expired: &Expired) -> Result<u64, AuditError> {

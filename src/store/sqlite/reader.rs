@@ -142,10 +142,14 @@ impl AuditReader for SqliteReader {
             let mut select = connection.prepare_cached(&sql)?;
             let mut rows = select.query(params![chain.as_bytes(), signed(behind.0), behind.1])?;
             let (mut groups, mut room) = (Vec::new(), most);
+            let sql = "SELECT token_sha256 FROM audit_token WHERE sequence = ?1";
+            let mut tokens = connection.prepare_cached(sql)?;
             while let Some(row) = rows.next()? {
-                let group = group(row, 1)?;
+                let (sequence, mut group): (i64, _) = (row.get(0)?, group(row, 1)?);
+                let of_group = tokens.query_map([sequence], |row| row.get(0).map(digest))?;
+                group.tokens = of_group.collect::<Result<_, _>>()?;
                 room = room.saturating_sub(group.records.max(1));
-                groups.push((row.get(0)?, group));
+                groups.push((sequence, group));
                 if room == 0 {
                     break;
                 }
@@ -196,4 +200,51 @@ impl AuditReader for SqliteReader {
         })
         .await
     }
+
+    async fn fact_sets(&self, behind: &[u8], most: u32) -> Result<Vec<(Vec<u8>, String)>, AuditError> {
+        let behind = behind.to_vec();
+        self.read(move |connection| {
+            let sql = "SELECT digest, facts FROM audit_identity WHERE digest > ?1 ORDER BY digest LIMIT ?2";
+            let mut select = connection.prepare_cached(sql)?;
+            let rows = select.query_map(params![behind, most], |row| Ok((row.get(0)?, row.get(1)?)))?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn has_token(&self, token_sha256: &[u8; 32]) -> Result<bool, AuditError> {
+        let wanted = *token_sha256;
+        self.read(move |connection| {
+            let sql = "SELECT EXISTS (SELECT 1 FROM audit_token WHERE token_sha256 = ?1)";
+            Ok(connection.prepare_cached(sql)?.query_row([wanted.as_slice()], |row| row.get(0))?)
+        })
+        .await
+    }
+
+    async fn found_by_tokens(&self, behind: i64, most: u32) -> Result<Option<(i64, u64)>, AuditError> {
+        self.read(move |connection| {
+            let sql = "SELECT max(sequence), count(*) - (SELECT count(*) FROM audit WHERE sequence IN (
+                           SELECT DISTINCT sequence FROM audit_token WHERE sequence > ?1 ORDER BY sequence LIMIT ?2
+                       )) FROM (SELECT DISTINCT sequence FROM audit_token WHERE sequence > ?1 ORDER BY sequence LIMIT ?2)";
+            let last = connection.prepare_cached(sql)?.query_row(params![behind, most], |row| {
+                let last: Option<i64> = row.get(0)?;
+                Ok((last, unsigned(row.get(1)?)))
+            })?;
+            Ok(last.0.map(|number| (number, last.1)))
+        })
+        .await
+    }
+
+    async fn last_of_others(&self) -> Result<Option<Group>, AuditError> {
+        self.read(|connection| {
+            let sql = format!("SELECT {GROUP} FROM audit WHERE NOT own ORDER BY sequence DESC LIMIT 1");
+            Ok(connection.prepare_cached(&sql)?.query_row([], |row| group(row, 0)).optional()?)
+        })
+        .await
+    }
+}
+
+/// What is no digest was written by nobody here: it is nothing's.
+fn digest(bytes: Vec<u8>) -> [u8; 32] {
+    bytes.try_into().unwrap_or([0xff; 32])
 }

@@ -1,51 +1,11 @@
 //! What is past its retention in SQLite, and how it goes: in pieces that nobody waits for.
 
-use std::time::{Duration, SystemTime};
-
-use rusqlite::{Connection, OptionalExtension as _, Row, params};
+use rusqlite::{Connection, Row, params};
 use uuid::Uuid;
 
 use super::JobError;
-use super::audit::CHAINS;
-use crate::audit::{Checkpoint, Expired, Head, Reach};
+use crate::audit::{Checkpoint, Expired, Head};
 use crate::store::{signed, unsigned};
-
-pub(super) fn expired(connection: &Connection, now: SystemTime, retention: Duration) -> Result<Expired, JobError> {
-    let sql = "SELECT newest_ms FROM audit WHERE NOT own ORDER BY sequence DESC LIMIT 1";
-    let newest: Option<i64> = connection.query_row(sql, [], |row| row.get(0)).optional()?;
-    let mut expired = Expired::before(now, newest.unwrap_or(i64::MIN), retention);
-    let mut chains = connection.prepare_cached(CHAINS)?;
-    let chain =
-        |row: &Row<'_>| Ok((Uuid::from_bytes(row.get(0)?), unsigned(row.get(1)?), unsigned(row.get(2)?), row.get(3)?));
-    let chains: Vec<(Uuid, u64, u64, Option<[u8; 32]>)> = chains.query_map([], chain)?.collect::<Result<_, _>>()?;
-    for (chain, first, last, hash) in chains {
-        let sql = "SELECT chain, position, at_ms, anchor_ms, statement FROM audit_checkpoint
-                   WHERE chain = ?1 AND position >= ?2 AND at_ms < ?3 ORDER BY position DESC LIMIT 1";
-        let values = params![chain.as_bytes(), signed(first), expired.before_ms];
-        let covering = connection.prepare_cached(sql)?.query_row(values, checkpoint).optional()?;
-        let covered = covering.as_ref().map_or(first.saturating_sub(1), |covering| covering.position);
-        expired.spans.extend(covering.and_then(|covering| Some(covering.statement()?.0.head)));
-        if covered >= last {
-            continue;
-        }
-        // Of what no checkpoint covers: little, unless the chain lives.
-        let sql = "SELECT newest_ms FROM audit WHERE chain = ?1 AND position > ?2 ORDER BY position DESC";
-        let mut rest = connection.prepare_cached(sql)?;
-        let mut rest = rest.query(params![chain.as_bytes(), signed(covered)])?;
-        let mut newest = None;
-        while let Some(row) = rest.next()? {
-            let newest_ms: i64 = row.get(0)?;
-            newest = newest.max(Some(newest_ms));
-            if newest_ms >= expired.before_ms {
-                break;
-            }
-        }
-        if let (Some(newest_ms), Some(hash)) = (newest.filter(|newest| *newest < expired.before_ms), hash) {
-            expired.tails.push(Reach { head: Head { chain, position: last, hash }, newest_ms });
-        }
-    }
-    Ok(expired)
-}
 
 /// The columns `chain, position, at_ms, anchor_ms, statement`.
 pub(super) fn checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {

@@ -7,8 +7,19 @@ use rusqlite::{Connection, params};
 use uuid::Uuid;
 
 use super::SqliteStore;
-use crate::audit::{AuditError, Shipments};
+use crate::audit::{AuditError, Gap, Shipments};
 use crate::store::{signed, unsigned};
+
+pub(super) const GAPS: &str = "
+    -- What was not delivered of the records before those positions.
+    CREATE TABLE audit_shipment_gap (
+        outlet TEXT NOT NULL,
+        chain BLOB NOT NULL,
+        first INTEGER NOT NULL,
+        last INTEGER NOT NULL,
+        PRIMARY KEY (outlet, chain, first)
+    ) STRICT, WITHOUT ROWID;
+";
 
 pub(super) const TABLE: &str = "
     -- How far records were shipped.
@@ -40,14 +51,40 @@ impl Shipments for SqliteStore {
         self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
     }
 
-    async fn deliver(&self, outlet: &str, _owner: Uuid, moved: &[(Uuid, u64)]) -> Result<bool, AuditError> {
-        let (outlet, moved) = (outlet.to_owned(), moved.to_vec());
+    async fn gaps(&self, outlet: &str) -> Result<Vec<Gap>, AuditError> {
+        let outlet = outlet.to_owned();
+        let read = move |connection: &mut Connection| {
+            let sql = "SELECT chain, first, last FROM audit_shipment_gap WHERE outlet = ?1 ORDER BY chain, first";
+            let mut select = connection.prepare(sql)?;
+            let rows = select.query_map([outlet], |row| {
+                let (chain, first, last) = (Uuid::from_bytes(row.get(0)?), row.get(1)?, row.get(2)?);
+                Ok(Gap { chain, first: unsigned(first), last: unsigned(last) })
+            })?;
+            Ok(rows.collect::<Result<_, _>>()?)
+        };
+        self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    async fn deliver(
+        &self,
+        outlet: &str,
+        _owner: Uuid,
+        moved: &[(Uuid, u64)],
+        gaps: &[Gap],
+    ) -> Result<bool, AuditError> {
+        let (outlet, moved, gaps) = (outlet.to_owned(), moved.to_vec(), gaps.to_vec());
         let note = move |connection: &mut Connection| {
             let transaction = connection.transaction()?;
             for (chain, position) in moved {
                 let sql = "INSERT INTO audit_shipment (outlet, chain, position) VALUES (?1, ?2, ?3)
                            ON CONFLICT (outlet, chain) DO UPDATE SET position = max(position, excluded.position)";
                 transaction.prepare_cached(sql)?.execute(params![outlet, chain.as_bytes(), signed(position)])?;
+            }
+            transaction.prepare_cached("DELETE FROM audit_shipment_gap WHERE outlet = ?1")?.execute([&outlet])?;
+            for Gap { chain, first, last } in gaps {
+                let sql = "INSERT INTO audit_shipment_gap (outlet, chain, first, last) VALUES (?1, ?2, ?3, ?4)";
+                let values = params![outlet, chain.as_bytes(), signed(first), signed(last)];
+                transaction.prepare_cached(sql)?.execute(values)?;
             }
             Ok(transaction.commit()?)
         };
@@ -58,6 +95,8 @@ impl Shipments for SqliteStore {
         let outlet = outlet.to_owned();
         let forget = move |connection: &mut Connection| {
             let sql = "DELETE FROM audit_shipment WHERE outlet = ?1 AND chain = ?2";
+            connection.execute(sql, params![outlet, chain.as_bytes()])?;
+            let sql = "DELETE FROM audit_shipment_gap WHERE outlet = ?1 AND chain = ?2";
             connection.execute(sql, params![outlet, chain.as_bytes()])?;
             Ok(())
         };

@@ -13,6 +13,7 @@ use crate::answer::{self, Verdict};
 use crate::clock::SystemClock;
 use crate::entra::{self, Failure};
 use crate::http::{self, Client, Endpoint, Request, Response};
+use crate::line::one_line;
 use crate::secret::Secret;
 use crate::subject_source::call::{TOKEN_ENDPOINT, Web, call, refusal, token_answer};
 use crate::subject_source::{Audience, SourceError, directory_name};
@@ -177,7 +178,7 @@ fn unverified_name(id_token: &Secret) -> Option<String> {
     let payload = BASE64_URL_SAFE_NO_PAD.decode(id_token.expose().split('.').nth(1)?).ok()?;
     let unverified: Unverified = serde_json::from_slice(&payload).ok()?;
     let name = unverified.preferred_username.or(unverified.oid)?;
-    Some(name.chars().filter(|c| !c.is_control()).take(128).collect())
+    Some(one_line(&name, 128))
 }
 
 const fn default_interval() -> u64 {

@@ -18,19 +18,19 @@ use crate::command_line::{carnet, run, text};
 use crate::postgres::{Database, with_database};
 use crate::support::{STORE_KEY, Setup, captured_logs, with_setup};
 
-const DAY: Duration = Duration::from_secs(86_400);
-const RETENTION: Duration = Duration::from_secs(30 * 86_400);
+pub(super) const DAY: Duration = Duration::from_secs(86_400);
+pub(super) const RETENTION: Duration = Duration::from_secs(30 * 86_400);
 
 /// A store in either kind of database, and everything that a broker of it has.
-struct World<'a> {
-    settings: StoreSettings,
-    clock: ManualClock,
-    issuer: Arc<Issuer>,
-    database: Option<&'a Database>,
+pub(super) struct World<'a> {
+    pub settings: StoreSettings,
+    pub clock: ManualClock,
+    pub issuer: Arc<Issuer>,
+    pub database: Option<&'a Database>,
 }
 
 /// On a new store of either kind.
-async fn with_both(test: impl AsyncFn(&World<'_>)) {
+pub(super) async fn with_both(test: impl AsyncFn(&World<'_>)) {
     let folder = tempfile::tempdir().expect("a folder");
     test(&World::new(&format!("sqlite:{}/carnet.db", folder.path().display()), None)).await;
     with_database(async |database| test(&World::new(&database.url(), Some(database))).await).await;
@@ -41,7 +41,7 @@ fn keys() -> [StoredKey; 2] {
 }
 
 impl<'a> World<'a> {
-    fn new(store: &str, database: Option<&'a Database>) -> Self {
+    pub fn new(store: &str, database: Option<&'a Database>) -> Self {
         captured_logs();
         let settings = StoreSettings::parse(&Secret::new(store), &http::Settings::default()).expect("settings");
         let clock = ManualClock::start();
@@ -50,21 +50,21 @@ impl<'a> World<'a> {
         Self { settings, clock, issuer: Arc::new(issuer), database }
     }
 
-    async fn stores(&self) -> Stores {
+    pub async fn stores(&self) -> Stores {
         let sealing = SealingKeys::from_base64(&[Secret::new(STORE_KEY)]).expect("a key");
         open(&self.settings, Arc::new(sealing)).await.expect("a store")
     }
 
     /// A broker's life: so many groups of two records, a second apart, a checkpoint after each ten and at its end.
-    async fn live(&self, groups: usize) {
+    pub async fn live(&self, groups: usize) {
         self.live_and(groups, async |upkeep, _audit| upkeep.checkpoint().await).await;
     }
 
     /// As [`live`](Self::live), with another end.
-    async fn live_and(&self, groups: usize, end: impl AsyncFnOnce(&Upkeep, &Audit)) {
+    pub async fn live_and(&self, groups: usize, end: impl AsyncFnOnce(&Upkeep, &Audit)) {
         let stores = self.stores().await;
         let (audit, writer) = Audit::start(stores.audit.clone(), Arc::new(self.clock.clone()));
-        let upkeep = audit.upkeep(Some(self.issuer.clone()));
+        let upkeep = audit.upkeep(stores.records.clone(), Some(self.issuer.clone()));
         for number in 0..groups {
             self.clock.advance(Duration::from_secs(1));
             let records = [1, 2].map(|id| self.record(u128::try_from(10 * number + id).expect("small")));
@@ -78,7 +78,7 @@ impl<'a> World<'a> {
         writer.await.expect("a clean end");
     }
 
-    fn record(&self, id: u128) -> AuditRecord {
+    pub fn record(&self, id: u128) -> AuditRecord {
         AuditRecord {
             exchange_id: Uuid::from_u128(id),
             time: self.clock.now(),
@@ -101,7 +101,7 @@ impl<'a> World<'a> {
     }
 
     /// Somebody who can write the store does so.
-    async fn manipulate(&self, sql: &str) {
+    pub async fn manipulate(&self, sql: &str) {
         match (&self.settings, self.database) {
             (StoreSettings::Sqlite(path), _) => {
                 let store = rusqlite::Connection::open(path).expect("the store");
@@ -116,7 +116,7 @@ impl<'a> World<'a> {
         }
     }
 
-    fn scope(&self) -> Scope {
+    pub fn scope(&self) -> Scope {
         Scope {
             keys: StatementKeys::of(&self.issuer.keys()),
             signatures: Signatures::Expected,
@@ -126,23 +126,23 @@ impl<'a> World<'a> {
         }
     }
 
-    async fn verify(&self) -> Report {
+    pub async fn verify(&self) -> Report {
         self.verify_in(self.scope()).await
     }
 
-    async fn verify_in(&self, scope: Scope) -> Report {
+    pub async fn verify_in(&self, scope: Scope) -> Report {
         let mut verification = Verification::new(open_to_read(&self.settings).await.expect("a store"), scope);
         verification.chains().await.expect("read");
         verification.into_report()
     }
 
     /// The chains, oldest first.
-    async fn chains(&self) -> Vec<Uuid> {
+    pub async fn chains(&self) -> Vec<Uuid> {
         let store = open_to_read(&self.settings).await.expect("a store");
         store.chains().await.expect("read").iter().map(|extent| extent.chain).collect()
     }
 
-    async fn groups(&self, chain: Uuid) -> Vec<Group> {
+    pub async fn groups(&self, chain: Uuid) -> Vec<Group> {
         let store = open_to_read(&self.settings).await.expect("a store");
         let mut groups = store.onwards(chain, 0, 1_000_000).await.expect("read");
         groups.sort_by_key(|group| group.position);
@@ -150,12 +150,12 @@ impl<'a> World<'a> {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
+pub(super) fn hex(bytes: &[u8]) -> String {
     format!("x'{}'", hex::encode(bytes))
 }
 
 /// What is found: of which kind, in which of the chains, at which position.
-fn found(report: &Report, chains: &[Uuid]) -> Vec<(FaultKind, usize, u64)> {
+pub(super) fn found(report: &Report, chains: &[Uuid]) -> Vec<(FaultKind, usize, u64)> {
     let number = |chain: Option<Uuid>| chains.iter().position(|other| Some(*other) == chain).expect("a chain");
     report.faults.iter().map(|fault| (fault.kind, number(fault.chain), fault.position)).collect()
 }
@@ -395,7 +395,7 @@ fn hash_of(group: &Group, index: usize) -> [u8; 32] {
 
 impl World<'_> {
     /// Everything of the audit log, to be put back.
-    async fn backup(&self) -> Option<Vec<u8>> {
+    pub async fn backup(&self) -> Option<Vec<u8>> {
         match &self.settings {
             StoreSettings::Sqlite(path) => {
                 let store = rusqlite::Connection::open(path).expect("the store");
@@ -404,14 +404,16 @@ impl World<'_> {
             }
             StoreSettings::Postgres { .. } => {
                 let sql = "CREATE TABLE saved AS SELECT * FROM audit;
-                           CREATE TABLE saved_checkpoint AS SELECT * FROM audit_checkpoint;";
+                           CREATE TABLE saved_checkpoint AS SELECT * FROM audit_checkpoint;
+                           CREATE TABLE saved_token AS SELECT * FROM audit_token;
+                           CREATE TABLE saved_identity AS SELECT * FROM audit_identity;";
                 self.manipulate(sql).await;
                 None
             }
         }
     }
 
-    async fn restore(&self, backup: Option<Vec<u8>>) {
+    pub async fn restore(&self, backup: Option<Vec<u8>>) {
         match (&self.settings, backup) {
             (StoreSettings::Sqlite(path), Some(backup)) => {
                 for more in ["db-wal", "db-shm"] {
@@ -422,7 +424,9 @@ impl World<'_> {
             _ => {
                 let sql = "TRUNCATE audit; INSERT INTO audit OVERRIDING SYSTEM VALUE SELECT * FROM saved;
                            TRUNCATE audit_checkpoint; INSERT INTO audit_checkpoint SELECT * FROM saved_checkpoint;
-                           DROP TABLE saved; DROP TABLE saved_checkpoint;";
+                           TRUNCATE audit_token; INSERT INTO audit_token SELECT * FROM saved_token;
+                           TRUNCATE audit_identity; INSERT INTO audit_identity SELECT * FROM saved_identity;
+                           DROP TABLE saved, saved_checkpoint, saved_token, saved_identity;";
                 self.manipulate(sql).await;
             }
         }
@@ -548,7 +552,7 @@ async fn the_command_says_whole_or_what_is_broken_and_the_program_that_called_it
         assert!(code == Some(1) && complaint.contains("none.json") && complaint.contains("ES256"), "{complaint}");
         std::fs::write(file("none.jsonl"), "\n[]\n").expect("written");
         let (code, _said, complaint) = verify(&["--against", &file("none.jsonl")]).await;
-        assert!(code == Some(1) && complaint.contains("line 2 is no record"), "{complaint}");
+        assert!(code == Some(1) && complaint.contains("line 2 is neither a record"), "{complaint}");
 
         let store = rusqlite::Connection::open(broker.store_path()).expect("the store");
         let sql = "UPDATE audit SET bytes = CAST(replace(CAST(bytes AS TEXT), 'vertex', 'vortex') AS BLOB)

@@ -1,5 +1,7 @@
 //! Values as literals of query languages and of shells: whatever stands in them, they stay one literal.
 
+use crate::line::plain;
+
 /// A string literal of the Kusto query language (Microsoft: the string data type).
 pub(super) fn kql(value: &str) -> String {
     escaped(value)
@@ -32,8 +34,7 @@ pub(super) fn shell(value: &str) -> String {
 /// Without what ends a line or moves a terminal's cursor. No id that a cloud knows holds such a character, so a query
 /// with one in it finds nothing either way.
 pub(super) fn line(value: &str) -> String {
-    let breaks = |character: char| character.is_control() || matches!(character, '\u{2028}' | '\u{2029}');
-    value.chars().map(|character| if breaks(character) { char::REPLACEMENT_CHARACTER } else { character }).collect()
+    plain(value).into_owned()
 }
 
 #[cfg(test)]

@@ -1,0 +1,113 @@
+//! One caller in a loop: held to its share, told when to come back, on record, and felt by nobody else.
+
+use std::time::Duration;
+
+use carnet::proto::ExchangeRequest;
+use carnet::sandbox::{EntraToken, Fault};
+use futures_util::future::join_all;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::holder::{LEASING, beat, credentials, opening, try_open, watch};
+use crate::support::{Broker, Setup, TENANT, reason, with_setup};
+
+const LIMITS: &str = "limits: { per_caller: { exchanges_per_second: 1, burst: 10 } }";
+
+fn other(broker: &Broker) -> EntraToken {
+    broker.entra.app_token(TENANT, "66666666-0000-0000-0000-000000000002").roles(["Training.Submit"])
+}
+
+async fn loops(broker: &Broker, request: &ExchangeRequest, times: usize) -> (usize, Vec<tonic::Status>) {
+    let client = broker.client().await;
+    let calls = (0..times).map(|_| {
+        let (mut client, request) = (client.clone(), request.clone());
+        async move { client.exchange(request).await }
+    });
+    let (mut issued, mut refused) = (0, Vec::new());
+    for answer in join_all(calls).await {
+        match answer {
+            Ok(answer) => {
+                broker.is_secret(&answer.into_inner().credentials[0].token);
+                issued += 1;
+            }
+            Err(status) => refused.push(status),
+        }
+    }
+    (issued, refused)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn c04_a_caller_in_a_loop_is_told_to_wait_at_every_door_and_is_on_record_once() {
+    let mut broker = Broker::start_for(Setup { more: LIMITS.to_owned(), ..Setup::default() }).await;
+    let request = broker.request(&["vertex"]);
+    let (issued, refused) = loops(&broker, &request, 100).await;
+    assert!((10..20).contains(&issued), "{issued}");
+    for status in &refused {
+        let wait = status.get_error_details().retry_info().and_then(|info| info.retry_delay);
+        assert_eq!((status.code(), reason(status).as_str()), (Code::ResourceExhausted, "RATE_LIMITED"));
+        assert!(wait.is_some_and(|wait| wait >= Duration::from_secs(1)), "{wait:?}");
+    }
+    // A fresh token is no fresh caller, nor is the other door.
+    let token = broker.signed(&broker.runner().claim("uti", "fresh"));
+    let (status, body) = broker.token(&[("audience", "vertex"), ("subject_token", &token)]).await;
+    assert_eq!((status, body["error"].as_str()), (429, Some("temporarily_unavailable")), "{body}");
+    broker.exchange(broker.request_with(&other(&broker), &["vertex"])).await.expect("others have their own share");
+
+    broker.take_app().drain().await;
+    let records = broker.audit_records();
+    let limited: Vec<_> = records.iter().filter(|record| record.reason == "RATE_LIMITED").collect();
+    let [first, in_all] = limited[..] else {
+        panic!("the first of them, and the rest in one: {} records", limited.len())
+    };
+    assert_eq!((first.action.as_str(), in_all.action.as_str()), ("exchange", "exchange.limited"));
+    assert!(first.subject == in_all.subject && first.subject.starts_with("entra:"), "{}", in_all.subject);
+    assert_eq!(in_all.attributes["refusals"], refused.len().to_string(), "with that of the other door, less the first");
+    broker.no_secret_was_left_behind();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_has_used_up_its_share_keeps_its_leases_alive() {
+    let setup = Setup { more: LIMITS.to_owned(), rules: Some(LEASING), ..Setup::default() };
+    with_setup(setup, async |broker| {
+        let opened = try_open(broker, opening(broker, &["vertex"])).await.expect("a lease");
+        let mut watch = watch(broker, &opened.lease_token).await.expect("a watch");
+        watch.next().await.expect("an update").expect("credentials");
+        let (_issued, refused) = loops(broker, &broker.request(&["vertex"]), 50).await;
+        assert!(!refused.is_empty());
+        for _ in 0..20 {
+            beat(broker, &opened.lease_token).await.expect("a heartbeat is no exchange");
+        }
+        let refused = credentials(broker, &opened.lease_token, &[]).await.err().expect("asking is one");
+        assert_eq!(reason(&refused), "RATE_LIMITED");
+        drop(watch);
+    })
+    .await;
+}
+
+/// 90 calls a second to Google's token service, 64 at once: all of them would wait behind a thousand of one caller's.
+#[tokio::test(flavor = "multi_thread")]
+async fn c06_a_callers_thousand_cold_calls_leave_turns_at_the_cloud_to_others() {
+    with_setup(Setup::default(), async |broker| {
+        broker.google.faults().always("/v1/token", Fault::Delay(Duration::from_millis(200)));
+        let request = |token: &EntraToken, job: String| {
+            let mut request = broker.request_with(token, &["vertex"]);
+            request.job = Some(carnet::proto::Job { id: job, ..Default::default() });
+            request
+        };
+        let hog = broker.runner();
+        let (client, mut calls) = (broker.client().await, tokio::task::JoinSet::new());
+        for number in 0..1000 {
+            let (mut client, request) = (client.clone(), request(&hog, format!("run-{number}")));
+            calls.spawn(async move { client.exchange(request).await.map(drop) });
+        }
+        crate::support::eventually("a queue at Google", async || broker.google.calls().count("/v1/token") >= 64).await;
+        let answered = broker.exchange(request(&other(broker), "run-1".to_owned()));
+        let answered =
+            tokio::time::timeout(Duration::from_secs(5), answered).await.expect("it does not wait behind them");
+        answered.expect("a credential");
+        let seen = broker.google.calls().count("/v1/token");
+        assert!(seen < 900, "{seen} calls of the first caller came before");
+        calls.shutdown().await;
+    })
+    .await;
+}

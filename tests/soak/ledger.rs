@@ -1,0 +1,118 @@
+//! What was answered, and what should not have been: kept by the callers, compared with the log at the end.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tonic::Status;
+use tonic_types::StatusExt as _;
+use uuid::Uuid;
+
+#[derive(Default)]
+pub struct Ledger(Mutex<Entries>);
+
+#[derive(Default)]
+struct Entries {
+    /// Every answered call's exchange, and how often the log has it.
+    exchanges: HashMap<Uuid, u32>,
+    counts: BTreeMap<(&'static str, String), u64>,
+    surprises: Vec<String>,
+    surprised: u64,
+    /// Until when refusals are forgiven that say that the cloud is away.
+    outage_until: Option<Instant>,
+}
+
+impl Ledger {
+    pub fn answered(&self, call: &'static str, exchange_id: &str) {
+        let mut entries = self.entries();
+        entries.count(call, "ok");
+        entries.expect(call, exchange_id);
+    }
+
+    /// Without a record of its own.
+    pub fn done(&self, call: &'static str) {
+        self.entries().count(call, "ok");
+    }
+
+    /// A refusal is an answer, too, and on record.
+    pub fn refused(&self, call: &'static str, status: &Status, expected: &[&str]) {
+        let details = status.get_error_details();
+        let info = details.error_info();
+        let reason = info.map_or_else(|| format!("{:?}", status.code()), |info| info.reason.clone());
+        let mut entries = self.entries();
+        entries.count(call, &reason);
+        if let Some(id) = info.and_then(|info| info.metadata.get("exchange_id")) {
+            entries.expect(call, id);
+        }
+        let in_outage = entries.outage_until.is_some_and(|until| Instant::now() < until);
+        if !expected.contains(&reason.as_str()) && !(in_outage && reason == "CLOUD_UNAVAILABLE") {
+            entries.surprise(format!("{call}: {reason}: {}", status.message()));
+        }
+    }
+
+    pub fn surprise(&self, what: String) {
+        self.entries().surprise(what);
+    }
+
+    pub fn outage_until(&self, until: Instant) {
+        self.entries().outage_until = Some(until + AFTERWARDS);
+    }
+
+    /// A record of the log.
+    pub fn recorded(&self, exchange_id: &str) {
+        let Ok(id) = exchange_id.parse() else { return };
+        if let Some(found) = self.entries().exchanges.get_mut(&id) {
+            *found += 1;
+        }
+    }
+
+    /// How many were answered; of these, how many are not in the log, and how many more than once.
+    pub fn audit(&self) -> (usize, usize, usize) {
+        let entries = self.entries();
+        let missing = entries.exchanges.values().filter(|found| **found == 0).count();
+        let repeated = entries.exchanges.values().filter(|found| **found > 1).count();
+        (entries.exchanges.len(), missing, repeated)
+    }
+
+    pub fn counts(&self) -> BTreeMap<(&'static str, String), u64> {
+        self.entries().counts.clone()
+    }
+
+    /// How many there were, and the first of them.
+    pub fn surprises(&self) -> (u64, Vec<String>) {
+        let entries = self.entries();
+        (entries.surprised, entries.surprises.clone())
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Entries {
+    fn count(&mut self, call: &'static str, outcome: &str) {
+        *self.counts.entry((call, outcome.to_owned())).or_default() += 1;
+    }
+
+    fn expect(&mut self, call: &'static str, exchange_id: &str) {
+        match exchange_id.parse() {
+            Ok(id) => {
+                self.exchanges.entry(id).or_default();
+            }
+            Err(_not_a_uuid) => self.surprise(format!("{call}: `{exchange_id}` is no exchange's id")),
+        }
+    }
+
+    fn surprise(&mut self, what: String) {
+        self.surprised += 1;
+        if self.surprises.len() < SHOWN {
+            self.surprises.push(what);
+        }
+    }
+}
+
+/// A circuit that opened in an outage is tried again some time after it.
+const AFTERWARDS: Duration = Duration::from_secs(30);
+
+const SHOWN: usize = 10;
