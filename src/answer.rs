@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use serde::de::Error as _;
+use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer};
 
 use crate::http::Response;
@@ -29,6 +29,19 @@ pub fn by_status(response: &Response) -> Verdict {
             Verdict::Transient(format!("HTTP {}", status.as_u16()))
         }
         _ => Verdict::Final,
+    }
+}
+
+/// As [`by_status`], of services that answer in JSON and nothing else: a success in another form is a page of a proxy on
+/// the way, or half an answer, and passes too.
+pub fn by_form(response: &Response) -> Verdict {
+    match by_status(response) {
+        Verdict::Final
+            if response.status.is_success() && serde_json::from_slice::<IgnoredAny>(&response.body).is_err() =>
+        {
+            Verdict::Transient(format!("HTTP {} without JSON, as of a proxy on the way", response.status.as_u16()))
+        }
+        verdict => verdict,
     }
 }
 

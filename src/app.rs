@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use self::keys::IssuerKeys;
-use self::listener::{Listener, Serves};
+use self::listener::{Listener, Serves, most_connections};
 use self::shadow::ShadowRules;
 use self::tls::{Protocols, Tls};
 use crate::audit::{Audit, Records, Upkeep};
@@ -184,7 +184,8 @@ impl App {
         let (proving, every) = (prober.clone(), config.prove_every);
         background.spawn(async move { proving.keep_proving(every).await });
 
-        let mut servers = Servers { tls: config.server.tls.as_ref(), background: &mut background };
+        let most = most_connections([&config.server.grpc, &config.server.http].into_iter().flatten().count());
+        let mut servers = Servers { tls: config.server.tls.as_ref(), most, background: &mut background };
         let (grpc_address, grpc) =
             servers.add("grpc", config.server.grpc.as_ref(), Serves::Grpc(services.routes)).await?;
         let (http_address, http) = servers.add("http", config.server.http.as_ref(), Serves::Http(http_router)).await?;
@@ -370,6 +371,7 @@ impl Drain {
 /// What every listener needs while it is put together.
 struct Servers<'a> {
     tls: Option<&'a TlsSettings>,
+    most: usize,
     background: &'a mut JoinSet<()>,
 }
 
@@ -398,7 +400,8 @@ impl Servers<'_> {
         }
         let local = socket.local_address();
         let Drain { draining, aborting, connections } = drain.clone();
-        let listener = Listener { name, socket, tls, serves, draining, aborting, connections };
+        let most = self.most;
+        let listener = Listener { name, socket, tls, serves, most, draining, aborting, connections };
         drain.connections.spawn(listener.serve());
         Ok((local, drain))
     }

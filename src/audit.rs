@@ -33,7 +33,7 @@ pub use search::{Filter, Search};
 #[cfg(any(test, feature = "testing"))]
 pub use shipments::FakeShipments;
 pub use shipments::Shipments;
-pub use upkeep::Upkeep;
+pub use upkeep::{Found, Upkeep};
 pub use verify::{ExportError, Exported, Fault, FaultKind, Report, Scope, Signatures, Verification};
 
 use std::sync::Arc;

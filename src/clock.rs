@@ -3,6 +3,8 @@
 use std::fmt::Debug;
 use std::time::{Duration, SystemTime};
 
+use tokio::time::Instant;
+
 /// Tells the wall-clock time. Waiting goes through `tokio::time`; this is for comparing with timestamps.
 pub trait Clock: Debug + Send + Sync + 'static {
     fn now(&self) -> SystemTime;
@@ -16,6 +18,26 @@ impl Clock for SystemClock {
     #[expect(clippy::disallowed_methods, reason = "the one place that reads the machine's clock")]
     fn now(&self) -> SystemTime {
         SystemTime::now()
+    }
+}
+
+/// A moment by the wall clock and by the steady one, which nobody sets: what is good for an hour from then is good for no
+/// longer, although the wall clock is set back meanwhile.
+#[derive(Debug, Clone, Copy)]
+pub struct Moment {
+    wall: SystemTime,
+    steady: Instant,
+}
+
+impl Moment {
+    /// `now` is what a [`Clock`] says.
+    pub fn at(now: SystemTime) -> Self {
+        Self { wall: now, steady: Instant::now() }
+    }
+
+    /// `now`, or what it would be had the wall clock not been set back since.
+    pub fn no_earlier(&self, now: SystemTime) -> SystemTime {
+        self.wall.checked_add(self.steady.elapsed()).map_or(now, |steady| steady.max(now))
     }
 }
 
@@ -77,5 +99,22 @@ impl ManualClock {
 impl Clock for ManualClock {
     fn now(&self) -> SystemTime {
         *self.locked()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn from_a_moment_on_time_goes_forward_whatever_the_wall_clock_does() {
+        let (clock, hour) = (ManualClock::start(), Duration::from_secs(3600));
+        let (start, moment) = (clock.now(), Moment::at(clock.now()));
+        clock.advance(hour);
+        assert_eq!(moment.no_earlier(clock.now()), start + hour);
+        clock.rewind(2 * hour);
+        assert_eq!(moment.no_earlier(clock.now()), start);
+        tokio::time::advance(hour).await;
+        assert_eq!(moment.no_earlier(clock.now()), start + hour);
     }
 }

@@ -345,6 +345,12 @@ impl Credentials {
         Self { cache: Arc::new(Cache::new("credentials", clock.clone())), shared: None, provider, clock }
     }
 
+    /// With room for so many bytes of them.
+    pub fn with_room(provider: Arc<dyn CredentialProvider>, clock: Arc<dyn Clock>, max_bytes: u64) -> Self {
+        let cache = Arc::new(Cache::bounded("credentials", max_bytes, clock.clone()));
+        Self { cache, shared: None, provider, clock }
+    }
+
     /// Mints once per cluster: what a cloud issues is left in `store`, sealed, for the other replicas.
     pub fn shared_through(self, store: Arc<dyn SharedCredentials>, sealing: Arc<SealingKeys>) -> Self {
         let shared = Shared::new(store, sealing, self.clock.clone());

@@ -10,7 +10,7 @@ pub use managed_identity::{
 use http::HeaderName;
 use serde::Deserialize;
 
-use crate::answer::{Verdict, by_status, error_word};
+use crate::answer::{Verdict, by_form, error_word};
 use crate::http::{Endpoint, Response};
 
 /// A refusal of the token endpoint. Microsoft (reference-error-codes): `error_codes` are numbers that may change; the
@@ -50,7 +50,7 @@ pub fn class(number: u64) -> Option<(Class, &'static str)> {
 
 /// Passing faults come with status 400 too.
 pub fn judge(response: &Response) -> Verdict {
-    match by_status(response) {
+    match by_form(response) {
         Verdict::Final if response.status.is_client_error() => match Failure::read(response).class() {
             Some((Class::Throttled, _meaning)) => Verdict::Throttled,
             Some((Class::Transient, meaning)) => Verdict::Transient(meaning.to_owned()),

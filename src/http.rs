@@ -2,6 +2,9 @@
 
 #[cfg(any(test, feature = "testing"))]
 mod fake;
+mod unreached;
+
+pub use unreached::Unreached;
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -213,8 +216,8 @@ impl Response {
 /// Why there is no answer. None of them holds a body or a header's value.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum HttpError {
-    #[error("could not connect")]
-    Connect(#[source] Arc<reqwest::Error>),
+    #[error("could not connect: {0}")]
+    Connect(Unreached, #[source] Arc<reqwest::Error>),
     #[error("no whole answer within {}s", .0.as_secs_f32())]
     Deadline(Duration),
     #[error("the answer is larger than {0} bytes")]
@@ -321,9 +324,12 @@ impl Client {
 
 /// The error's URL is dropped: a managed identity request carries identifiers in it.
 fn failure(error: reqwest::Error) -> HttpError {
-    let connecting = error.is_connect();
+    let unreached = error.is_connect().then(|| Unreached::of(&error));
     let error = Arc::new(error.without_url());
-    if connecting { HttpError::Connect(error) } else { HttpError::Broken(error) }
+    match unreached {
+        Some(why) => HttpError::Connect(why, error),
+        None => HttpError::Broken(error),
+    }
 }
 
 /// The system's authorities (none on a bare image is no error: plain loopback needs none) and the configured ones.

@@ -23,15 +23,24 @@ impl<'de> Deserialize<'de> for UniqueMap {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<UniqueMap, A::Error> {
+                let twice = || A::Error::custom("a name stands twice");
                 let mut map = Map::new();
-                let mut seen = HashSet::new();
+                // Names that are not their own lower case in ASCII, as nearly all are: kept in lower case.
+                let mut odd = HashSet::new();
                 while let Some(name) = object.next_key::<String>()? {
-                    if !seen.insert(name.to_lowercase()) {
-                        return Err(A::Error::custom("a name stands twice"));
+                    let plain = name.bytes().all(|byte| byte.is_ascii() && !byte.is_ascii_uppercase());
+                    if !plain && !odd.insert(name.to_lowercase()) {
+                        return Err(twice());
                     }
-                    map.insert(name, object.next_value()?);
+                    if map.insert(name, object.next_value()?).is_some() {
+                        return Err(twice());
+                    }
                 }
-                Ok(UniqueMap(map))
+                // In ASCII, the lower case of an odd name is another name.
+                match odd.iter().any(|lower| lower.is_ascii() && map.contains_key(lower)) {
+                    true => Err(twice()),
+                    false => Ok(UniqueMap(map)),
+                }
             }
         }
 
@@ -45,10 +54,20 @@ mod tests {
 
     #[test]
     fn a_name_stands_once_whatever_its_case_or_spelling() {
-        for twice in [r#"{"a":1,"a":2}"#, r#"{"a":1,"A":2}"#, r#"{"a":1,"\u0061":2}"#, r#"{"K":1,"\u212a":2}"#] {
+        for twice in [
+            r#"{"a":1,"a":2}"#,
+            r#"{"a":1,"A":2}"#,
+            r#"{"a":1,"\u0061":2}"#,
+            r#"{"K":1,"\u212a":2}"#,
+            r#"{"\u212a":1,"k":2}"#,
+            r#"{"\u00c9":1,"\u00e9":2}"#,
+            r#"{"\u00e9":1,"\u00e9":2}"#,
+        ] {
             assert!(serde_json::from_str::<UniqueMap>(twice).is_err(), "{twice}");
         }
         assert_eq!(serde_json::from_str::<UniqueMap>(r#"{"a":1,"b":{"a":1}}"#).expect("an object").0.len(), 2);
+        let odd = serde_json::from_str::<UniqueMap>(r#"{"aB":1,"\u00e9":2,"\u00c8":3,"b":4}"#).expect("an object");
+        assert_eq!(odd.0.len(), 4);
         assert!(serde_json::from_str::<UniqueMap>("[]").is_err());
     }
 }

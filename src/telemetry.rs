@@ -185,7 +185,8 @@ pub const COUNTERS: [(&str, &str); 18] = [
     ("carnet_connections_refused_total", "Connections that were not served, by reason"),
 ];
 
-pub const GAUGES: [(&str, &str); 15] = [
+pub const GAUGES: [(&str, &str); 16] = [
+    ("carnet_audit_changed", "1 while the store no longer has the audit records that this broker wrote"),
     (
         "carnet_audit_held_chains",
         "Chains of the audit log with records that seem to be past audit.retention and cannot be proven to be; the log says why",
@@ -201,6 +202,7 @@ pub const GAUGES: [(&str, &str); 15] = [
     ),
     ("carnet_negative_proof_failed", "1 where a token of the last round was taken that had to be refused"),
     ("carnet_shadow_stale", "1 while the file of shadow rules cannot be used and nothing is compared"),
+    ("carnet_tls_stale", "1 while a changed server certificate cannot be used and the old one is served"),
     ("carnet_policy_stale", "1 while the configuration file cannot be loaded and old rules are in force"),
     (
         "carnet_issuer_key_age_seconds",

@@ -36,6 +36,8 @@ pub(super) struct Listener {
     pub socket: Socket,
     pub tls: Option<Arc<Tls>>,
     pub serves: Serves,
+    /// Connections at once.
+    pub most: usize,
     /// Stops accepting and asks connections to end.
     pub draining: CancellationToken,
     /// Ends what did not end by itself.
@@ -144,6 +146,23 @@ async fn accept(socket: &Socket) -> io::Result<Accepted> {
     }
 }
 
+/// How many connections each of so many listeners takes: callers must not use up what this process may open, or there is
+/// nothing left for clouds, store and files.
+pub(super) fn most_connections(listeners: usize) -> usize {
+    let files = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    let files = files.map_or(usize::MAX, |files| usize::try_from(files).unwrap_or(usize::MAX));
+    let most = (files.saturating_sub(KEPT_FILES) / listeners.max(1)).clamp(FEWEST_CONNECTIONS, MAX_CONNECTIONS);
+    if most < MAX_CONNECTIONS {
+        tracing::warn!(
+            files,
+            most,
+            "this process may open {files} files, so each listener takes {most} connections at most, not {MAX_CONNECTIONS}: \
+             raise the limit (LimitNOFILE, ulimit -Hn)"
+        );
+    }
+    most
+}
+
 trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
@@ -151,7 +170,7 @@ impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 impl Listener {
     /// Accepts until it drains. A connection beyond the limit is closed at once rather than kept waiting.
     pub async fn serve(self) {
-        let places = Places::new(MAX_CONNECTIONS, LOOPBACK_RESERVE, MAX_REQUESTS, MAX_LARGE_BYTES);
+        let places = Places::new(self.most, LOOPBACK_RESERVE, MAX_REQUESTS, MAX_LARGE_BYTES);
         let this = Arc::new(self);
         loop {
             let accepted = tokio::select! {
@@ -328,6 +347,11 @@ const STREAM_WINDOW: u32 = 128 * 1024;
 
 /// What a connection may send before it is read.
 const CONNECTION_WINDOW: u32 = 512 * 1024;
+
+/// For calls of clouds, of which so many may be under way, and for everything that is a file.
+const KEPT_FILES: usize = 192;
+
+const FEWEST_CONNECTIONS: usize = 16;
 
 /// Beyond the limit, for probes.
 const LOOPBACK_RESERVE: usize = 16;

@@ -63,6 +63,7 @@ impl Tls {
             let reloaded = server_config(&self.settings, self.protocols);
             let outcome = if reloaded.is_ok() { "ok" } else { "failed" };
             metrics::counter!("carnet_tls_reloads_total", "outcome" => outcome).increment(1);
+            metrics::gauge!("carnet_tls_stale").set(if reloaded.is_ok() { 0.0 } else { 1.0 });
             match reloaded {
                 Ok(config) => {
                     self.current.store(Arc::new(config));

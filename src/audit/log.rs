@@ -16,6 +16,9 @@ pub trait AuditLog: fmt::Debug + Send + Sync {
     /// The last records of the chains that are in the log: of those that were written last, at most `most`.
     async fn heads(&self, most: u32) -> Result<Vec<Head>, AuditError>;
 
+    /// How many records are older than the chain; there never are more of them again.
+    async fn unchained(&self) -> Result<u64, AuditError>;
+
     /// The record under which the token with this digest was first handed out.
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError>;
 
@@ -118,6 +121,10 @@ impl AuditLog for FakeAuditLog {
         Ok(heads)
     }
 
+    async fn unchained(&self) -> Result<u64, AuditError> {
+        Ok(0)
+    }
+
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
         let hand_out = |record: super::AuditRecord| {
             let issued = record.issued.filter(|issued| issued.first && issued.token_sha256 == *token_sha256)?;
@@ -143,7 +150,7 @@ impl AuditLog for FakeAuditLog {
     }
 }
 
-/// Nobody looks at it as a reader does: it seems to be empty.
+/// Nobody looks at it as a reader does, but for hashes: it seems to be empty.
 #[cfg(any(test, feature = "testing"))]
 #[async_trait::async_trait]
 impl super::AuditReader for FakeAuditLog {
@@ -168,8 +175,10 @@ impl super::AuditReader for FakeAuditLog {
         Ok(Vec::new())
     }
 
-    async fn hashes(&self, _chain: Uuid, _position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError> {
-        Ok(None)
+    async fn hashes(&self, chain: Uuid, position: u64) -> Result<Option<(u64, Vec<u8>)>, AuditError> {
+        let before = |group: &Group| group.chain == Some(chain) && group.position <= position;
+        let group = self.groups().into_iter().rfind(before);
+        Ok(group.map(|group| (group.position, group.hashes)))
     }
 
     async fn unchained(&self) -> Result<(u64, i64), AuditError> {

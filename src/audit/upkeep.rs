@@ -2,12 +2,13 @@
 
 mod age;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use self::age::{Ages, Held};
+use super::chain::hash_at;
 use super::progress::{Progress, Reach};
 use super::reader::newest_said;
 use super::writer::MOST_HEADS;
@@ -25,8 +26,18 @@ pub struct Upkeep {
     /// Signs the checkpoints.
     issuer: Option<Arc<Issuer>>,
     clock: Arc<dyn Clock>,
+    /// As far as a checkpoint of this life was kept, and whether the log still had it when it was looked at last.
+    kept: Arc<Mutex<Option<(Reach, Found)>>>,
     /// By what retention was counted first in this life, and when.
     reference: Arc<Mutex<Option<(SystemTime, Instant)>>>,
+}
+
+/// What a look at the log finds of what was written there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Found {
+    AsWritten,
+    /// It is gone, or something else stands in its place: nobody but retention takes anything away.
+    Otherwise,
 }
 
 /// Which chains a witness names.
@@ -45,7 +56,7 @@ impl Upkeep {
         issuer: Option<Arc<Issuer>>,
         clock: Arc<dyn Clock>,
     ) -> Self {
-        Self { log, reader, progress, issuer, clock, reference: Arc::default() }
+        Self { log, reader, progress, issuer, clock, kept: Arc::default(), reference: Arc::default() }
     }
 
     /// Makes a checkpoint every minute in which something was recorded; every hour names the chains of others and drops
@@ -60,6 +71,7 @@ impl Upkeep {
         loop {
             tokio::select! {
                 _ = minute.tick() => {
+                    self.look_back(retention).await;
                     let signing = self.kid();
                     if std::mem::replace(&mut kid, signing.clone()) != signing {
                         self.witness(&audit, Witness::All).await;
@@ -85,6 +97,9 @@ impl Upkeep {
             match self.checkpoint_of(&reach, self.issuer.as_deref()).await {
                 Ok(Kept::Yes) => {
                     self.progress.covered(&reach);
+                    if self.progress.current().is_some_and(|current| current.head.chain == reach.head.chain) {
+                        *self.kept() = Some((reach, Found::AsWritten));
+                    }
                     // Whoever keeps the logs elsewhere can hold the store against them.
                     tracing::info!(audit.head = %reach.head, "checkpoint of the audit log");
                 }
@@ -92,6 +107,50 @@ impl Upkeep {
                 Err(error) => tracing::error!(error = %Causes(&error), "no checkpoint of the audit log was made"),
             }
         }
+    }
+
+    /// Whether the log still has what this process wrote, as far as its last checkpoint; `None` where it has made none.
+    ///
+    /// # Errors
+    /// The log cannot be read.
+    pub async fn found(&self) -> Result<Option<Found>, AuditError> {
+        let Some((Reach { head: Head { chain, position, hash }, .. }, _before)) = *self.kept() else { return Ok(None) };
+        let stored = self.reader.hashes(chain, position).await?;
+        let stored = stored.and_then(|(first, hashes)| hash_at(first, &hashes, position));
+        Ok(Some(if stored == Some(hash) { Found::AsWritten } else { Found::Otherwise }))
+    }
+
+    /// Somebody may cut off the end of the log with its checkpoints, which `carnet audit verify` could not tell: this
+    /// process can.
+    async fn look_back(&self, retention: Duration) {
+        let found = match self.found().await {
+            Ok(Some(found)) => found,
+            Ok(None) => return,
+            Err(error) => {
+                tracing::debug!(error = %Causes(&error), "the end of the audit log cannot be read");
+                return;
+            }
+        };
+        let Some((reach, before)) = *self.kept() else { return };
+        // A replica on which nothing happens loses its records to retention, too.
+        let until = from_unix_milliseconds(reach.newest_ms).checked_add(retention.saturating_sub(DAY));
+        if found == Found::Otherwise && until.is_some_and(|until| until <= self.clock.now()) {
+            return;
+        }
+        metrics::gauge!("carnet_audit_changed").set(if found == Found::Otherwise { 1.0 } else { 0.0 });
+        if found == Found::Otherwise && before == Found::AsWritten {
+            tracing::error!(
+                audit.head = %reach.head,
+                "the audit log no longer has what this broker wrote: somebody else changes the store"
+            );
+        }
+        if let Some((_reach, last)) = self.kept().as_mut() {
+            *last = found;
+        }
+    }
+
+    fn kept(&self) -> MutexGuard<'_, Option<(Reach, Found)>> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn checkpoint_of(&self, reach: &Reach, issuer: Option<&Issuer>) -> Result<Kept, AuditError> {
@@ -202,6 +261,8 @@ impl Expired {
         Self { reference_ms, before_ms, ..Self::default() }
     }
 }
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 const CHECKPOINT_EVERY: Duration = Duration::from_secs(60);
 

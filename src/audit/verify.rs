@@ -149,6 +149,8 @@ pub struct Verification {
     /// What records saw of chains that begin later now, or are gone: the hash at a place, and who saw it.
     seen_before: BTreeMap<(Uuid, u64), (Hash, String)>,
     beside: Beside,
+    /// The fewest records of before the chain that a record says there were.
+    unchained_before: Option<u64>,
 }
 
 /// A checkpoint that is one.
@@ -182,6 +184,7 @@ impl Verification {
             coverage: Coverage::default(),
             seen_before: BTreeMap::new(),
             beside: Beside::default(),
+            unchained_before: None,
         }
     }
 
@@ -280,21 +283,18 @@ impl Verification {
         self.report.unchained = records;
         let Some(oldest) = self.extents.values().next() else { return Ok(()) };
         let first = self.reader.onwards(oldest.chain, oldest.first.saturating_sub(1), 1).await?;
-        if let Some(first) = first.first()
-            && records > 0
-            && newest_said(first).is_some_and(|first| newest_ms > first)
-        {
-            let detail = "records of no chain are newer than the first chain: added since, or written by an older carnet \
-                          beside this one";
-            self.report.faults.push(Fault {
-                kind: FaultKind::Inserted,
-                chain: None,
-                position: 0,
-                exchange_id: String::new(),
-                time: Some(crate::clock::from_unix_milliseconds(newest_ms)),
-                detail: detail.to_owned(),
-            });
-        }
+        let first = first.first().and_then(newest_said);
+        let detail = if records > 0 && first.is_some_and(|first| newest_ms > first) {
+            "records of no chain are newer than the first chain: added since, or written by an older carnet beside this \
+             one"
+                .to_owned()
+        } else if let Some(before) = self.unchained_before.filter(|before| records > *before) {
+            format!("there are {records} records of no chain, and a broker that started here found {before}")
+        } else {
+            return Ok(());
+        };
+        let time = Some(crate::clock::from_unix_milliseconds(newest_ms));
+        self.told(Fault { chain: None, time, ..Fault::of(FaultKind::Inserted, Uuid::nil(), 0, detail) });
         Ok(())
     }
 

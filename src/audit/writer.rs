@@ -34,6 +34,8 @@ pub(super) struct Writer {
     durable: Option<Head>,
     /// Of other chains, as the log had them at the start, and of this writer's own that have ended.
     known: Vec<Head>,
+    /// Records of before the chain, as the log had them at the start.
+    unchained: Option<u64>,
     /// Why the log's chains are not known.
     unread: Option<AuditError>,
     remembered: Remembered,
@@ -55,6 +57,7 @@ impl Writer {
             started: false,
             durable: None,
             known: Vec::new(),
+            unchained: None,
             unread: None,
             remembered: Remembered::default(),
         }
@@ -104,6 +107,10 @@ impl Writer {
             }
             Ok(Err(error)) => self.unread = Some(error),
             Err(_elapsed) => self.unread = Some(AuditError::Slow),
+        }
+        if self.unread.is_none() {
+            let counted = timeout_at(Instant::now() + DEADLINE, self.log.unchained()).await;
+            self.unchained = counted.ok().and_then(Result::ok);
         }
         if let Some(error) = &self.unread {
             tracing::warn!(error = %Causes(error), "the chains of the audit log cannot be read: the new one names none of them");
@@ -164,10 +171,14 @@ impl Writer {
         let action = if self.started { RESUME } else { START };
         let heads: Vec<String> = self.known.iter().map(Head::to_string).collect();
         let mut attributes = vec![("heads", heads.join(",")), ("version", env!("CARGO_PKG_VERSION").to_owned())];
+        attributes.extend(self.unchained.map(|unchained| (UNCHAINED, unchained.to_string())));
         attributes.extend(self.unread.as_ref().map(|error| ("heads_unread", error.to_string())));
         AuditRecord::own(action, self.clock.now(), attributes)
     }
 }
+
+/// The attribute of a chain's first record that says how many records are older than the chain.
+pub(super) const UNCHAINED: &str = "unchained";
 
 /// Records of one transaction; larger groups save nothing more.
 const GROUP: usize = 512;

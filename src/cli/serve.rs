@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::notice::Notice;
@@ -26,6 +27,7 @@ impl Serve {
     pub async fn run(self) -> anyhow::Result<()> {
         let config = Config::load(&self.config)?;
         let telemetry = telemetry::install(&config.telemetry)?;
+        open_as_many_files_as_allowed();
         // Before anything listens: a signal that comes during the start is not lost.
         let (mut hangup, mut terminate, mut interrupt) =
             (signal(SignalKind::hangup())?, signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -51,6 +53,14 @@ impl Serve {
         tracing::info!("ended");
         drop(telemetry);
         Ok(())
+    }
+}
+
+/// The soft limit is low for the sake of programs that use `select`; this one does not.
+fn open_as_many_files_as_allowed() {
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, ..limit }) {
+        tracing::warn!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -13,14 +14,14 @@ use moka::Expiry;
 use tracing::Instrument as _;
 
 use super::{Credential, Hop, IssueError};
-use crate::clock::Clock;
+use crate::clock::{Clock, Moment};
 use crate::policy::{FLOOR, refresh_in};
 
 /// A digest of everything that tells two credentials apart.
 pub type Key = [u8; 32];
 
 /// Key: a digest made from the grant, so the policy is asked first and a changed rule makes other keys. Life: until the
-/// cloud's expiry. Refresh: in the background once [`refresh_in`] of its life has passed and somebody asks. On failure:
+/// cloud's expiry, by the wall clock and by the steady one, whichever comes first. Refresh: in the background once [`refresh_in`] of its life has passed and somebody asks. On failure:
 /// the good credential stays until it expires; the failure itself is remembered for seconds. Bound: [`MAX_BYTES`].
 pub struct Cache {
     name: &'static str,
@@ -56,12 +57,22 @@ pub enum Held {
 struct Entry {
     credential: Arc<Credential>,
     refresh_at: SystemTime,
+    landed: Moment,
 }
 
 #[derive(Clone)]
 struct Failure {
     error: IssueError,
     until: SystemTime,
+    landed: Moment,
+}
+
+impl Failure {
+    /// How much longer it is remembered.
+    fn left(&self, now: SystemTime) -> Option<Duration> {
+        let left = self.until.duration_since(self.landed.no_earlier(now)).ok();
+        left.filter(|left| !left.is_zero())
+    }
 }
 
 type Flight = Shared<BoxFuture<'static, Result<Arc<Credential>, IssueError>>>;
@@ -72,7 +83,8 @@ impl Cache {
         Self::bounded(name, MAX_BYTES, clock)
     }
 
-    fn bounded(name: &'static str, max_bytes: u64, clock: Arc<dyn Clock>) -> Self {
+    /// As [`new`](Self::new), with another bound in bytes.
+    pub fn bounded(name: &'static str, max_bytes: u64, clock: Arc<dyn Clock>) -> Self {
         let weight =
             |_key: &Key, entry: &Entry| u32::try_from(entry.credential.token.len() + ENTRY_BYTES).unwrap_or(u32::MAX);
         let entries = moka::sync::Cache::builder()
@@ -99,6 +111,7 @@ impl Cache {
         let now = self.clock.now();
         let entry = self.entries.get(&key);
         if let Some(entry) = &entry
+            && let now = entry.landed.no_earlier(now)
             && entry.credential.covers(least, now)
         {
             if now >= entry.refresh_at && self.failure(&key, now).is_none() {
@@ -135,19 +148,18 @@ impl Cache {
     /// Whether a caller who needs `least` would be answered without a call.
     pub fn covers(&self, key: &Key, least: Duration) -> bool {
         let now = self.clock.now();
-        self.entries.get(key).is_some_and(|entry| entry.credential.covers(least, now))
+        self.entries.get(key).is_some_and(|entry| entry.credential.covers(least, entry.landed.no_earlier(now)))
     }
 
     /// What is kept for `key`, without a call.
     pub fn held(&self, key: &Key) -> Held {
         let now = self.clock.now();
-        let failure = self.failures.get(key).filter(|failure| now < failure.until);
-        let credential = self.entries.get(key).map(|entry| entry.credential).filter(|held| now < held.expires_at);
+        let failure = self.failures.get(key).and_then(|failure| Some((failure.left(now)?, failure.error)));
+        let live = |entry: &Entry| entry.landed.no_earlier(now) < entry.credential.expires_at;
+        let credential = self.entries.get(key).filter(live).map(|entry| entry.credential);
         match (credential, failure) {
             (Some(credential), _) => Held::Credential(credential),
-            (None, Some(Failure { error, until })) => {
-                Held::Failure { error, left: until.duration_since(now).unwrap_or_default() }
-            }
+            (None, Some((left, error))) => Held::Failure { error, left },
             (None, None) => Held::Nothing,
         }
     }
@@ -174,16 +186,17 @@ impl Cache {
             return (ready(Ok(landed)).boxed().shared(), true);
         }
         let (cache, mint) = (self.clone(), mint());
-        // One task more than it seems to need: a call that panics must land too, or its key would stay taken.
-        let minting = tokio::spawn(tokio::time::timeout(FLIGHT_DEADLINE, mint).in_current_span());
-        let task = tokio::spawn(async move {
+        // A call that panics must land too, or its key would stay taken.
+        let minting = AssertUnwindSafe(tokio::time::timeout(FLIGHT_DEADLINE, mint)).catch_unwind();
+        let flying = async move {
             let minted = match minting.await {
                 Ok(Ok(minted)) => minted,
                 Ok(Err(_elapsed)) => Err(cut_off("no answer in time")),
                 Err(_panic) => Err(cut_off("the call was cut off")),
             };
             cache.land(key, minted)
-        });
+        };
+        let task = tokio::spawn(flying.in_current_span());
         let flight =
             task.map(|joined| joined.unwrap_or_else(|_gone| Err(cut_off("the call was cut off")))).boxed().shared();
         flights.insert(key, flight.clone());
@@ -197,13 +210,15 @@ impl Cache {
                 let life = credential.expires_at.duration_since(now).unwrap_or_default();
                 let credential = Arc::new(credential);
                 let refresh_at = now + refresh_in(life, rand::random());
-                self.entries.insert(key, Entry { credential: credential.clone(), refresh_at });
+                let landed = Moment::at(now);
+                self.entries.insert(key, Entry { credential: credential.clone(), refresh_at, landed });
                 self.failures.invalidate(&key);
                 Ok(credential)
             }
             Err(error) => {
                 if let Some(memory) = remembered_for(&error) {
-                    self.failures.insert(key, Failure { error: error.clone(), until: now + memory });
+                    let failure = Failure { error: error.clone(), until: now + memory, landed: Moment::at(now) };
+                    self.failures.insert(key, failure);
                 }
                 Err(error)
             }
@@ -215,7 +230,7 @@ impl Cache {
     }
 
     fn failure(&self, key: &Key, now: SystemTime) -> Option<IssueError> {
-        self.failures.get(key).filter(|failure| now < failure.until).map(|failure| failure.error)
+        self.failures.get(key).filter(|failure| failure.left(now).is_some()).map(|failure| failure.error)
     }
 
     fn count(&self, outcome: &'static str) {
@@ -231,6 +246,7 @@ impl fmt::Debug for Cache {
 
 impl Entry {
     fn is_live(&self, now: SystemTime) -> bool {
+        let now = self.landed.no_earlier(now);
         self.credential.expires_at.duration_since(now).is_ok_and(|left| left > LEAST_STALE)
     }
 }

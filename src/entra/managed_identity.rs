@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use http::{HeaderName, StatusCode};
 use serde::Deserialize;
 
-use crate::answer::{self, Verdict, by_status};
+use crate::answer::{self, Verdict, by_form};
 use crate::clock::from_unix_seconds;
 use crate::http::{Endpoint, HttpError, Request, Response};
 use crate::secret::Secret;
@@ -69,7 +69,7 @@ impl ManagedIdentityAnswer {
 pub fn judge(response: &Response) -> Verdict {
     match response.status {
         StatusCode::NOT_FOUND | StatusCode::GONE => Verdict::Transient("it is being updated".to_owned()),
-        _ => by_status(response),
+        _ => by_form(response),
     }
 }
 

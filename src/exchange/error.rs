@@ -9,6 +9,7 @@ use crate::credential::IssueError;
 use crate::policy::Refusal;
 use crate::reason::Reason;
 use crate::subject::SubjectError;
+use crate::telemetry::Causes;
 
 /// The texts go to the caller.
 #[derive(Debug, thiserror::Error)]
@@ -125,7 +126,7 @@ impl ExchangeError {
                 details
             }
             Self::Subject(SubjectError::KeysUnavailable { source: Some(source), .. }) => {
-                vec![("error", source.to_string())]
+                vec![("error", Causes(&**source).to_string())]
             }
             Self::Request { .. }
             | Self::Subject(_)

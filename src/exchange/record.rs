@@ -1,5 +1,6 @@
 //! What an exchange leaves behind: its audit records, its log line and its metrics.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
@@ -182,7 +183,14 @@ impl Record {
     /// `position`: of the target in the request.
     fn base(&self, position: Option<usize>, target: &str, grant: Option<&Grant>, outcome: Outcome) -> AuditRecord {
         let identity = self.identity.as_ref();
-        let mut record = AuditRecord {
+        let mut attributes = Vec::with_capacity(ATTRIBUTES);
+        attributes.extend([
+            ("door", self.caller.door.as_str().to_owned()),
+            ("peer", self.caller.peer.address.to_string()),
+            ("user_agent", self.caller.user_agent.to_string()),
+        ]);
+        attributes.extend(position.and_then(|position| self.wishes.get(position)).into_iter().flatten().cloned());
+        AuditRecord {
             exchange_id: self.exchange_id,
             time: self.began,
             action: self.action,
@@ -199,16 +207,8 @@ impl Record {
             cached: false,
             issued: None,
             identity: identity.map(|identity| identity.facts().clone()),
-            attributes: vec![
-                ("door", self.caller.door.as_str().to_owned()),
-                ("peer", self.caller.peer.address.to_string()),
-                ("user_agent", self.caller.user_agent.to_string()),
-            ],
-        };
-        record
-            .attributes
-            .extend(position.and_then(|position| self.wishes.get(position)).into_iter().flatten().cloned());
-        record
+            attributes,
+        }
     }
 
     fn count(&self, outcome: Outcome, reason: &'static str, took: Duration) {
@@ -242,14 +242,25 @@ impl Record {
         self.count_shadow();
         let detail = result.as_ref().err().map(ExchangeError::detail).unwrap_or_default();
         let subject = self.identity.as_ref().map(|identity| identity.subject()).unwrap_or_default();
-        let targets = Listed(|| self.targets.iter().map(String::as_str));
-        let rules = Listed(|| self.grants.iter().map(|grant| grant.rule().as_str()));
+        let targets = listed(self.targets.iter().map(String::as_str));
+        let rules = listed(self.grants.iter().map(|grant| grant.rule().as_str()));
+        let mut exchange_id = Uuid::encode_buffer();
         let cached = result.as_ref().is_ok_and(|credentials| credentials.iter().all(|credential| credential.cached));
         tracing::info!(
-            exchange.id = %self.exchange_id, exchange.outcome = outcome.as_str(), exchange.reason = reason, exchange.detail = detail,
-            subject.id = subject, grant.rule = %rules, target.names = %targets, job.id = self.job.id.as_deref(),
-            cache.hit = cached, peer.address = &*self.caller.peer.address, duration_us = took.as_micros() as u64,
-            "{} {} for `{subject}`", outcome.as_str(), targets
+            exchange.id = &*self.exchange_id.hyphenated().encode_lower(&mut exchange_id),
+            exchange.outcome = outcome.as_str(),
+            exchange.reason = reason,
+            exchange.detail = detail,
+            subject.id = subject,
+            grant.rule = &*rules,
+            target.names = &*targets,
+            job.id = self.job.id.as_deref(),
+            cache.hit = cached,
+            peer.address = &*self.caller.peer.address,
+            duration_us = took.as_micros() as u64,
+            "{} {} for `{subject}`",
+            outcome.as_str(),
+            targets
         );
     }
 }
@@ -276,6 +287,9 @@ fn wishes(request: &ExchangeRequest) -> Vec<Vec<(&'static str, String)>> {
     if wishes.iter().all(Vec::is_empty) { Vec::new() } else { wishes }
 }
 
+/// Of an ordinary record.
+const ATTRIBUTES: usize = 12;
+
 /// By door.
 static ISSUES: LazyLock<[Issues; 2]> = LazyLock::new(|| [Door::Grpc, Door::Http].map(Issues::through));
 
@@ -297,17 +311,10 @@ impl Issues {
     }
 }
 
-/// Texts with commas between them.
-struct Listed<F>(F);
-
-impl<'a, I: Iterator<Item = &'a str>, F: Fn() -> I> fmt::Display for Listed<F> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut between = "";
-        (self.0)().try_for_each(|text| {
-            f.write_str(std::mem::replace(&mut between, ","))?;
-            f.write_str(text)
-        })
-    }
+/// With commas between them; most often there is one.
+fn listed<'a>(mut texts: impl Iterator<Item = &'a str>) -> Cow<'a, str> {
+    let first = Cow::Borrowed(texts.next().unwrap_or_default());
+    texts.fold(first, |listed, text| listed + "," + text)
 }
 
 impl fmt::Debug for Record {

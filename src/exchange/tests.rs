@@ -178,7 +178,7 @@ fn is_limited(exchanged: &Exchanged, by: Limit) -> bool {
 async fn c03_nobody_has_more_than_two_of_three_places_while_others_come() {
     let stage = Stage::with_places(90);
     let hog = futures_util::future::join_all((0..90).map(|_number| stage.run("good", &["t"])));
-    let others = futures_util::future::join_all((0..20).map(|_number| stage.run("other", &["t"])));
+    let others = futures_util::future::join_all((0..15).map(|_number| stage.run("other", &["t"])));
     let (hog, others) = tokio::join!(hog, others);
     let served = hog.iter().filter(|exchanged| exchanged.result.is_ok()).count();
     let held_back = hog.iter().filter(|exchanged| is_limited(exchanged, Limit::Places)).count();

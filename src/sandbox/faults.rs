@@ -8,19 +8,28 @@ use http::{Response, StatusCode};
 
 use crate::sandbox::locked::locked;
 
-/// One way to answer badly. `Answer`, `Redirect` and `Drop` do not run the request; the others spoil its real answer.
+/// One way to answer badly. `Answer`, `Redirect`, `Drop`, `Reset`, `Silence` and `EndlessBody` do not run the request; the
+/// others spoil its real answer.
 #[derive(Clone, Debug)]
 pub enum Fault {
     /// Waits (tokio time), then answers as usual.
     Delay(Duration),
+    /// As `Delay`, for anything up to this, anew for each call.
+    Jitter(Duration),
+    /// Takes the request and says nothing, for as long as the client waits.
+    Silence,
     /// Answers with this status, these headers (`Retry-After`, say) and this body.
     Answer(Box<Response<String>>),
     /// Sends the real body under another content type.
     ContentType(String),
     /// Announces the whole body, sends half of it and cuts the connection.
     Truncate,
+    /// Sends half of the body as if it were the whole.
+    Halve,
     /// Cuts the connection before the first byte of the answer.
     Drop,
+    /// As `Drop`, with a reset in place of a proper end.
+    Reset,
     /// Sends the real body byte by byte with this pause after each.
     SlowBody(Duration),
     /// Sends a body that never ends, as fast as the client reads.

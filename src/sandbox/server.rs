@@ -79,19 +79,31 @@ async fn accept(listener: TcpListener, router: Router) {
     }
 }
 
+/// How a fault ends the connection that it came by.
+#[derive(Clone, Default)]
+struct Cut {
+    ended: CancellationToken,
+    reset: CancellationToken,
+}
+
 async fn connection(stream: TcpStream, router: Router) {
-    let cut = CancellationToken::new();
+    let cut = Cut::default();
     let service = service_fn(|request: hyper::Request<hyper::body::Incoming>| {
         let mut request = request.map(Body::new);
         request.extensions_mut().insert(cut.clone());
         let answer = router.clone().oneshot(request);
         async move { answer.await.map_err(|never: Infallible| never) }
     });
-    let serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
-    tokio::select! {
+    let mut serving = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service);
+    let reset = tokio::select! {
         // A client that hangs up is no error of ours.
-        _ = serving => {}
-        () = cut.cancelled() => {}
+        _ = &mut serving => false,
+        () = cut.ended.cancelled() => false,
+        () = cut.reset.cancelled() => true,
+    };
+    if reset {
+        // Where it does not succeed, the connection ends properly: a fault all the same.
+        let _ = serving.into_parts().io.into_inner().set_zero_linger();
     }
 }
 
@@ -115,11 +127,14 @@ async fn misbehave(fault: Fault, request: Request, next: Next) -> Response {
             tokio::time::sleep(by).await;
             next.run(request).await
         }
-        Fault::Answer(answer) => answer.map(Body::from),
-        Fault::Drop => {
-            let cut = request.extensions().get::<CancellationToken>().cloned();
-            cut_connection(cut).await
+        Fault::Jitter(most) => {
+            tokio::time::sleep(most.mul_f64(rand::random())).await;
+            next.run(request).await
         }
+        Fault::Silence => std::future::pending().await,
+        Fault::Answer(answer) => answer.map(Body::from),
+        Fault::Drop => cut_connection(request.extensions().get::<Cut>().map(|cut| cut.ended.clone())).await,
+        Fault::Reset => cut_connection(request.extensions().get::<Cut>().map(|cut| cut.reset.clone())).await,
         Fault::Redirect(location) => (StatusCode::TEMPORARY_REDIRECT, [(LOCATION, location)]).into_response(),
         Fault::ContentType(other) => {
             let answer = next.run(request).await;
@@ -138,6 +153,10 @@ async fn misbehave(fault: Fault, request: Request, next: Next) -> Response {
             let announced = HeaderValue::from(whole.len());
             answer.headers_mut().insert(CONTENT_LENGTH, announced);
             answer
+        }
+        Fault::Halve => {
+            let (parts, whole) = read(next.run(request).await).await;
+            Response::from_parts(parts, Body::from(whole.slice(..whole.len() / 2)))
         }
         Fault::SlowBody(pause) => {
             let (parts, whole) = read(next.run(request).await).await;
@@ -181,6 +200,7 @@ const ENDLESS_CHUNK: usize = 16 * 1024;
 #[cfg(test)]
 mod tests {
     use axum::routing::{get, post};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::*;
 
@@ -232,6 +252,33 @@ mod tests {
         let server = server().await;
         server.faults.once("/text", Fault::Drop);
         assert!(text(&server).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_reset_connection_says_so() {
+        let server = server().await;
+        server.faults.once("/text", Fault::Reset);
+        let mut peer = TcpStream::connect(server.url.trim_start_matches("http://")).await.unwrap();
+        peer.write_all(b"GET /text HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        let error = peer.read(&mut [0; 100]).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_server_takes_the_request_and_never_answers() {
+        let server = server().await;
+        server.faults.once("/text", Fault::Silence);
+        assert!(tokio::time::timeout(Duration::from_secs(3600), text(&server)).await.is_err());
+        assert_eq!(server.calls.count("/text"), 1);
+    }
+
+    #[tokio::test]
+    async fn half_a_body_passes_for_a_whole_one_and_jitter_for_nothing() {
+        let server = server().await;
+        server.faults.once("/text", Fault::Halve);
+        server.faults.once("/text", Fault::Jitter(Duration::from_millis(1)));
+        assert_eq!(text(&server).await.unwrap().text().await.unwrap(), "01234");
+        assert_eq!(text(&server).await.unwrap().text().await.unwrap(), BODY);
     }
 
     #[tokio::test]

@@ -112,6 +112,13 @@ impl AuditLog for SpooledLog {
         }
     }
 
+    async fn unchained(&self) -> Result<u64, AuditError> {
+        match timeout(PATIENCE, self.log.unchained()).await {
+            Ok(unchained) => unchained,
+            Err(_elapsed) => Err(AuditError::Slow),
+        }
+    }
+
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
         // In this order: a group is in the log before it leaves the spool.
         let spooled = self.spool.find_issued(token_sha256).await;

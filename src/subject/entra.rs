@@ -11,7 +11,7 @@ use uuid::Uuid;
 use super::jwks::{EntraMetadata, KeyError, VerificationKey, Version, names_tenant};
 use super::token::{Claims, UnverifiedToken};
 use super::{Examination, Identity, KeyCache, SubjectError, SubjectToken, VerifiedIdentity, Verifier};
-use crate::clock::{Clock, from_unix_seconds};
+use crate::clock::{Clock, Moment, from_unix_seconds};
 use crate::http::{Client, Endpoint};
 use crate::reason::Reason;
 use crate::step::Step;
@@ -34,7 +34,7 @@ pub struct EntraVerifier {
     pub(super) rules: Rules,
     pub(super) keys: Arc<KeyCache>,
     /// Key: SHA-256 of the token. Life: until the token's `exp`, and only while its tenant publishes the signing key.
-    /// Bound: [`VERDICTS_MAX_BYTES`]. Refused tokens are not remembered: there is no end of them.
+    /// It stays for longer, so that a token whose time was over is not fresh again when the wall clock is set back. Bound: [`VERDICTS_MAX_BYTES`]. Refused tokens are not remembered: there is no end of them.
     verdicts: Cache<[u8; 32], Verdict>,
 }
 
@@ -55,6 +55,16 @@ pub(super) struct Verdict {
     pub identity: Arc<VerifiedIdentity>,
     signed_by: Arc<SigningKey>,
     token_bytes: usize,
+    /// When the token was shown first.
+    seen: Moment,
+}
+
+/// What is known of a token that was shown before.
+enum Remembered {
+    Nothing,
+    Good(Arc<VerifiedIdentity>),
+    /// It has to be judged anew.
+    Seen(Moment),
 }
 
 struct SigningKey {
@@ -79,11 +89,16 @@ impl EntraVerifier {
     }
 
     /// A remembered verdict is good only where a new one would be: before `exp`, with a key that is still published.
-    fn verdict(&self, token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
-        let Verdict { identity, signed_by, .. } = self.verdicts.get(&token.sha256)?;
-        let live = self.rules.clock.now() < identity.expires_at();
-        let trusted = self.keys.holds(identity.tenant(), signed_by.version, &signed_by.kid, &signed_by.fingerprint);
-        (live && trusted).then_some(identity)
+    fn recall(&self, token: &SubjectToken) -> Result<Remembered, SubjectError> {
+        let Some(Verdict { identity, signed_by, seen, .. }) = self.verdicts.get(&token.sha256) else {
+            return Ok(Remembered::Nothing);
+        };
+        let now = seen.no_earlier(self.rules.clock.now());
+        if now < identity.expires_at() {
+            let trusted = self.keys.holds(identity.tenant(), signed_by.version, &signed_by.kid, &signed_by.fingerprint);
+            return Ok(if trusted { Remembered::Good(identity) } else { Remembered::Seen(seen) });
+        }
+        self.rules.check_expiry(identity.expires_at(), now).map(|()| Remembered::Seen(seen))
     }
 
     pub(super) async fn examine(&self, token: &SubjectToken) -> Result<Verdict, SubjectError> {
@@ -92,7 +107,9 @@ impl EntraVerifier {
         let (key, set_issuer) = self.keys.key(claimed.tenant, claimed.version, &unverified.kid).await?;
         let identity = self.rules.judge(&unverified, &claimed, (&key, &set_issuer), token.sha256)?;
         let signed_by = SigningKey { version: claimed.version, kid: unverified.kid, fingerprint: key.fingerprint };
-        Ok(Verdict { identity: Arc::new(identity), signed_by: Arc::new(signed_by), token_bytes: token.text.len() })
+        let seen = Moment::at(self.rules.clock.now());
+        let (identity, signed_by) = (Arc::new(identity), Arc::new(signed_by));
+        Ok(Verdict { identity, signed_by, token_bytes: token.text.len(), seen })
     }
 }
 
@@ -141,17 +158,20 @@ impl Rules {
             return Err(SubjectError::Malformed("it expires before it begins"));
         }
         let (now, skew) = (self.clock.now(), self.settings.clock_skew);
-        if let Ok(late) = now.duration_since(expires_at)
-            && late >= skew
-        {
-            return Err(SubjectError::Expired(late));
-        }
+        self.check_expiry(expires_at, now)?;
         if let Ok(early) = not_before.max(issued_at).duration_since(now)
             && early > skew
         {
             return Err(SubjectError::NotYetValid(early));
         }
         Ok(expires_at)
+    }
+
+    fn check_expiry(&self, expires_at: SystemTime, now: SystemTime) -> Result<(), SubjectError> {
+        match now.duration_since(expires_at) {
+            Ok(late) if late >= self.settings.clock_skew => Err(SubjectError::Expired(late)),
+            Ok(_) | Err(_) => Ok(()),
+        }
     }
 
     pub(super) fn check_audience(&self, claims: &Claims) -> Result<(), SubjectError> {
@@ -167,17 +187,23 @@ impl Rules {
 #[async_trait::async_trait]
 impl Verifier for EntraVerifier {
     async fn verify(&self, token: &SubjectToken) -> Result<Arc<VerifiedIdentity>, SubjectError> {
-        if let Some(identity) = self.verdict(token) {
-            return Ok(identity);
-        }
-        let verdict = self.examine(token).await?;
+        let seen = match self.recall(token)? {
+            Remembered::Good(identity) => return Ok(identity),
+            Remembered::Seen(seen) => Some(seen),
+            Remembered::Nothing => None,
+        };
+        let mut verdict = self.examine(token).await?;
+        verdict.seen = seen.unwrap_or(verdict.seen);
         let identity = verdict.identity.clone();
         self.verdicts.insert(token.sha256, verdict);
         Ok(identity)
     }
 
     fn remembered(&self, token: &SubjectToken) -> Option<Arc<VerifiedIdentity>> {
-        self.verdict(token)
+        match self.recall(token) {
+            Ok(Remembered::Good(identity)) => Some(identity),
+            Ok(Remembered::Nothing | Remembered::Seen(_)) | Err(_) => None,
+        }
     }
 
     async fn explain(&self, token: &SubjectToken) -> Examination {

@@ -8,11 +8,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
+use aws_lc_rs::signature::{ParsedPublicKey, RSA_PKCS1_2048_8192_SHA256, RsaPublicKeyComponents};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
-use jsonwebtoken::{Algorithm, DecodingKey};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -62,7 +62,7 @@ pub(super) struct KeySet {
 
 /// An RSA key that may verify a token, parsed once.
 pub(super) struct VerificationKey {
-    key: DecodingKey,
+    key: ParsedPublicKey,
     /// The issuer whose tokens this key signs; `{tenantid}` in it stands for the token's tenant. v1.0 keys have none.
     pub issuer: Option<String>,
     /// Of modulus and exponent: two sets hold the same key if it is equal.
@@ -78,10 +78,15 @@ impl VerificationKey {
             return None;
         }
         let (kid, n, e) = (field("kid").filter(|kid| !kid.is_empty())?, field("n")?, field("e")?);
-        if !MODULUS_TEXT_LENGTH.contains(&n.len()) || is_roca(&BASE64_URL_SAFE_NO_PAD.decode(n).ok()?) {
+        if !MODULUS_TEXT_LENGTH.contains(&n.len()) {
             return None;
         }
-        let key = DecodingKey::from_rsa_components(n, e).ok()?;
+        let (modulus, exponent) = (BASE64_URL_SAFE_NO_PAD.decode(n).ok()?, BASE64_URL_SAFE_NO_PAD.decode(e).ok()?);
+        if is_roca(&modulus) {
+            return None;
+        }
+        let key = RsaPublicKeyComponents { n: modulus, e: exponent };
+        let key = key.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256).ok()?;
         let mut digest = FieldDigest::new("rsa-key");
         digest.field(n.as_bytes()).field(e.as_bytes());
         let issuer = field("issuer").map(str::to_owned);
@@ -90,7 +95,8 @@ impl VerificationKey {
 
     /// Checks an RS256 signature over `signed`; `signature` is base64url.
     pub fn verifies(&self, signed: &[u8], signature: &str) -> bool {
-        jsonwebtoken::crypto::verify(signature, signed, &self.key, Algorithm::RS256).unwrap_or(false)
+        let signature = BASE64_URL_SAFE_NO_PAD.decode(signature);
+        signature.is_ok_and(|signature| self.key.verify_sig(signed, &signature).is_ok())
     }
 }
 
@@ -169,6 +175,14 @@ struct Attempts {
 
 type Flight = Shared<BoxFuture<'static, ()>>;
 
+/// Why keys are fetched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    Refresh,
+    /// Somebody waits for a key that is not there.
+    Missing,
+}
+
 impl KeyCache {
     pub(super) fn new(source: Arc<dyn KeySource>, tenants: &[Uuid]) -> Self {
         let slot = |tenant, version| {
@@ -192,7 +206,7 @@ impl KeyCache {
             slot.refresh_if_due();
             return Ok(found);
         }
-        if let Some(flight) = slot.fetch_unless_cooling() {
+        if let Some(flight) = slot.fetch_unless_cooling(Cause::Missing) {
             flight.await;
         }
         slot.find(kid).ok_or_else(|| slot.why_missing())
@@ -205,7 +219,7 @@ impl KeyCache {
         // Once for both limits: every cached exchange comes by here.
         let age = fetched.at.elapsed();
         if age >= REFRESH_AFTER {
-            slot.fetch_unless_cooling();
+            slot.fetch_unless_cooling(Cause::Refresh);
         }
         age < MAX_AGE && fetched.set.keys.get(kid).is_some_and(|key| key.fingerprint == *fingerprint)
     }
@@ -232,7 +246,8 @@ impl KeyCache {
     /// Fetches what is not there yet for every tenant; true once a tenant's v2.0 keys are known.
     pub async fn prefetch(&self) -> bool {
         let v2 = self.slots.values().filter(|slot| slot.version == Version::V2);
-        let flights = v2.filter(|slot| slot.usable().is_none()).filter_map(|slot| slot.fetch_unless_cooling());
+        let flights =
+            v2.filter(|slot| slot.usable().is_none()).filter_map(|slot| slot.fetch_unless_cooling(Cause::Missing));
         futures_util::future::join_all(flights).await;
         self.slots.values().any(|slot| slot.usable().is_some())
     }
@@ -268,18 +283,18 @@ impl Slot {
 
     fn refresh_if_due(self: &Arc<Self>) {
         if self.current.load().as_ref().is_some_and(|fetched| fetched.at.elapsed() >= REFRESH_AFTER) {
-            self.fetch_unless_cooling();
+            self.fetch_unless_cooling(Cause::Refresh);
         }
     }
 
     /// One fetch for all who wait. `None` while the last attempt, good or failed, is too recent: an attacker who
     /// makes up key names gets one fetch per tenant and cooldown.
-    fn fetch_unless_cooling(self: &Arc<Self>) -> Option<Flight> {
+    fn fetch_unless_cooling(self: &Arc<Self>, cause: Cause) -> Option<Flight> {
         let mut attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(running) = &attempts.running {
             return Some(running.clone());
         }
-        if attempts.last.is_some_and(|last| last.elapsed() < self.cooldown()) {
+        if attempts.last.is_some_and(|last| last.elapsed() < self.cooldown(cause, &attempts)) {
             return None;
         }
         attempts.last = Some(Instant::now());
@@ -319,16 +334,24 @@ impl Slot {
         }
     }
 
-    fn cooldown(&self) -> Duration {
-        if self.usable().is_some() { UNKNOWN_KID_COOLDOWN } else { OUTAGE_COOLDOWN }
+    fn cooldown(&self, cause: Cause, attempts: &Attempts) -> Duration {
+        match (self.usable(), cause, &attempts.last_error) {
+            (None, Cause::Refresh | Cause::Missing, _) => OUTAGE_COOLDOWN,
+            (Some(_), Cause::Missing, Some(_)) => FAILED_COOLDOWN,
+            (Some(_), Cause::Missing, None) | (Some(_), Cause::Refresh, _) => UNKNOWN_KID_COOLDOWN,
+        }
     }
 
+    /// A key is unknown only where the tenant's current keys are known: after a fetch that failed nobody can say that the
+    /// tenant does not publish it.
     fn why_missing(&self) -> KeyError {
-        if self.usable().is_some() {
+        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.usable().is_some() && attempts.last_error.is_none() {
             return KeyError::Unknown;
         }
-        let attempts = self.attempts.lock().unwrap_or_else(PoisonError::into_inner);
-        KeyError::Unavailable { retry_after: OUTAGE_COOLDOWN, source: attempts.last_error.clone() }
+        let waited = attempts.last.map(|last| last.elapsed()).unwrap_or_default();
+        let left = self.cooldown(Cause::Missing, &attempts).saturating_sub(waited);
+        KeyError::Unavailable { retry_after: left.max(SOONEST_RETRY), source: attempts.last_error.clone() }
     }
 }
 
@@ -425,6 +448,12 @@ const UNKNOWN_KID_COOLDOWN: Duration = Duration::from_secs(60);
 /// Between two attempts while there are no keys at all.
 const OUTAGE_COOLDOWN: Duration = Duration::from_secs(2);
 
+/// Between two attempts that unknown key names can cause while the known keys may be out of date.
+const FAILED_COOLDOWN: Duration = Duration::from_secs(10);
+
+/// Callers are told no shorter wait.
+const SOONEST_RETRY: Duration = Duration::from_secs(1);
+
 /// For discovery and keys together.
 const FETCH_DEADLINE: Duration = Duration::from_secs(10);
 
@@ -452,7 +481,7 @@ impl KeyCache {
         }
 
         let cache = Self::new(Arc::new(Nothing), &[tenant]);
-        let jwk = serde_json::json!({"kty": "RSA", "kid": kid, "n": "A".repeat(342), "e": "AQAB"});
+        let jwk = serde_json::json!({"kty": "RSA", "kid": kid, "n": "B".repeat(341) + "Q", "e": "AQAB"});
         let set = KeySet { issuer: String::new(), keys: verification_keys(&[jwk]) };
         if let Some(slot) = cache.slots.get(&(tenant, Version::V2)) {
             slot.current.store(Some(Arc::new(Fetched { set, at: Instant::now() })));

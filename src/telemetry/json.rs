@@ -106,7 +106,7 @@ impl Line {
 }
 
 fn special(byte: u8) -> bool {
-    byte < 0x20 || byte > b'~' || byte == b'"' || byte == b'\\'
+    !(b' '..=b'~').contains(&byte) || byte == b'"' || byte == b'\\'
 }
 
 impl Visit for Line {

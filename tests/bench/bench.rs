@@ -8,10 +8,14 @@ mod empty;
 mod flood;
 mod herd;
 mod idle;
+mod inside;
+mod instructions;
 mod leases;
 mod load;
 mod machine;
 mod memory;
+mod sides;
+mod sight;
 mod storm;
 mod table;
 mod warm;
@@ -36,6 +40,8 @@ fn main() -> ExitCode {
         [agent::EMPTY, address] => agent::serve_empty(address),
         [agent::LOAD, address] => agent::load(address),
         [load::ROLE, job] => load::child(job),
+        [sight::ROLE] => sight::child(),
+        [inside::ROLE, measure] => inside::child(measure),
         [memory::ROLE] => memory::child(),
         // `cargo test --all-targets` starts benches too, without this word.
         words if words.contains(&"--bench") => {
@@ -75,8 +81,14 @@ fn run(chosen: &[&str]) -> Result<()> {
 
 type Part = fn() -> std::pin::Pin<Box<dyn Future<Output = Result<Vec<Row>>>>>;
 
-const PARTS: [(&str, Part); 10] = [
+const PARTS: [(&str, Part); 16] = [
     ("warm", || Box::pin(warm::run())),
+    ("instructions", || Box::pin(instructions::run())),
+    ("tls", || Box::pin(warm::over_tls())),
+    ("cores", || Box::pin(warm::on_cores())),
+    ("sight", || Box::pin(sight::run())),
+    ("audit", || Box::pin(inside::audit())),
+    ("growth", || Box::pin(inside::growth())),
     ("cold", || Box::pin(cold::run())),
     ("herd", || Box::pin(herd::run())),
     ("memory", || Box::pin(memory::run())),

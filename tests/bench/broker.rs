@@ -15,7 +15,7 @@ use carnet::proto::token_exchange_client::TokenExchangeClient;
 use carnet::sandbox::{Entra, Google, PoolProvider};
 use tempfile::TempDir;
 use tokio::time::{Instant, sleep};
-use tonic::transport::Channel;
+use tonic::transport::{Channel, ClientTlsConfig};
 
 use crate::machine::{self, Core, Running};
 
@@ -35,11 +35,15 @@ impl Clouds {
         Ok(Self { entra, google })
     }
 
-    /// What an operator sets up at Google.
-    fn trust(&self, issuer: &str) -> Result<()> {
+    /// What an operator sets up at Google. `keys`: the issuer's, where Google is not to fetch them.
+    fn trust(&self, issuer: &str, keys: Option<String>) -> Result<()> {
         let provider = PoolProvider::new(PROVIDER, issuer)
             .map("google.subject", "assertion.sub")
             .map("attribute.tid", "assertion.tid");
+        let provider = match keys {
+            Some(keys) => provider.keys(keys),
+            None => provider,
+        };
         self.google.register_provider(provider)?;
         let pool = PROVIDER.split("/providers/").next().unwrap_or_default();
         self.google.bind(TRAINER, &format!("principalSet:{pool}/attribute.tid/{TENANT}"));
@@ -55,10 +59,25 @@ impl Clouds {
 
     /// A workload's token of about 1.5 KB.
     pub fn subject_token(&self) -> String {
-        let token = self.entra.app_token(TENANT, RUNNER).roles(["Training.Submit"]);
+        self.token_of(RUNNER)
+    }
+
+    /// The same of another workload.
+    pub fn subject_token_of(&self, number: usize) -> String {
+        self.token_of(&format!("66666666-0000-0000-0000-{number:012}"))
+    }
+
+    fn token_of(&self, object: &str) -> String {
+        let token = self.entra.app_token(TENANT, object).roles(["Training.Submit"]);
         token.claim("xms_padding", "p".repeat(250)).sign()
     }
 }
+
+/// Under valgrind everything takes fifty times as long.
+const READY_DEADLINE: Duration = Duration::from_secs(90);
+
+/// The real binary.
+pub const PROGRAM: &str = env!("CARGO_BIN_EXE_carnet");
 
 pub const STS: &str = "/v1/token";
 pub const IAM: &str = ":generateAccessToken";
@@ -69,9 +88,52 @@ pub struct Place {
     pub config: PathBuf,
     pub grpc: SocketAddr,
     pub http: SocketAddr,
+    /// Where it serves over TLS.
+    pub certificate: Option<Certificate>,
+}
+
+/// A certificate that signs for itself, and where it lies.
+pub struct Certificate {
+    pub path: PathBuf,
+    pub key_path: PathBuf,
+    pub pem: String,
+}
+
+impl Certificate {
+    fn make(folder: &Path) -> Result<Self> {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
+        let (path, key_path) = (folder.join("tls.crt"), folder.join("tls.key"));
+        fs::write(&path, made.cert.pem())?;
+        fs::write(&key_path, made.signing_key.serialize_pem())?;
+        Ok(Self { path, key_path, pem: made.cert.pem() })
+    }
+}
+
+/// How a server's callers reach it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wire {
+    Plain,
+    Tls,
 }
 
 impl Place {
+    pub fn on(clouds: &Clouds, wire: Wire) -> Result<Self> {
+        let plain = Self::make(clouds)?;
+        let certificate = match wire {
+            Wire::Plain => return Ok(plain),
+            Wire::Tls => Certificate::make(plain.folder.path())?,
+        };
+        let text = fs::read_to_string(&plain.config)?;
+        let tls = format!(
+            ", tls: {{ certificate: '{}', private_key: '{}' }} }}\nentra:",
+            certificate.path.display(),
+            certificate.key_path.display()
+        );
+        let secure = text.replacen(" }\nentra:", &tls, 1).replace("url: 'http:", "url: 'https:");
+        fs::write(&plain.config, secure)?;
+        Ok(Self { certificate: Some(certificate), ..plain })
+    }
+
     pub fn make(clouds: &Clouds) -> Result<Self> {
         // Beside the build: on a disk, which the folder of temporary files need not be.
         let folder = TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?;
@@ -87,37 +149,72 @@ impl Place {
         let (grpc, http) = (free_address()?, free_address()?);
         let config = folder.path().join("carnet.yaml");
         fs::write(&config, configuration(clouds, grpc, http, store))?;
-        clouds.trust(&format!("http://{http}"))?;
-        Ok(Self { folder, config, grpc, http })
+        clouds.trust(&format!("http://{http}"), None)?;
+        Ok(Self { folder, config, grpc, http, certificate: None })
     }
 
     /// The broker as it is run, but for its log, which goes nowhere.
     pub fn command(&self, core: Option<Core>) -> Command {
-        let program = Path::new(env!("CARGO_BIN_EXE_carnet"));
-        let mut command = match core {
-            Some(core) => machine::pinned(core, program),
-            None => Command::new(program),
-        };
-        command.arg("serve").arg("--config").arg(&self.config).stderr(Stdio::null());
-        command
+        let program = Path::new(PROGRAM);
+        self.command_by(core.map_or_else(|| Command::new(program), |core| machine::pinned(core, program)))
+    }
+
+    /// As [`command`](Self::command); `program` runs the broker's.
+    pub fn command_by(&self, mut program: Command) -> Command {
+        program.arg("serve").arg("--config").arg(&self.config).stderr(Stdio::null());
+        program
     }
 
     /// Starts the broker; returns once it is ready, and how long that took.
     pub async fn start(&self, core: Option<Core>) -> Result<(Running, Duration)> {
+        self.start_by(self.command(core)).await
+    }
+
+    pub async fn start_by(&self, mut command: Command) -> Result<(Running, Duration)> {
         let began = Instant::now();
-        let running = Running::start(&mut self.command(core))?;
-        let (client, ready) = (reqwest::Client::new(), format!("http://{}/readyz", self.http));
+        let running = Running::start(&mut command)?;
+        let (client, ready) = (self.http_client()?, format!("{}/readyz", self.http_url()));
         loop {
             if client.get(&ready).send().await.is_ok_and(|answer| answer.status().is_success()) {
                 return Ok((running, began.elapsed()));
             }
-            ensure!(began.elapsed() < Duration::from_secs(20), "the broker does not become ready");
+            ensure!(began.elapsed() < READY_DEADLINE, "the broker does not become ready");
             sleep(Duration::from_millis(1)).await;
         }
     }
 
     pub async fn client(&self) -> Result<TokenExchangeClient<Channel>> {
-        Ok(TokenExchangeClient::connect(format!("http://{}", self.grpc)).await?)
+        let channel = match &self.certificate {
+            None => Channel::from_shared(format!("http://{}", self.grpc))?,
+            Some(certificate) => {
+                let trusted = tonic::transport::Certificate::from_pem(&certificate.pem);
+                let tls = ClientTlsConfig::new().ca_certificate(trusted).domain_name("localhost");
+                Channel::from_shared(format!("https://{}", self.grpc))?.tls_config(tls)?
+            }
+        };
+        Ok(TokenExchangeClient::new(channel.connect().await?))
+    }
+
+    /// Gives the running broker's keys to Google, which cannot fetch them over TLS.
+    pub async fn upload_keys(&self, clouds: &Clouds) -> Result<()> {
+        let keys = self.http_client()?.get(format!("{}/keys", self.http_url())).send().await?.error_for_status()?;
+        clouds.trust(&self.http_url(), Some(keys.text().await?))
+    }
+
+    fn http_url(&self) -> String {
+        let scheme = if self.certificate.is_some() { "https" } else { "http" };
+        format!("{scheme}://{}", self.http)
+    }
+
+    fn http_client(&self) -> Result<reqwest::Client> {
+        let builder = reqwest::Client::builder();
+        Ok(match &self.certificate {
+            None => builder.build()?,
+            Some(certificate) => {
+                let trusted = reqwest::Certificate::from_pem(certificate.pem.as_bytes())?;
+                builder.tls_certs_merge([trusted]).build()?
+            }
+        })
     }
 }
 

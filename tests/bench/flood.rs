@@ -35,6 +35,7 @@ pub async fn run() -> Result<Vec<Row>> {
         answer: (length - TIMES_VARY, length + TIMES_VARY),
         connections,
         shape,
+        certificate: None,
     };
     let calm = job(good_path.clone(), 4, Shape::Open { rate: GOOD_PER_SECOND, time: ROUND });
     let refused = job(bad_path, FLOODING, Shape::Refused { streams: STREAMS, time: ROUND + SETTLING * 2 });

@@ -52,7 +52,15 @@ async fn on(clouds: &Clouds, place: &Place, store: &str, file: Option<&Path>) ->
         fs::write(&request, requests.concat())?;
         let answer = (answer - TIMES_VARY, answer + TIMES_VARY);
         let shape = Shape::Closed { streams: STREAMS, time: ROUND };
-        Ok(Job { address: place.grpc, method: name.to_owned(), request, answer, connections: CONNECTIONS, shape })
+        Ok(Job {
+            address: place.grpc,
+            method: name.to_owned(),
+            request,
+            answer,
+            connections: CONNECTIONS,
+            shape,
+            certificate: None,
+        })
     };
     let frame = |message: &dyn Fn() -> Result<bytes::BytesMut>| message().map(|frame| frame.to_vec());
     let beats: Vec<Vec<u8>> = beats.iter().map(|beat| frame(&|| broker::frame(beat))).collect::<Result<_>>()?;

@@ -15,10 +15,10 @@ pub enum Core {
 }
 
 impl Core {
-    fn number(self) -> &'static str {
+    fn number(self) -> usize {
         match self {
-            Self::Server => "0",
-            Self::Load => "1",
+            Self::Server => 0,
+            Self::Load => cores() - 1,
         }
     }
 }
@@ -34,12 +34,7 @@ impl Running {
 
     /// Processor time that it has used.
     pub fn busy(&self) -> Result<Duration> {
-        let stat = fs::read_to_string(format!("/proc/{}/stat", self.0.id()))?;
-        // The name in parentheses may hold blanks.
-        let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
-        let ticks = |position: usize| fields.get(position).and_then(|field| field.parse::<u64>().ok());
-        let (user, system) = (ticks(11).context("utime")?, ticks(12).context("stime")?);
-        Ok(Duration::from_millis((user + system) * 1000 / TICKS_PER_SECOND))
+        busy(&self.0.id().to_string())
     }
 
     /// Memory that is resident, in bytes.
@@ -58,6 +53,16 @@ impl Drop for Running {
 /// `USER_HZ`, the same on every Linux that people run.
 const TICKS_PER_SECOND: u64 = 100;
 
+/// Processor time that the process with this id, or `self`, has used.
+pub fn busy(process: &str) -> Result<Duration> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat"))?;
+    // The name in parentheses may hold blanks.
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap_or_default().split_whitespace().collect();
+    let ticks = |position: usize| fields.get(position).and_then(|field| field.parse::<u64>().ok());
+    let (user, system) = (ticks(11).context("utime")?, ticks(12).context("stime")?);
+    Ok(Duration::from_millis((user + system) * 1000 / TICKS_PER_SECOND))
+}
+
 /// Of the process with this id, or of `self`.
 pub fn resident(process: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/status"))?;
@@ -68,13 +73,30 @@ pub fn resident(process: &str) -> Result<u64> {
 
 /// `program`, on its core where there are two.
 pub fn pinned(core: Core, program: &Path) -> Command {
+    on(&core.number().to_string(), program)
+}
+
+/// `program` on the first so many cores.
+pub fn pinned_to(cores: usize, program: &Path) -> Command {
+    on(&format!("0-{}", cores - 1), program)
+}
+
+fn on(cores: &str, program: &Path) -> Command {
     if is_pinning() {
         let mut command = Command::new("taskset");
-        command.args(["--cpu-list", core.number()]).arg(program);
+        command.args(["--cpu-list", cores]).arg(program);
         command
     } else {
         Command::new(program)
     }
+}
+
+/// `program` as [`pinned`], under callgrind, which counts when it is told to and leaves its counts in `folder`.
+pub fn counted(core: Core, program: &Path, folder: &Path) -> Command {
+    let mut command = pinned(core, Path::new("valgrind"));
+    command.args(["--tool=callgrind", "--instr-atstart=no", "-q"]);
+    command.arg(format!("--callgrind-out-file={}/callgrind.%p", folder.display())).arg(program);
+    command
 }
 
 /// This program in another role.
@@ -97,7 +119,7 @@ fn is_pinning() -> bool {
     cores() > 1 && taskset.is_ok_and(|status| status.success())
 }
 
-fn cores() -> usize {
+pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, usize::from)
 }
 

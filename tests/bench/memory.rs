@@ -96,9 +96,9 @@ impl Caller {
 
 /// A cloud that issues at once.
 #[derive(Debug)]
-struct Mint {
-    clock: Arc<dyn Clock>,
-    minted: AtomicUsize,
+pub struct Mint {
+    pub clock: Arc<dyn Clock>,
+    pub minted: AtomicUsize,
 }
 
 #[async_trait::async_trait]

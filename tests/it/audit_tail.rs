@@ -4,9 +4,9 @@ use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use carnet::clock::ManualClock;
+use carnet::clock::{Clock as _, ManualClock, SystemClock};
 use carnet::proto::{ExchangeRequest, Job};
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use crate::command_line::{carnet, signal};
 use crate::holder::{LEASING, OPERATOR};
 use crate::support::{Broker, RUNNER, Setup, TENANT, with_setup};
 
-/// A tail under way, and the ids of the jobs whose records it has shown.
+/// A tail under way, and the datasets of the jobs whose records it has shown.
 struct Tail {
     child: Child,
     shown: Receiver<String>,
@@ -32,7 +32,7 @@ impl Tail {
         std::thread::spawn(move || {
             for line in lines.map_while(Result::ok) {
                 let record: Value = serde_json::from_str(&line).expect("a line of JSON");
-                let _ = sender.send(record["job"]["id"].as_str().unwrap_or_default().to_owned());
+                let _ = sender.send(record["job"]["datasets"][0].as_str().unwrap_or_default().to_owned());
             }
         });
         Self { child, shown }
@@ -64,8 +64,8 @@ fn auditor(broker: &Broker, lifetime: Duration) -> String {
     broker.signed(&broker.entra.user_token(TENANT, OPERATOR).roles(["Carnet.Auditor"]).lifetime(lifetime))
 }
 
-async fn exchange(broker: &Broker, job: &str) {
-    let job = Job { id: job.to_owned(), ..Job::default() };
+async fn exchange(broker: &Broker, dataset: &str) {
+    let job = Job { datasets: vec![dataset.to_owned()], ..Job::default() };
     broker.exchange(ExchangeRequest { job: Some(job), ..broker.request(&["vertex"]) }).await.expect("a credential");
 }
 
@@ -73,7 +73,7 @@ const LIFE: Duration = Duration::from_secs(120);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tail_goes_on_with_a_fresh_token_and_ends_with_4_where_its_source_has_none() {
-    let clock = ManualClock::at(SystemTime::now());
+    let clock = ManualClock::at(SystemClock.now());
     let setup = Setup { rules: Some(LEASING), clock: Some(clock.clone()), ..Setup::default() };
     with_setup(setup, async |broker| {
         let file = broker.folder.path().join("token");
@@ -123,11 +123,10 @@ async fn a_tail_misses_nothing_and_repeats_nothing_while_the_broker_restarts() {
     // It hears nothing of all that follows before everything is over.
     signal("STOP", tail.child.id());
     let mut client = broker.client().await;
-    for job in 0..MISSED {
-        let job = Some(Job { id: job.to_string(), ..Job::default() });
-        let request = ExchangeRequest { job, ..broker.request(&["vertex"]) };
-        let answer = client.exchange(request).await.expect("a credential").into_inner();
-        broker.is_secret(&answer.credentials[0].token);
+    let request = broker.request(&["vertex"]);
+    for dataset in 0..MISSED {
+        let job = Some(Job { datasets: vec![dataset.to_string()], ..Job::default() });
+        client.exchange(ExchangeRequest { job, ..request.clone() }).await.expect("the credential of before");
     }
     drop(client);
     broker.stop().await;
@@ -136,8 +135,8 @@ async fn a_tail_misses_nothing_and_repeats_nothing_while_the_broker_restarts() {
     let mut shown = tail.next(MISSED);
     exchange(&broker, "last").await;
     assert_eq!(tail.next(1), ["last"]);
-    shown.sort_by_key(|job| job.parse::<usize>().expect("a number"));
-    assert_eq!(shown, (0..MISSED).map(|job| job.to_string()).collect::<Vec<_>>());
+    shown.sort_by_key(|dataset| dataset.parse::<usize>().expect("a number"));
+    assert_eq!(shown, (0..MISSED).map(|dataset| dataset.to_string()).collect::<Vec<_>>());
     drop(tail);
     std::fs::remove_file(&file).expect("removed");
     broker.stop().await;

@@ -6,7 +6,6 @@ mod google;
 mod upstream;
 
 use std::sync::{Arc, LazyLock};
-use std::thread;
 use std::time::{Duration, SystemTime};
 
 use base64::Engine as _;
@@ -28,8 +27,9 @@ use carnet::target::{
 };
 use http::StatusCode;
 use serde_json::{Value, json};
-use tokio::task::JoinHandle;
 use uuid::Uuid;
+
+use crate::hurry::Hurry;
 
 const TENANT: &str = "11111111-1111-4111-8111-111111111111";
 const OTHER_TENANT: &str = "22222222-2222-4222-8222-222222222222";
@@ -380,29 +380,6 @@ fn claims(token: &str) -> Value {
 fn assert_same_second(left: SystemTime, right: SystemTime) {
     let apart = left.duration_since(right).unwrap_or_else(|earlier| earlier.duration());
     assert!(apart <= SECOND, "{left:?} and {right:?}");
-}
-
-/// Lets tokio's time run ahead in steps of 50 ms while nothing happens. Paused time alone would jump to the next
-/// deadline whenever loopback takes a moment; so it takes a stall of hundreds of milliseconds to run into one by
-/// mistake. A blocking task holds the time.
-struct Hurry(JoinHandle<()>);
-
-impl Hurry {
-    /// In a test with `start_paused`.
-    fn start() -> Self {
-        Self(tokio::spawn(async {
-            loop {
-                tokio::task::spawn_blocking(|| thread::sleep(Duration::from_millis(2))).await.unwrap();
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-        }))
-    }
-}
-
-impl Drop for Hurry {
-    fn drop(&mut self) {
-        self.0.abort();
-    }
 }
 
 /// One set for all tests: an RSA key takes a moment to make.

@@ -2,6 +2,7 @@
 #![expect(clippy::expect_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 
 mod holder;
+mod hurry;
 mod postgres;
 mod process;
 mod support;
@@ -20,6 +21,7 @@ mod doors;
 mod exchange;
 mod exec;
 mod explain;
+mod faults;
 mod grpc;
 mod health;
 mod hostile;

@@ -93,18 +93,21 @@ impl Database {
 pub struct Proxy {
     address: SocketAddr,
     partitions: watch::Sender<()>,
+    deaf: watch::Sender<bool>,
 }
 
 impl Proxy {
     async fn start(server: String) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let (address, partitions) = (listener.local_addr().expect("an address"), watch::Sender::new(()));
-        let cut = partitions.clone();
+        let (cut, deaf) = (partitions.clone(), watch::Sender::new(false));
+        let heard = deaf.clone();
         tokio::spawn(async move {
             loop {
                 let (mut near, _peer) = listener.accept().await.expect("a connection");
-                let (server, mut cut) = (server.clone(), cut.subscribe());
+                let (server, mut cut, mut heard) = (server.clone(), cut.subscribe(), heard.subscribe());
                 tokio::spawn(async move {
+                    heard.wait_for(|deaf| !deaf).await.expect("a proxy");
                     let mut far = TcpStream::connect(server).await.expect("a connection");
                     tokio::select! {
                         _ended = copy_bidirectional(&mut near, &mut far) => {}
@@ -114,7 +117,15 @@ impl Proxy {
                 });
             }
         });
-        Self { address, partitions }
+        Self { address, partitions, deaf }
+    }
+
+    /// Nothing passes: neither what is connected now, for ever, nor what connects before this ends.
+    pub fn is_cut(&self, cut: bool) {
+        self.deaf.send_replace(cut);
+        if cut {
+            self.partition();
+        }
     }
 
     /// What is connected now is silent from now on; what connects later is not.

@@ -66,6 +66,12 @@ pub struct Setup {
     pub issuer: String,
     /// The machine's, unless the test moves it by hand.
     pub clock: Option<ManualClock>,
+    /// The clouds', where the broker's is another.
+    pub clouds_clock: Option<ManualClock>,
+    /// Variables besides those of the process.
+    pub environment: Vec<(&'static str, String)>,
+    /// Nothing of the broker's comes to a disk: for a test in virtual time, which a slow disk would spend.
+    pub in_memory: bool,
     /// In place of a file of the broker's own.
     pub store: Option<String>,
     /// Entra answers nobody, and the broker is not waited for.
@@ -106,12 +112,18 @@ impl Broker {
         let is_replica = setup.replica_of.is_some();
         let Original { entra, google, issuer } = match setup.replica_of {
             Some(original) => original,
-            None => Original::start(http.clone(), clock.clone()).await,
+            None => {
+                let theirs = setup.clouds_clock.map(|clock| -> Arc<dyn Clock> { Arc::new(clock) });
+                Original::start(http.clone(), theirs.unwrap_or(clock.clone())).await
+            }
         };
         if setup.entra_is_away {
             entra.faults().always("", Fault::Drop);
         }
-        let folder = tempfile::tempdir().expect("a folder");
+        let memory = std::path::Path::new("/dev/shm");
+        let folder =
+            if setup.in_memory && memory.exists() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() };
+        let folder = folder.expect("a folder");
         let server = setup.server.unwrap_or_else(|| format!("{{ grpc: '127.0.0.1:0', http: '127.0.0.1:{port}' }}"));
         let path = folder.path().join("carnet.yaml");
         let rules = setup.rules.unwrap_or(RULES);
@@ -121,7 +133,11 @@ impl Broker {
         let rest = format!("{targets}{rules}");
         let text = configuration(&server, &entra, &google, &section, &store, &rest, &setup.more);
         std::fs::write(&path, text).expect("written");
-        let config = Config::load(&path).unwrap_or_else(|error| panic!("{error}"));
+        let environment = |name: &str| {
+            let own = setup.environment.iter().find(|(own, _value)| *own == name);
+            own.map(|(_name, value)| value.clone()).or_else(|| std::env::var(name).ok())
+        };
+        let config = Config::load_with(&path, &environment).unwrap_or_else(|error| panic!("{error}"));
         let app = App::start(config, Some(path), clock.clone()).await.unwrap_or_else(|error| panic!("{error:?}"));
         if !setup.entra_is_away {
             app.until_ready().await;

@@ -7,7 +7,7 @@ use carnet::proto::token_exchange_client::TokenExchangeClient;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
 use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
 
-use crate::support::{Broker, Setup, eventually, free_port, reason, with_setup};
+use crate::support::{Broker, Setup, captured_logs, eventually, free_port, reason, with_setup};
 
 pub struct Authority(CertifiedIssuer<'static, KeyPair>);
 
@@ -24,6 +24,15 @@ impl Authority {
     pub fn issue(&self, name: &str) -> (String, String) {
         let key = KeyPair::generate().expect("a key");
         let params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+        (params.signed_by(&key, &self.0).expect("a certificate").pem(), key.serialize_pem())
+    }
+
+    /// One that ended before this test began.
+    pub fn issue_expired(&self, name: &str) -> (String, String) {
+        let key = KeyPair::generate().expect("a key");
+        let mut params = CertificateParams::new(vec![name.to_owned()]).expect("parameters");
+        params.not_before = rcgen::date_time_ymd(2020, 1, 1);
+        params.not_after = rcgen::date_time_ymd(2021, 1, 1);
         (params.signed_by(&key, &self.0).expect("a certificate").pem(), key.serialize_pem())
     }
 
@@ -49,7 +58,7 @@ pub fn setup(folder: &Path, grpc: u16, client_ca: &str) -> Setup {
 }
 
 /// The reason of a refusal: enough to know that the call arrived.
-async fn call(broker: &Broker, port: u16, ca: &Path) -> Option<String> {
+pub async fn call(broker: &Broker, port: u16, ca: &Path) -> Option<String> {
     let address: Address = format!("https://localhost:{port}").parse().expect("an address");
     let mut client = TokenExchangeClient::new(connect(&address, Some(&ca.to_owned())).await.ok()?);
     Some(reason(&client.exchange(broker.request(&["no-such-target"])).await.err().expect("denied")))
@@ -67,6 +76,9 @@ async fn a_changed_certificate_is_served_without_a_restart_and_a_bad_one_is_not(
         std::fs::write(folder.path().join("tls.crt"), "no certificate").expect("written");
         tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
         assert_eq!(call(broker, port, &ca).await.as_deref(), Some("DENIED"), "the old certificate stays");
+        let said = "the changed server certificate cannot be used; the old one stays";
+        assert!(captured_logs().text().contains(said));
+        assert!(carnet::telemetry::metrics().render().contains("carnet_tls_reloads_total{outcome=\"failed\"}"));
         new.write(folder.path());
         eventually("the new certificate", async || call(broker, port, &ca).await.is_some()).await;
     })

@@ -46,8 +46,19 @@ impl Ledger {
             entries.expect(call, id);
         }
         let in_outage = entries.outage_until.is_some_and(|until| Instant::now() < until);
-        if !expected.contains(&reason.as_str()) && !(in_outage && reason == "CLOUD_UNAVAILABLE") {
+        let forgiven = in_outage && reason == "CLOUD_UNAVAILABLE";
+        if !(forgiven || expected.contains(&reason.as_str())) {
             entries.surprise(format!("{call}: {reason}: {}", status.message()));
+        }
+    }
+
+    /// Of a call that leaves no record whatever comes of it.
+    pub fn refused_off_record(&self, call: &'static str, status: &Status, expected: &str) {
+        let reason = status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
+        let mut entries = self.entries();
+        entries.count(call, &reason);
+        if reason != expected {
+            entries.surprise(format!("{call}: {:?} {reason}: {}", status.code(), status.message()));
         }
     }
 
@@ -57,6 +68,11 @@ impl Ledger {
 
     pub fn outage_until(&self, until: Instant) {
         self.entries().outage_until = Some(until + AFTERWARDS);
+    }
+
+    /// Whether an answer came of this exchange.
+    pub fn knows(&self, exchange_id: &str) -> bool {
+        exchange_id.parse().is_ok_and(|id: Uuid| self.entries().exchanges.contains_key(&id))
     }
 
     /// A record of the log.

@@ -87,8 +87,12 @@ impl Report {
 
 async fn soak(duration: Duration) -> Result<Report> {
     let clouds = Clouds::start().await?;
+    // Sooner than a key signs that was published.
+    clouds.google.keep_issuer_keys_for(Duration::from_secs(20));
     let place = Place::in_folder(&clouds, TempDir::new_in(env!("CARGO_TARGET_TMPDIR"))?)?;
     let text = fs::read_to_string(&place.config)?.replace("heartbeat: 5m", "heartbeat: 15s") + OPERATORS;
+    let text = text.replace("issuer: { ", "issuer: { rotate_every: 3m, publish_ahead: 1m, ");
+    ensure!(text.contains("heartbeat: 15s") && text.contains("rotate_every"), "the configuration has changed");
     fs::write(&place.config, &text)?;
     let log = place.folder.path().join("log");
     let mut command = place.command(None);
@@ -169,7 +173,7 @@ async fn trouble(world: World, text: String, ends_at: Instant) -> Result<Schedul
             at += STEP;
             match step {
                 0 => {
-                    carnet(&world, &["issuer", "rotate", "--now"])?;
+                    carnet(&world, &["issuer", "rotate"])?;
                     done.rotations += 1;
                 }
                 1 => {
@@ -270,7 +274,7 @@ fn memory(samples: &[Sample], report: &mut Report) {
 }
 
 fn is_back(start: &Sample, end: &Sample) -> bool {
-    end.descriptors <= start.descriptors && end.tasks <= start.tasks && end.watches == 0.0
+    end.descriptors <= start.descriptors + ONCE && end.tasks <= start.tasks + ONCE && end.watches == 0.0
 }
 
 fn left_behind(start: &Sample, end: &Sample, report: &mut Report) {
@@ -279,17 +283,18 @@ fn left_behind(start: &Sample, end: &Sample, report: &mut Report) {
         ("tasks: before, after", |it| it.tasks),
     ] {
         let (before, after) = (of(start), of(end));
-        report.goal(figure, format!("{before:.0}, {after:.0}"), "no more than before", after <= before && before > 0.0);
+        let is_back = after <= before + ONCE && before > 0.0;
+        report.goal(figure, format!("{before:.0}, {after:.0}"), "at most 8 more, made once", is_back);
     }
     report.goal("watches that are left", format!("{:.0}", end.watches), "0", end.watches == 0.0);
     report.rows.push(aside("threads: before, after", format!("{:.0}, {:.0}", start.threads, end.threads)));
 }
 
-/// Outages are warnings.
 fn logged(log: &Path, report: &mut Report) -> Result<()> {
     let text = fs::read_to_string(log)?;
-    let errors: Vec<&str> =
-        text.lines().filter(|line| line.contains("\"level\":\"ERROR\"") || line.contains("panicked")).collect();
+    let errors = text.lines().filter(|line| line.contains("\"level\":\"ERROR\"") || line.contains("panicked"));
+    // That a cloud is away.
+    let errors: Vec<&str> = errors.filter(|line| !line.contains("\"upstream.hop\"")).collect();
     report.goal("errors and panics in the broker's log", errors.len().to_string(), "0", errors.is_empty());
     report.complaints.extend(errors.iter().take(5).map(|line| (*line).to_owned()));
     Ok(())
@@ -304,7 +309,7 @@ async fn audit(world: &World, report: &mut Report) -> Result<()> {
     let mut records = 0u64;
     for line in lines {
         let record: serde_json::Value = serde_json::from_str(&line?)?;
-        world.ledger.recorded(record["exchange_id"].as_str().unwrap_or_default());
+        world.ledger.recorded(record.get("exchange_id").and_then(|id| id.as_str()).unwrap_or_default());
         records += 1;
     }
     ensure!(export.wait()?.success(), "carnet audit export failed");
@@ -337,7 +342,7 @@ operators:
     subject: { roles: [Carnet.Operator] }
 ";
 
-const SHORTEST: Duration = Duration::from_secs(60);
+const SHORTEST: Duration = Duration::from_secs(120);
 const SETTLING: Duration = Duration::from_secs(3);
 const SAMPLES: u32 = 360;
 
@@ -347,6 +352,9 @@ const OUTAGE: Duration = Duration::from_secs(8);
 
 /// Within which everything is as it was: connections to the clouds are kept for a while, and leases lapse.
 const QUIET: Duration = Duration::from_secs(150);
+
+/// What is made with the first call that needs it, such as a connection of the store, and then stays.
+const ONCE: f64 = 8.0;
 
 /// What an entry takes beyond its weight.
 const OVERHEAD: f64 = 1.25;

@@ -11,6 +11,7 @@ use super::beside::token_of;
 use super::diagnosis::Misfit;
 use super::{Anchor, CHECKPOINTS_AT_ONCE, Fault, FaultKind, Seen, Signatures, Verification};
 use crate::audit::chain::{BEGINNING, Hash, hash_at, link};
+use crate::audit::writer::UNCHAINED;
 use crate::audit::{AuditError, Extent, Group, Head, OWN_ACTIONS, PRUNE, READ_AT_ONCE, encoding, is_own};
 use crate::clock::{from_unix_milliseconds, unix_milliseconds};
 use crate::issuer::Standing;
@@ -212,6 +213,8 @@ impl Verification {
         if !OWN_ACTIONS.contains(&record.action.as_str()) {
             return Ok(());
         }
+        let unchained = record.attributes.get(UNCHAINED).and_then(|unchained| unchained.parse::<u64>().ok());
+        self.unchained_before = unchained.into_iter().chain(self.unchained_before).min();
         let heads = record.attributes.get("heads").map(String::as_str).unwrap_or_default();
         for head in heads.split(',').filter(|head| !head.is_empty()) {
             if record.action == PRUNE {

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::{API_IS_OFF, Status, bearing};
-use crate::answer::{self, by_status};
+use crate::answer::{self, by_form};
 use crate::clock::{Clock, from_unix_seconds};
 use crate::credential::correlation::{GOOGLE_PRINCIPAL, Ids, Mark, returned};
 use crate::credential::upstream::Line;
@@ -93,7 +93,7 @@ impl Impersonation {
         // The project is always the wildcard (Google: IAM Credentials reference).
         let url = self.endpoint.join(&format!("v1/projects/-/serviceAccounts/{}:{method}", self.account));
         let request = || bearing(self.mark.on(Request::post_json(&url, body))?, &self.bearer);
-        let answered = self.upstream.call(request, by_status).await;
+        let answered = self.upstream.call(request, by_form).await;
         answered.map_err(|error| self.traced(error))
     }
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{API_IS_OFF, Status};
-use crate::answer::{Verdict, by_status, error_word};
+use crate::answer::{Verdict, by_form, error_word};
 use crate::clock::Clock;
 use crate::credential::correlation::{GOOGLE_PRINCIPAL, Mark, STS_EXCHANGE_ID, returned};
 use crate::credential::upstream::Line;
@@ -104,7 +104,7 @@ impl Exchange {
 }
 
 fn judge(response: &Response) -> Verdict {
-    match by_status(response) {
+    match by_form(response) {
         Verdict::Final if response.status.is_client_error() => {
             let failure = Failure::read(response);
             if failure.error == "quota_exceeded" || failure.error_description.contains("throttled due to rate limit") {

@@ -87,6 +87,15 @@ impl AuditLog for PostgresStore {
         read.await.map_err(|error: PostgresError| AuditError::Read(Arc::new(error)))
     }
 
+    async fn unchained(&self) -> Result<u64, AuditError> {
+        let count = async {
+            let sql = "SELECT coalesce(sum(records), 0)::bigint FROM audit WHERE chain IS NULL";
+            let rows = self.leases.query(sql, &[]).await?;
+            Ok(unsigned(rows.first().map(|row| row.try_get(0)).transpose()?.unwrap_or_default()))
+        };
+        count.await.map_err(|error: PostgresError| AuditError::Read(Arc::new(error)))
+    }
+
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
         let find = async {
             let sql = "SELECT bytes FROM audit_token JOIN audit USING (sequence)

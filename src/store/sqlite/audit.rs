@@ -41,10 +41,11 @@ impl SqliteStore {
     pub(in crate::store) async fn append_group(&self, group: Group) -> Result<(), AuditError> {
         let append = move |connection: &mut Connection| {
             let transaction = connection.transaction()?;
+            // No INSERT ... SELECT: that would put the group into a table of its own first.
             let sql = "INSERT INTO audit (sequence, chain, position, records, newest_ms, own, hashes, bytes)
-                       SELECT coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1),
-                              ?1, ?2, ?3, ?4, ?5, ?6, ?7
-                       WHERE true ON CONFLICT DO NOTHING";
+                       VALUES (coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1),
+                               ?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                       ON CONFLICT DO NOTHING";
             let Group { chain, position, records, newest_ms, own, hashes, bytes, tokens, identities, .. } = group;
             let (chain, place) = (chain.as_ref().map(Uuid::as_bytes), chain.map(|_chain| signed(position)));
             let hashes = chain.map(|_chain| hashes);
@@ -147,6 +148,14 @@ impl AuditLog for SqliteStore {
             Ok(heads.collect::<Result<_, _>>()?)
         };
         self.run(read).await.map_err(|error| AuditError::Read(Arc::new(error)))
+    }
+
+    async fn unchained(&self) -> Result<u64, AuditError> {
+        let count = |connection: &mut Connection| {
+            let sql = "SELECT coalesce(sum(records), 0) FROM audit WHERE chain IS NULL";
+            Ok(unsigned(connection.query_row(sql, [], |row| row.get(0))?))
+        };
+        self.run(count).await.map_err(|error| AuditError::Read(Arc::new(error)))
     }
 
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {

@@ -44,7 +44,7 @@ impl KeySource for FakeKeySource {
         }
         let kids = self.published.lock().expect("no panic").clone();
         assert_ne!(kids, ["panic"]);
-        let jwks: Vec<Value> = kids.iter().map(|kid| rsa(kid, &"A".repeat(342))).collect();
+        let jwks: Vec<Value> = kids.iter().map(|kid| rsa(kid, &("B".repeat(341) + "Q"))).collect();
         Ok(KeySet { issuer: format!("https://issuer/{tenant}/v2.0"), keys: verification_keys(&jwks) })
     }
 }
@@ -97,6 +97,30 @@ async fn a_failed_fetch_starts_the_cooldown_too() {
         assert!(!known(&cache, "b").await);
     }
     assert_eq!(source.fetches(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_could_not_be_looked_for_is_not_called_unknown_and_is_found_seconds_after_the_outage() {
+    let source = FakeKeySource::publishing(&["a"]);
+    let cache = KeyCache::new(source.clone(), &[TENANT]);
+    assert!(known(&cache, "a").await);
+    source.goes(true);
+    source.publish(&["a", "b"]);
+    tokio::time::advance(UNKNOWN_KID_COOLDOWN).await;
+    for _ in 0..10 {
+        let Err(KeyError::Unavailable { retry_after, source: Some(_) }) = cache.key(TENANT, Version::V2, "b").await
+        else {
+            panic!("nobody can say that the tenant does not publish it")
+        };
+        assert!(SOONEST_RETRY <= retry_after && retry_after <= FAILED_COOLDOWN, "{retry_after:?}");
+    }
+    assert!(known(&cache, "a").await);
+    assert_eq!(source.fetches(), 2);
+    source.goes(false);
+    tokio::time::advance(FAILED_COOLDOWN).await;
+    assert!(known(&cache, "b").await);
+    assert!(matches!(cache.key(TENANT, Version::V2, "c").await, Err(KeyError::Unknown)));
+    assert_eq!(source.fetches(), 3);
 }
 
 #[tokio::test(start_paused = true)]
@@ -164,12 +188,12 @@ async fn one_tenants_cooldown_does_not_hold_another_back_and_foreign_tenants_cau
 }
 
 fn fingerprint(kid: &str) -> [u8; 32] {
-    VerificationKey::of(&rsa(kid, &"A".repeat(342))).expect("a key").1.fingerprint
+    VerificationKey::of(&rsa(kid, &("B".repeat(341) + "Q"))).expect("a key").1.fingerprint
 }
 
 #[test]
 fn odd_entries_of_a_key_document_cost_themselves_only() {
-    let good = "A".repeat(342);
+    let good = "B".repeat(341) + "Q";
     let keys = verification_keys(&[
         rsa("good", &good),
         json!({"kty": "RSA", "kid": 7, "n": good, "e": "AQAB"}),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use carnet::audit::{AuditRecord, Chain, Checkpoint, FaultKind, Group, Head, Reach};
+use carnet::audit::{AuditRecord, Chain, Checkpoint, FaultKind, Found, Group, Head, Reach};
 use carnet::clock::{Clock as _, ManualClock, unix_milliseconds};
 use carnet::issuer::{Algorithm, Issuer, Keyring, SigningKey};
 use uuid::Uuid;
@@ -140,6 +140,46 @@ async fn a_chain_that_was_made_old_before_it_was_dropped_is_told_by_who_saw_it()
         assert_eq!(found(&world.verify().await, &chains), [(FaultKind::CheckpointContradicts, 0, 11)]);
         assert_eq!(prune(world).await, 11, "it seems to be old, and hangs together");
         assert_eq!(found(&world.verify().await, &chains), [(FaultKind::CheckpointContradicts, 0, 11)]);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_time_that_the_store_makes_up_for_what_is_new_holds_nothing_up() {
+    with_both(async |world| {
+        world.live(5).await;
+        world.clock.advance(RETENTION + DAY);
+        // From now on, the last group of others is of 1970.
+        world
+            .manipulate(match world.database {
+                Some(_database) => {
+                    "INSERT INTO audit AS made_up (sequence, records, newest_ms, bytes)
+                     OVERRIDING SYSTEM VALUE VALUES (1000000000, 0, 0, '')"
+                }
+                None => {
+                    "CREATE TRIGGER made_up AFTER INSERT ON audit WHEN NEW.own = 0 BEGIN
+                         UPDATE audit SET bytes = x'', newest_ms = 0 WHERE sequence = NEW.sequence;
+                     END"
+                }
+            })
+            .await;
+        assert_eq!(prune(world).await, 11);
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_finds_that_the_end_of_its_own_log_was_cut_off_while_it_runs() {
+    with_both(async |world| {
+        world
+            .live_and(5, async |upkeep, _audit| {
+                assert_eq!(upkeep.found().await.expect("read"), None);
+                upkeep.checkpoint().await;
+                assert_eq!(upkeep.found().await.expect("read"), Some(Found::AsWritten));
+                world.manipulate("DELETE FROM audit WHERE position >= 8; DELETE FROM audit_checkpoint").await;
+                assert_eq!(upkeep.found().await.expect("read"), Some(Found::Otherwise));
+            })
+            .await;
     })
     .await;
 }

@@ -1,5 +1,6 @@
 //! A store of before the chain: it is brought up to date, what it has stays, and is named as what nothing can be said of.
 
+use carnet::audit::FaultKind;
 use carnet::proto::{self, AuditRecord};
 use carnet::store::open_to_read;
 use prost::Message as _;
@@ -66,6 +67,15 @@ async fn a_store_of_before_the_chain_is_taken_over_and_its_records_are_named() {
         world.clock.advance(DAY);
         world.live(1).await;
         assert_eq!(world.verify().await.faults, []);
+
+        // One more of them, as old as the others.
+        let more = "INSERT INTO audit (sequence, records, newest_ms, bytes) VALUES (-9, 1, 1767000000000, x'00')";
+        let more = if world.database.is_some() { more.replacen("-9, ", "", 1) } else { more.to_owned() };
+        world.manipulate(&more).await;
+        let report = world.verify().await;
+        let faults: Vec<_> = report.faults.iter().map(|fault| (fault.kind, fault.chain)).collect();
+        assert_eq!(faults, [(FaultKind::Inserted, None)]);
+        assert!(report.faults[0].detail.ends_with("found 2"), "{:?}", report.faults);
     })
     .await;
 }

@@ -9,7 +9,6 @@ use carnet::clock::Clock as _;
 use carnet::secret::sha256;
 use carnet::store::open_to_read;
 use carnet::subject::Facts;
-use uuid::Uuid;
 
 use super::verify::{DAY, RETENTION, World, found, hex, with_both};
 
@@ -40,98 +39,86 @@ async fn hand_out(world: &World<'_>, facts: &Arc<Facts>) {
         .await;
 }
 
+/// Where a fault is found: at the record of the hand-out, at the chain's first, at none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum At {
+    HandOut,
+    First,
+    None,
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_decisions_were_made_of_and_where_tokens_lead_is_what_the_records_say() {
     use FaultKind::{FactsContradict, FactsMissing, TokenContradicts, TokenMissing};
-    with_both(async |world| {
-        let json = r#"{"roles":["Reader"]}"#;
-        let facts = Arc::new(Facts::stored(sha256(json.as_bytes()), json.to_owned()));
-        hand_out(world, &facts).await;
-        let chain = world.chains().await[0];
-        let report = world.verify().await;
-        assert_eq!((&report.faults[..], report.facts, report.signed), (&[][..], 1, 5));
-        let first = Some((chain, 4));
-        for (what, sql, expected) in [
-            (
-                "facts changed",
-                "UPDATE audit_identity SET facts = '{\"roles\":[\"Admin\"]}'".to_owned(),
-                vec![(FactsContradict, first)],
-            ),
-            ("facts deleted", "DELETE FROM audit_identity".to_owned(), vec![(FactsMissing, first)]),
-            (
-                "facts that nothing names",
-                format!("INSERT INTO audit_identity (digest, seen_ms, facts) VALUES ({}, 0, '{{}}')", hex(&[1; 32])),
-                vec![(FactsContradict, None)],
-            ),
-            (
-                "another token leads to a record",
-                format!(
-                    "INSERT INTO audit_token (token_sha256, sequence) SELECT {}, sequence FROM audit_token",
-                    hex(&[8; 32])
-                ),
-                vec![(TokenContradicts, first)],
-            ),
-            (
-                "a token leads to another record",
-                "UPDATE audit_token SET sequence = (SELECT min(sequence) FROM audit)".to_owned(),
-                vec![(TokenContradicts, Some((chain, 1)))],
-            ),
-            (
-                "a token leads nowhere",
-                "UPDATE audit_token SET sequence = 1000000".to_owned(),
-                vec![(TokenContradicts, None)],
-            ),
-            ("a token is forgotten", "DELETE FROM audit_token".to_owned(), vec![(TokenMissing, first)]),
-        ] {
-            let backup = world.backup().await;
+    let other = hex(&[8; 32]);
+    for (sql, kind, at) in [
+        ("UPDATE audit_identity SET facts = '[]'".to_owned(), FactsContradict, At::HandOut),
+        ("DELETE FROM audit_identity".to_owned(), FactsMissing, At::HandOut),
+        (
+            format!("INSERT INTO audit_identity (digest, seen_ms, facts) VALUES ({other}, 0, '{{}}')"),
+            FactsContradict,
+            At::None,
+        ),
+        (
+            format!("INSERT INTO audit_token (token_sha256, sequence) SELECT {other}, sequence FROM audit_token"),
+            TokenContradicts,
+            At::HandOut,
+        ),
+        ("UPDATE audit_token SET sequence = (SELECT min(sequence) FROM audit)".to_owned(), TokenContradicts, At::First),
+        ("UPDATE audit_token SET sequence = 1000000".to_owned(), TokenContradicts, At::None),
+        ("DELETE FROM audit_token".to_owned(), TokenMissing, At::HandOut),
+    ] {
+        with_both(async |world| {
+            let json = r#"{"roles":["Reader"]}"#;
+            let facts = Arc::new(Facts::stored(sha256(json.as_bytes()), json.to_owned()));
+            hand_out(world, &facts).await;
+            let chain = world.chains().await[0];
+            let report = world.verify().await;
+            assert_eq!((&report.faults[..], report.facts, report.signed), (&[][..], 1, 5));
             world.manipulate(&sql).await;
             let report = world.verify().await;
-            let place = |chain: Option<Uuid>, position| chain.map(|chain| (chain, position));
+            let place = match at {
+                At::HandOut => (Some(chain), 4),
+                At::First => (Some(chain), 1),
+                At::None => (None, 0),
+            };
             let faults: Vec<_> =
-                report.faults.iter().map(|fault| (fault.kind, place(fault.chain, fault.position))).collect();
-            assert_eq!(faults, expected, "{what}: {:?}", report.faults);
-            assert_eq!(report.signed, 5, "the chain is whole: {what}");
-            world.restore(backup).await;
-        }
-        // Facts go with the time of the records, a little earlier than they do.
-        world.manipulate("DELETE FROM audit_identity").await;
-        let scope = Scope { now: world.clock.now() + RETENTION + DAY, ..world.scope() };
-        assert_eq!(world.verify_in(scope).await.faults, []);
-    })
-    .await;
+                report.faults.iter().map(|fault| (fault.kind, (fault.chain, fault.position))).collect();
+            assert_eq!(faults, [(kind, place)], "{sql}: {:?}", report.faults);
+            assert_eq!(report.signed, 5, "the chain is whole: {sql}");
+            if kind == FactsMissing {
+                // They go with the time of the records, a little earlier than those do.
+                let scope = Scope { now: world.clock.now() + RETENTION + DAY, ..world.scope() };
+                assert_eq!(world.verify_in(scope).await.faults, []);
+            }
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn since_believes_the_times_of_signed_checkpoints_and_none_of_the_stores() {
-    with_both(async |world| {
-        world.live(5).await;
-        world.clock.advance(DAY);
-        world.live(1).await;
-        let chains = world.chains().await;
-        let since = || Scope { since: Some(world.clock.now() - DAY / 2), ..world.scope() };
-        assert_eq!(world.verify_in(since()).await.chains, 1);
-        let first = hex(chains[0].as_bytes());
-        let edit = format!(
-            "UPDATE audit SET hashes = {} WHERE chain = {first} AND position = 4;
-             UPDATE audit SET newest_ms = 0 WHERE chain = {first} AND position = 10;",
-            hex(&[0; 64])
-        );
-        for (what, sql, expected) in [
-            ("without a checkpoint", format!("DELETE FROM audit_checkpoint WHERE chain = {first};"), FaultKind::Edited),
-            (
-                "with another end than the checkpoint's",
-                format!("UPDATE audit SET hashes = {} WHERE chain = {first} AND position = 10;", hex(&[0; 64])),
-                FaultKind::CheckpointContradicts,
-            ),
-        ] {
-            let backup = world.backup().await;
-            world.manipulate(&(edit.clone() + &sql)).await;
+    for (expected, sql) in [
+        (FaultKind::Edited, "DELETE FROM audit_checkpoint WHERE chain = FIRST"),
+        (FaultKind::CheckpointContradicts, "UPDATE audit SET hashes = ZEROS WHERE chain = FIRST AND position = 10"),
+    ] {
+        with_both(async |world| {
+            world.live(5).await;
+            world.clock.advance(DAY);
+            world.live(1).await;
+            let chains = world.chains().await;
+            let since = || Scope { since: Some(world.clock.now() - DAY / 2), ..world.scope() };
+            assert_eq!(world.verify_in(since()).await.chains, 1);
+            let edited = "UPDATE audit SET hashes = ZEROS WHERE chain = FIRST AND position = 4;
+                          UPDATE audit SET newest_ms = 0 WHERE chain = FIRST AND position = 10;";
+            let sql = format!("{edited} {sql}").replace("FIRST", &hex(chains[0].as_bytes()));
+            world.manipulate(&sql.replace("ZEROS", &hex(&[0; 64]))).await;
             let report = world.verify_in(since()).await;
-            assert_eq!(found(&report, &chains).first().map(|found| (found.0, found.1)), Some((expected, 0)), "{what}");
-            world.restore(backup).await;
-        }
-    })
-    .await;
+            let first = found(&report, &chains).first().map(|(kind, chain, _position)| (*kind, *chain));
+            assert_eq!(first, Some((expected, 0)));
+        })
+        .await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

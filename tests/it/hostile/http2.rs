@@ -200,11 +200,14 @@ async fn who_asks_and_does_not_listen_holds_up_nobody_and_no_drain() {
     .await;
 }
 
+/// Name, message, headers, and the codes that may come of it.
+type Wrong = (&'static str, &'static [u8], &'static [(&'static str, &'static str)], &'static [&'static str]);
+
 /// gRPC's own: a message that says it is larger than it may be, one that is compressed, and one that never comes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_is_too_large_or_compressed_or_late_is_refused_by_itself() {
     with_broker(async |broker| {
-        let cases: [(&str, &[u8], &[(&str, &str)], &[&str]); 3] = [
+        let cases: [Wrong; 3] = [
             ("four gigabytes", &[0, 0xff, 0xff, 0xff, 0xff], &[], &["11", "8"]),
             ("gzip", &[1, 0, 0, 0, 3, 0x1f, 0x8b, 8], &[("grpc-encoding", "gzip")], &["12", "13"]),
             ("nothing in time", &[0, 0, 0, 1, 0], &[("grpc-timeout", "200m")], &["4"]),

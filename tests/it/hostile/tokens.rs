@@ -47,10 +47,10 @@ const KINDS: [(&str, Bad); 6] = [
 
 /// All of them at once, over one connection of their own; how many were refused for which reason.
 async fn flood(broker: &Broker, bad: Bad, count: usize) -> BTreeMap<String, usize> {
-    let client = broker.client().await;
+    let (client, base) = (broker.client().await, broker.request(&["vertex"]));
     let calls = (0..count).map(|number| {
         let mut client = client.clone();
-        let request = ExchangeRequest { subject_token: bad(broker, number), ..broker.request(&["vertex"]) };
+        let request = ExchangeRequest { subject_token: bad(broker, number), ..base.clone() };
         async move { reason(&client.exchange(request).await.err().expect("refused")) }
     });
     let mut reasons = BTreeMap::new();
@@ -66,7 +66,7 @@ fn said<'a>(record: &'a AuditRecord, name: &str) -> &'a str {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bad_tokens_of_any_kind_cost_a_bounded_number_of_fetches_checks_and_records() {
-    const COUNT: usize = 200;
+    const COUNT: usize = 120;
     for (expected, bad) in KINDS {
         let mut broker = Broker::start_for(Setup { more: LIMITS.to_owned(), ..Setup::default() }).await;
         broker.entra.calls().clear();
@@ -77,7 +77,9 @@ async fn bad_tokens_of_any_kind_cost_a_bounded_number_of_fetches_checks_and_reco
         assert!(checked <= heard(began), "{expected}: {checked} tokens were looked at");
         assert!(broker.entra.calls().count(KEYS) <= 2, "{expected}: {:?}", broker.entra.calls().all());
         broker.take_app().drain().await;
-        let records = broker.audit_records();
+        // Those that the broker shows to itself are looked at and recorded as ever.
+        let mut records = broker.audit_records();
+        records.retain(|record| said(record, "peer") != "prober");
         let refusals = records.iter().filter(|record| record.outcome == "denied");
         assert!(refusals.count() <= heard(began) + 2, "{expected}: {} records", records.len());
         // None of them is lost: what has no record of its own is in the one of all.
@@ -113,7 +115,7 @@ async fn who_was_here_before_is_heard_from_an_address_that_floods_and_a_stranger
         assert!((Duration::from_secs(1)..Duration::from_secs(5)).contains(&wait), "{wait:?}");
         // What pretends to be of a known caller is bounded, too.
         let began = Instant::now();
-        let reasons = flood(broker, KINDS[0].1, 200).await;
+        let reasons = flood(broker, KINDS[0].1, 100).await;
         assert!(reasons["SUBJECT_TOKEN_SIGNATURE"] <= heard(began), "{reasons:?}");
         // The broker's own bad tokens are looked at one by one, as ever.
         let round = broker.app().prove().await.expect("a round");

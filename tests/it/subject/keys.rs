@@ -236,7 +236,7 @@ fn with_user_name(at: &Checkpoint) -> String {
 }
 
 fn odd_keys() -> Vec<Value> {
-    let modulus = "A".repeat(342);
+    let modulus = "B".repeat(341) + "Q";
     vec![
         json!({"kty": "RSA", "kid": 7, "n": modulus, "e": "AQAB"}),
         json!({"kty": "RSA", "kid": null, "n": modulus, "e": "AQAB"}),
