@@ -87,6 +87,10 @@ impl AuditLog for Forgetful {
         Ok(0)
     }
 
+    async fn unchained(&self) -> Result<u64, AuditError> {
+        Ok(0)
+    }
+
     async fn probe(&self) -> Result<(), AuditError> {
         Ok(())
     }
