@@ -1,12 +1,13 @@
 //! An exchange as the broker has it, with a cloud that issues one token and a log that keeps nothing.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use carnet::audit::{Audit, AuditError, AuditLog, Checkpoint, Expired, Group, HandOut, Head, Issued, Kept};
 use carnet::credential::{Call, CloudIdentity, Credential, CredentialProvider, Credentials, IssueError};
 use carnet::exchange::{Exchange, FakeRunHistory, History, PLACES};
+use carnet::limit::{Limits, Settings};
 use carnet::secret::Secret;
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -27,6 +28,7 @@ pub fn exchange() -> Arc<Exchange> {
         audit,
         clock: clock(),
         places: Arc::new(Semaphore::new(PLACES)),
+        limits: Limits::new(Settings::WIDE),
     })
 }
 
@@ -81,11 +83,11 @@ impl AuditLog for Forgetful {
         Ok(Kept::Yes)
     }
 
-    async fn expired(&self, _now: SystemTime, _retention: Duration) -> Result<Expired, AuditError> {
-        Ok(Expired::default())
+    async fn prune(&self, _expired: &Expired) -> Result<u64, AuditError> {
+        Ok(0)
     }
 
-    async fn prune(&self, _expired: &Expired) -> Result<u64, AuditError> {
+    async fn unchained(&self) -> Result<u64, AuditError> {
         Ok(0)
     }
 

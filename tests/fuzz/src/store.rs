@@ -61,6 +61,22 @@ impl AuditReader for Chest {
         Ok(self.checkpoints.iter().filter(next).cloned().collect())
     }
 
+    async fn fact_sets(&self, _behind: &[u8], _most: u32) -> Result<Vec<(Vec<u8>, String)>, AuditError> {
+        Ok(Vec::new())
+    }
+
+    async fn has_token(&self, _token_sha256: &[u8; 32]) -> Result<bool, AuditError> {
+        Ok(false)
+    }
+
+    async fn found_by_tokens(&self, _behind: i64, _most: u32) -> Result<Option<(i64, u64)>, AuditError> {
+        Ok(None)
+    }
+
+    async fn last_of_others(&self) -> Result<Option<Group>, AuditError> {
+        Ok(self.group.clone())
+    }
+
     async fn facts(&self, _digest: &[u8; 32]) -> Result<Option<String>, AuditError> {
         Ok(None)
     }

@@ -135,6 +135,14 @@ pub fn user_claims() -> Value {
 /// A good token, the same in every call.
 pub static TOKEN: LazyLock<String> = LazyLock::new(|| KEY.sign(&app_claims()));
 
+/// Says what came of an input, where `CARNET_FUZZ_SHOW` is set: whether a seed gets as far as it is meant to.
+pub fn show(what: impl FnOnce() -> String) {
+    static SHOWN: LazyLock<bool> = LazyLock::new(|| std::env::var_os("CARNET_FUZZ_SHOW").is_some());
+    if *SHOWN {
+        eprintln!("{}", what());
+    }
+}
+
 /// No part of the token `secret` stands in `shown`: what is shorter than its claims or signature could be, an input has by
 /// chance or from what it was told.
 pub fn assert_silent(shown: &str, secret: &str) {

@@ -14,7 +14,7 @@ use prost::Message as _;
 use uuid::Uuid;
 
 use crate::store::{Chest, RETENTION};
-use crate::world::{ISSUER, block_on, now};
+use crate::world::{ISSUER, block_on, now, show};
 
 const CHAIN: Uuid = Uuid::from_u128(0x7777_7777);
 
@@ -82,6 +82,7 @@ fn verified(group: Option<Group>, checkpoints: Vec<Checkpoint>, export: Option<&
         }
     });
     let report = verification.into_report();
+    show(|| format!("{report:?}"));
     for fault in &report.faults {
         let _ = format!("{fault} {fault:?}");
     }
@@ -92,7 +93,7 @@ fn verified(group: Option<Group>, checkpoints: Vec<Checkpoint>, export: Option<&
 fn shown(group: &Group) {
     let records = Records::new(Arc::new(Chest { group: Some(group.clone()), checkpoints: Vec::new() }));
     let mut cursors = Default::default();
-    for record in block_on(records.read_on(&mut cursors, now())).expect("a store that answers") {
+    for record in block_on(records.read_on(&mut cursors, now())).expect("a store that answers").records {
         let line = json(&record).to_string();
         assert!(!line.contains('\n'), "a record of two lines");
         let _ = ocsf(&record);

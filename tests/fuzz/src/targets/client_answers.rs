@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use carnet::subject_source::{Environment, Settings, SourceName, SubjectSource};
 
 use super::cloud_answers::{MARK, parsed};
-use crate::world::{CLIENT, TENANT, answer, block_on, clock, scratch};
+use crate::world::{CLIENT, TENANT, answer, block_on, clock, scratch, show};
 
 pub fn run(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
@@ -55,7 +55,9 @@ pub fn run(data: &[u8]) {
         answer(*status, headers.clone(), body.clone())
     });
     let source = SubjectSource::over(settings, clock(), http);
-    match block_on(source.token()) {
+    let answered = block_on(source.token());
+    show(|| format!("{answered:?}"));
+    match answered {
         Ok(token) => assert!(!token.is_empty() && token.expose().bytes().all(|byte| byte.is_ascii_graphic())),
         Err(error) => assert!(!error.to_string().contains(MARK), "{error}"),
     }

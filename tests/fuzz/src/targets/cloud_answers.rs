@@ -12,7 +12,9 @@ use carnet::target::{Job, Scopes, TokenType};
 use http::{HeaderMap, HeaderName, HeaderValue};
 use uuid::Uuid;
 
-use crate::world::{CLIENT, IDENTITIES, ISSUER, LONGEST, TOKEN, answer, assert_silent, block_on, clock, now, policy};
+use crate::world::{
+    CLIENT, IDENTITIES, ISSUER, LONGEST, TOKEN, answer, assert_silent, block_on, clock, now, policy, show,
+};
 
 /// What a service would never repeat in an error word, which has no hyphens.
 pub(super) const MARK: &str = "mark-of-a-secret";
@@ -56,7 +58,9 @@ pub fn run(data: &[u8]) {
         exchange_id: Uuid::from_u128(1),
         purpose: Purpose::Exchange,
     };
-    match block_on(clouds.issue(&call)) {
+    let answered = block_on(clouds.issue(&call));
+    show(|| format!("{answered:?}"));
+    match answered {
         Ok(credential) => issued(&credential),
         Err(error) => refused(&error),
     }

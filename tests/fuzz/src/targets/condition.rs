@@ -5,7 +5,7 @@ use std::time::Duration;
 use carnet::policy::{Ask, Draft, ExcessScopes, Policy, Question, RuleDocument, SubjectDocument};
 use carnet::target::{Job, Name, Scopes, TokenType};
 
-use crate::world::{CONFIG, IDENTITIES, now};
+use crate::world::{CONFIG, IDENTITIES, now, show};
 
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -33,6 +33,7 @@ pub fn run(data: &[u8]) {
     let policy = match Policy::compile(&rules, targets()) {
         Ok(policy) => policy,
         Err(mistakes) => {
+            show(|| format!("{mistakes:?}"));
             assert!(!mistakes.is_empty() && mistakes.iter().all(|mistake| !mistake.message.is_empty()));
             return;
         }
@@ -52,6 +53,7 @@ pub fn run(data: &[u8]) {
         let (allowed, again) = (policy.judge(question, &ask(ALLOWING)), policy.judge(question, &ask(ALLOWING)));
         assert_eq!(allowed.is_ok(), again.is_ok(), "the same facts, another verdict");
         // Where it holds, the deny rule holds too; where it fails, it refuses both.
+        show(|| format!("{allowed:?}"));
         let denied = policy.judge(question, &ask(DENYING));
         assert!(!(allowed.is_ok() && denied.is_ok()), "a condition both holds and does not");
         for target in [ALLOWING, DENYING] {

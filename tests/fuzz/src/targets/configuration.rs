@@ -5,7 +5,7 @@ use std::fmt::{Debug, Display};
 
 use carnet::config::{AgentConfig, Cases, Config, PolicyFile};
 
-use crate::world::scratch;
+use crate::world::{scratch, show};
 
 /// What the environment holds, whatever is asked for: it could be a secret.
 const SECRET: &str = "secret+of+the+environment";
@@ -43,9 +43,13 @@ pub fn run(data: &[u8]) {
 
 fn look<T: Debug, E: Display>(loaded: &Result<T, E>) {
     match loaded {
-        Ok(loaded) => drop(format!("{loaded:?}")),
+        Ok(loaded) => {
+            let text = format!("{loaded:?}");
+            show(|| text);
+        }
         Err(error) => {
             let text = error.to_string();
+            show(|| text.clone());
             assert!(!text.contains(SECRET), "an error shows what the environment holds: {text}");
         }
     }

@@ -5,8 +5,11 @@ use carnet::http::Endpoint;
 use carnet::socket::Address;
 use carnet::target::{Guid, IdTokenAudience, Name, PoolProvider, Scope, ServiceAccount, Span};
 
+use crate::world::show;
+
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
+    show(|| format!("{:?}", Understood::of(text)));
     let Understood { git_host, registry, exec_version, expires: _, endpoint } = Understood::of(text);
     for host in [&git_host, &registry].into_iter().flatten() {
         // It is compared with the configured hosts, and becomes a part of a URL.

@@ -10,7 +10,7 @@ use http::HeaderMap;
 use serde_json::Value;
 use url::Url;
 
-use crate::world::{AUTHORITY, CLIENT, KEY, TENANT, TOKEN, answer, block_on, clock, settings};
+use crate::world::{AUTHORITY, CLIENT, KEY, TENANT, TOKEN, answer, block_on, clock, settings, show};
 
 pub fn run(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -29,7 +29,9 @@ pub fn run(data: &[u8]) {
     });
     let verifier = EntraVerifier::new(settings(), http.clone(), clock());
     let token = SubjectToken::new(Secret::new(TOKEN.as_str())).expect("a token");
-    if block_on(verifier.verify(&token)).is_ok() {
+    let verdict = block_on(verifier.verify(&token));
+    show(|| format!("{verdict:?}"));
+    if verdict.is_ok() {
         assert!(keys.contains(modulus), "a token was taken whose key is not published");
         let discovery: Value = serde_json::from_str(discovery).expect("a document");
         let issuer = discovery.get("issuer").and_then(Value::as_str).unwrap_or_default();

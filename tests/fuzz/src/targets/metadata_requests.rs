@@ -8,7 +8,7 @@ use carnet::secret::Secret;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::Instant;
 
-use crate::world::{block_on, clock, now};
+use crate::world::{block_on, clock, now, show};
 
 static AGENT: LazyLock<Arc<Agent>> = LazyLock::new(|| {
     let target = |name: &str| TargetSettings { name: name.to_owned(), ..TargetSettings::default() };
@@ -38,6 +38,7 @@ pub fn run(data: &[u8]) {
         tokio::join!(serving, asking).1
     });
     let answer = String::from_utf8_lossy(&answer);
+    show(|| answer.clone().into_owned());
     if answer.contains(TOKEN) {
         let asked = String::from_utf8_lossy(data).to_lowercase();
         assert!(

@@ -5,13 +5,14 @@ use std::cell::{Cell, RefCell};
 use std::convert::Infallible;
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::{BufMut as _, Bytes, BytesMut};
 use carnet::audit::Records;
 use carnet::grpc::{self, Doors, Routes};
 use carnet::lease::{FakeLeaseStore, Leases};
-use carnet::operator::{Operator, SEARCHES};
+use carnet::operator::{Operator, Searches};
 use carnet::proto;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
@@ -19,12 +20,11 @@ use hyper::client::conn::http2::SendRequest;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use prost::Message as _;
-use tokio::sync::Semaphore;
 use tower::Service as _;
 
 use crate::broker::exchange;
 use crate::store::Chest;
-use crate::world::{CONFIGURED, ISSUER, TOKEN, block_on, clock, configured, settings, verifier};
+use crate::world::{CONFIGURED, ISSUER, TOKEN, block_on, clock, configured, settings, show, verifier};
 
 thread_local! {
     static CALLS: Cell<u64> = const { Cell::new(0) };
@@ -44,6 +44,7 @@ pub fn run(data: &[u8]) {
     let message = with_field(&message, b"{lease}", || opened(&mut connection));
     let (status, said, answer) = call(&mut connection, method, &message);
     CONNECTION.set(Some(connection));
+    show(|| format!("{method}: {status:?} {said} {} bytes", answer.len()));
     // Unknown and internal are what nobody thought of, but for what is no message at all.
     let unthought = matches!(status, Some(2 | 13)) && !said.starts_with("failed to decode");
     assert!(!unthought, "{method}: {status:?} {said}");
@@ -63,6 +64,8 @@ fn call(connection: &mut SendRequest<Full<Bytes>>, method: &str, message: &[u8])
         .body(Full::new(frame.freeze()))
         .expect("a request");
     block_on(async {
+        // What was counted against the caller is forgotten.
+        tokio::time::sleep(A_WHILE).await;
         connection.ready().await.expect("an open connection");
         let (head, mut body) = connection.send_request(request).await.expect("an answer").into_parts();
         let (mut bytes, mut trailers) = (Vec::new(), head.headers);
@@ -119,7 +122,7 @@ fn connect() -> SendRequest<Full<Bytes>> {
             issuer: Some(ISSUER.clone()),
             audit: exchange.audit.clone(),
             records: Records::new(Arc::new(Chest::default())),
-            searches: Arc::new(Semaphore::new(SEARCHES)),
+            searches: Arc::new(Searches::default()),
             clock: clock(),
         };
         let doors = Doors { exchange, leases, operator: Arc::new(operator), clock: clock() };
@@ -156,4 +159,5 @@ const METHODS: [&str; 10] = [
 /// A flag and a length.
 const HEAD: usize = 5;
 
-const LISTENS: std::time::Duration = std::time::Duration::from_secs(1);
+const LISTENS: Duration = Duration::from_secs(1);
+const A_WHILE: Duration = Duration::from_secs(60);

@@ -6,7 +6,7 @@ use std::cell::LazyCell;
 use carnet::secret::Secret;
 use carnet::subject::{EntraVerifier, SubjectError, SubjectToken, VerifiedIdentity, Verifier as _};
 
-use crate::world::{KEY, TENANT, TOKEN, assert_silent, block_on, now, settings, verifier};
+use crate::world::{KEY, TENANT, TOKEN, assert_silent, block_on, now, settings, show, verifier};
 
 thread_local! {
     static VERIFIER: LazyCell<EntraVerifier> = LazyCell::new(verifier);
@@ -40,6 +40,7 @@ fn look(text: &str, signed: Signed) {
     }
     VERIFIER.with(|verifier| {
         let verdict = block_on(verifier.verify(&token));
+        show(|| format!("{verdict:?}"));
         match &verdict {
             Ok(identity) => {
                 assert!(signed == Signed::ByTheKey || text == *TOKEN, "a token that nobody signed was taken");
