@@ -477,12 +477,16 @@ async fn become_ready(keys: Arc<KeyCache>, audit: Audit, ready: Ready, health: H
         sleep(PREFETCH_AGAIN).await;
     }
     let follow_the_log = async {
-        let mut well = true;
+        // Each waits for the state itself: one that comes and goes while nobody looks is not missed for ever.
         loop {
-            health.set_serving(well).await;
-            ready.set(well);
-            tracing::info!("{}", if well { "ready" } else { "not ready: the audit log takes no records" });
-            well = audit.change().await;
+            health.set_serving(true).await;
+            ready.set(true);
+            tracing::info!("ready");
+            audit.until_unwell().await;
+            health.set_serving(false).await;
+            ready.set(false);
+            tracing::info!("not ready: the audit log takes no records");
+            audit.until_well().await;
         }
     };
     tokio::join!(follow_the_log, keys.keep_fresh());

@@ -42,7 +42,7 @@ use std::time::{Duration, SystemTime};
 use metrics::Counter;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, timeout};
 use uuid::Uuid;
 
 use self::progress::Progress;
@@ -214,21 +214,19 @@ impl Audit {
         self.log.find_issued(token_sha256).await
     }
 
-    /// Waits until the log stops or starts again to take records, and says which. While it does not, it is tried every
-    /// [`PROBE_EVERY`]: without calls nobody would notice its return.
-    pub async fn change(&self) -> bool {
+    /// Waits until the log does not take records.
+    pub async fn until_unwell(&self) {
+        // The sender is this log's own: it cannot be gone.
+        let _ = self.well.subscribe().wait_for(|well| !well).await;
+    }
+
+    /// Waits until the log takes records. While it does not, it is tried every [`PROBE_EVERY`]: without calls nobody would
+    /// notice its return.
+    pub async fn until_well(&self) {
         let mut well = self.well.subscribe();
-        if *well.borrow_and_update() {
-            let _ = well.wait_for(|well| !well).await;
-            return false;
-        }
-        loop {
-            sleep(PROBE_EVERY).await;
+        while timeout(PROBE_EVERY, well.wait_for(|well| *well)).await.is_err() {
             if self.log.probe().await.is_ok() {
                 self.well.send_replace(true);
-            }
-            if *well.borrow_and_update() {
-                return true;
             }
         }
     }
