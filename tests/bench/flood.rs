@@ -36,7 +36,7 @@ pub async fn run() -> Result<Vec<Row>> {
         connections,
         shape,
     };
-    let calm = job(good_path.clone(), 4, Shape::Open { rate: GOOD_PER_SECOND, time: ROUND });
+    let calm = job(good_path.clone(), 16, Shape::Open { rate: GOOD_PER_SECOND, time: ROUND });
     let refused = job(bad_path, FLOODING, Shape::Refused { streams: STREAMS, time: ROUND + SETTLING * 2 });
     let (mut ratios, mut quiet, mut flooded, mut rates, mut busy) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -91,7 +91,7 @@ fn share(broker: &Running, before: Duration, seconds: f64) -> Result<f64> {
 }
 
 /// Of the good caller: a small part of what the broker can do.
-const GOOD_PER_SECOND: f64 = 1000.0;
+const GOOD_PER_SECOND: f64 = 200.0;
 
 /// Each is a token of its own to the broker.
 const DISTINCT: usize = 20_000;
