@@ -22,9 +22,9 @@ pub async fn run() -> Result<Vec<Row>> {
     ensure!(answer.credentials.iter().all(|credential| credential.cached), "the second answer is not a cached one");
     let (good_path, bad_path) = (place.folder.path().join("good"), place.folder.path().join("bad"));
     fs::write(&good_path, broker::frame(&good)?)?;
-    let mut bad = Vec::new();
+    let (mut bad, token) = (Vec::new(), clouds.subject_token());
     for number in 0..DISTINCT {
-        bad.extend_from_slice(&broker::frame(&broker::request(spoilt(&clouds.subject_token(), number), "run-1"))?);
+        bad.extend_from_slice(&broker::frame(&broker::request(spoilt(&token, number), "run-1"))?);
     }
     fs::write(&bad_path, bad)?;
     let length = answer.encoded_len();
@@ -37,7 +37,7 @@ pub async fn run() -> Result<Vec<Row>> {
         shape,
         certificate: None,
     };
-    let calm = job(good_path.clone(), 4, Shape::Open { rate: GOOD_PER_SECOND, time: ROUND });
+    let calm = job(good_path.clone(), 16, Shape::Open { rate: GOOD_PER_SECOND, time: ROUND });
     let refused = job(bad_path, FLOODING, Shape::Refused { streams: STREAMS, time: ROUND + SETTLING * 2 });
     let (mut ratios, mut quiet, mut flooded, mut rates, mut busy) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
@@ -92,13 +92,13 @@ fn share(broker: &Running, before: Duration, seconds: f64) -> Result<f64> {
 }
 
 /// Of the good caller: a small part of what the broker can do.
-const GOOD_PER_SECOND: f64 = 1000.0;
+const GOOD_PER_SECOND: f64 = 200.0;
 
 /// Each is a token of its own to the broker.
 const DISTINCT: usize = 20_000;
 
-const FLOODING: usize = 40;
-const STREAMS: usize = 250;
+const FLOODING: usize = 80;
+const STREAMS: usize = 120;
 
 const ROUNDS: usize = 3;
 const ROUND: Duration = Duration::from_secs(4);

@@ -235,7 +235,8 @@ impl Load {
         let (answer, mut request) = connection.send_request(self.head.clone(), false)?;
         let turn = self.sent.fetch_add(1, Ordering::Relaxed) % self.frames.len();
         request.send_data(self.frames.get(turn).cloned().unwrap_or_default(), true)?;
-        let answer = answer.await?;
+        // A stream that is refused is a refusal, too.
+        let Ok(answer) = answer.await else { return Ok(yield_now().await) };
         let status = answer.headers().get("grpc-status").context("no grpc-status")?;
         ensure!(status != "0", "a bad token was taken");
         Ok(())
