@@ -185,7 +185,7 @@ pub const COUNTERS: [(&str, &str); 18] = [
     ("carnet_connections_refused_total", "Connections that were not served, by reason"),
 ];
 
-pub const GAUGES: [(&str, &str); 16] = [
+pub const GAUGES: [(&str, &str); 17] = [
     ("carnet_audit_changed", "1 while the store no longer has the audit records that this broker wrote"),
     (
         "carnet_audit_held_chains",

