@@ -13,7 +13,6 @@ async fn connect(window: u32) -> (JoinHandle<()>, SendRequest<Bytes>) {
     let loopback: Address = "127.0.0.1:0".parse().expect("an address");
     let listener = Listener {
         name: "http",
-        most: 1,
         socket: Socket::bind(&loopback).await.expect("a socket"),
         tls: None,
         serves: Serves::Http(
