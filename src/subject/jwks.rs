@@ -13,6 +13,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use futures_util::FutureExt as _;
 use futures_util::future::{BoxFuture, Shared};
+use jsonwebtoken::{DecodingKey, DecodingKeyKind};
 use serde::Deserialize;
 use serde_json::Value;
 use tokio::time::Instant;
@@ -81,10 +82,12 @@ impl VerificationKey {
         if !MODULUS_TEXT_LENGTH.contains(&n.len()) {
             return None;
         }
-        let (modulus, exponent) = (BASE64_URL_SAFE_NO_PAD.decode(n).ok()?, BASE64_URL_SAFE_NO_PAD.decode(e).ok()?);
-        if is_roca(&modulus) {
+        let read = DecodingKey::from_rsa_components(n, e).ok()?;
+        let DecodingKeyKind::RsaModulusExponent { n: modulus, e: exponent } = read.kind() else { return None };
+        if is_roca(modulus) {
             return None;
         }
+        // Parsed here: `jsonwebtoken::crypto::verify` parses the key again at each signature.
         let key = RsaPublicKeyComponents { n: modulus, e: exponent };
         let key = key.to_parsed_public_key(&RSA_PKCS1_2048_8192_SHA256).ok()?;
         let mut digest = FieldDigest::new("rsa-key");

@@ -395,7 +395,8 @@ async fn whoever_leaves_before_the_answer_costs_one_connection_and_no_other() {
         };
         let before = several().await;
         assert!(store.audit.find_issued(&[0; 32]).now_or_never().is_none(), "left before the answer");
-        assert_eq!(several().await.difference(&before).count(), 1, "new connections");
+        let after = several().await;
+        assert!(before.difference(&after).count() <= 1, "{before:?} became {after:?}");
     })
     .await;
 }
