@@ -346,6 +346,7 @@ impl Credentials {
     }
 
     /// With room for so many bytes of them.
+    #[cfg(any(test, feature = "testing"))]
     pub fn with_room(provider: Arc<dyn CredentialProvider>, clock: Arc<dyn Clock>, max_bytes: u64) -> Self {
         let cache = Arc::new(Cache::bounded("credentials", max_bytes, clock.clone()));
         Self { cache, shared: None, provider, clock }

@@ -13,7 +13,7 @@ pub use client::{Address, ConnectError, call, connect, connect_lazily};
 pub use operator::{explain_request, step};
 pub use patience::{Again, BrokerClock, Patience, passes, retry_delay};
 pub use routes::Routes;
-pub use status::busy;
+pub use status::{busy, crowded};
 
 use std::sync::Arc;
 
@@ -88,15 +88,18 @@ pub async fn services(doors: Doors) -> Result<Services, tonic_reflection::server
     let operator = OperatorServer::new(operator::OperatorService::new(operator))
         .max_decoding_message_size(MESSAGE_MAX_BYTES)
         .max_encoding_message_size(LISTING_MAX_BYTES);
-    let others = tonic::service::Routes::new(health_service)
+    let others = tonic::service::Routes::new(health_service.max_decoding_message_size(NAME_MAX_BYTES))
         .add_service(leases)
         .add_service(operator)
         // Both versions: Python's own client knows v1alpha only.
-        .add_service(reflection().build_v1()?)
-        .add_service(reflection().build_v1alpha()?)
+        .add_service(reflection().build_v1()?.max_decoding_message_size(NAME_MAX_BYTES))
+        .add_service(reflection().build_v1alpha()?.max_decoding_message_size(NAME_MAX_BYTES))
         .into_axum_router();
     Ok(Services { routes: Routes { exchange, others }, health })
 }
+
+/// Health and reflection are asked by anybody, about names.
+const NAME_MAX_BYTES: usize = 4 * 1024;
 
 /// A subject token has at most 64 KiB; the rest of a request is small.
 const MESSAGE_MAX_BYTES: usize = 160 * 1024;

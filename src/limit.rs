@@ -16,6 +16,11 @@ pub use queue::{FairQueue, Turn};
 pub use share::{Share, Shares};
 pub use unrecorded::{Omission, Unrecorded};
 
+/// Too much is held of requests that are not complete; nothing is wrong with this one. For gRPC, the status that says so.
+#[derive(Debug, thiserror::Error)]
+#[error("too many large requests are under way")]
+pub struct Crowded(#[source] pub Box<dyn std::error::Error + Send + Sync>);
+
 use std::hash::{BuildHasher as _, RandomState};
 use std::num::NonZeroU32;
 use std::time::Duration;
@@ -130,18 +135,18 @@ impl Limits {
         peer.network().is_none_or(|network| self.recorded.take(self.key(&*network), self.now()).is_ok())
     }
 
-    /// Takes a question about a token, which is a look into the store.
+    /// Whether a question about a token, which is a look into the store, is taken from there.
     ///
     /// # Errors
     /// How long to wait.
-    pub fn ask(&self, peer: &Peer) -> Result<(), Duration> {
-        peer.network().map_or(Ok(()), |network| self.misses.take(self.key(&*network), self.now()))
+    pub fn may_ask(&self, peer: &Peer) -> Result<(), Duration> {
+        peer.network().map_or(Ok(()), |network| self.misses.has_room(self.key(&*network), self.now()))
     }
 
-    /// The token that was asked about is one that was handed out: the question costs nothing.
-    pub fn found(&self, peer: &Peer) {
+    /// Nobody handed out the token that was asked about.
+    pub fn asked_in_vain(&self, peer: &Peer) {
         if let Some(network) = peer.network() {
-            self.misses.give_back(self.key(&*network));
+            let _ = self.misses.take(self.key(&*network), self.now());
         }
     }
 

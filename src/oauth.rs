@@ -25,7 +25,7 @@ use self::form::Fields;
 use crate::clock::Clock;
 use crate::exchange::{Caller, Door, Exchange, ExchangeError, Exchanged};
 use crate::issuer::Issuer;
-use crate::limit::Peer;
+use crate::limit::{Crowded, Peer};
 use crate::secret::Secret;
 use crate::telemetry;
 
@@ -94,6 +94,7 @@ async fn token(
 ) -> Response {
     let fields = match body {
         Ok(body) => Fields::parse(&headers, &body),
+        Err(rejected) if is_crowded(&rejected) => return busy(),
         Err(_too_large) => Err(format!("the body is larger than {BODY_MAX_BYTES} bytes, or was cut off")),
     };
     let (fields, unreadable) = match fields {
@@ -121,7 +122,7 @@ async fn introspect(
     body: body::Bytes,
 ) -> Response {
     let peer = peer.map_or_else(|| "".into(), |Extension(peer)| peer);
-    if let Err(wait) = http.exchange.limits.ask(&peer) {
+    if let Err(wait) = http.exchange.limits.may_ask(&peer) {
         metrics::counter!("carnet_limited_total", "limit" => "introspections").increment(1);
         return answer::too_many(wait);
     }
@@ -132,13 +133,18 @@ async fn introspect(
     let Some(token) = fields.text("token") else { return answer::malformed("token is missing") };
     match http.exchange.audit.find_issued(&Secret::new(token).sha256()).await {
         Ok(found) => {
-            if found.is_some() {
-                http.exchange.limits.found(&peer);
+            if found.is_none() {
+                http.exchange.limits.asked_in_vain(&peer);
             }
             introspection(found, http.clock.now())
         }
         Err(_unreadable) => answer::unavailable(),
     }
+}
+
+/// Whether a body was not read for want of room.
+fn is_crowded(rejected: &(dyn std::error::Error + 'static)) -> bool {
+    std::iter::successors(Some(rejected), |error| error.source()).any(|error| error.is::<Crowded>())
 }
 
 fn caller(peer: Option<Extension<Peer>>, headers: &HeaderMap) -> Caller {

@@ -186,7 +186,10 @@ pub const COUNTERS: [(&str, &str); 18] = [
 ];
 
 pub const GAUGES: [(&str, &str); 17] = [
-    ("carnet_audit_changed", "1 where the store no longer has the audit record that this broker's last checkpoint covers"),
+    (
+        "carnet_audit_changed",
+        "1 where the store no longer has the audit record that this broker's last checkpoint covers",
+    ),
     (
         "carnet_audit_held_chains",
         "Chains of the audit log with records that seem to be past audit.retention and cannot be proven to be; the log says why",

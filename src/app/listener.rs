@@ -54,24 +54,30 @@ pub(super) enum Serves {
 }
 
 impl Serves {
-    /// `asked`: none where too many requests are under way.
-    async fn answer(&mut self, request: http::Request<Measured>, asked: Option<Begun>) -> http::Response<Body> {
-        let Some(asked) = asked else {
+    /// `asked`: none where too many requests are under way; a probe is answered all the same.
+    async fn answer(&mut self, request: http::Request<Measured>, asked: Option<Asking>) -> http::Response<Body> {
+        let path = request.uri().path();
+        let lasts = match path {
+            path if HELD_STREAMS.contains(&path) => Lasts::Held,
+            path if OPEN_STREAMS.iter().any(|method| path.starts_with(method)) => Lasts::Open,
+            _ => Lasts::No,
+        };
+        if asked.is_none() && !PROBES.contains(&path) {
             metrics::counter!("carnet_limited_total", "limit" => "requests").increment(1);
             return match self {
                 Self::Grpc(_) => grpc::busy(),
                 Self::Http(_) => oauth::busy().map(Body::new),
             };
-        };
-        let goes_on = STREAMS.iter().any(|method| request.uri().path().starts_with(method));
+        }
         let answered = match self {
             Self::Grpc(routes) => routes.call(request).await,
             Self::Http(router) => router.call(request).await.map(|response| response.map(Body::new)),
         };
         let answered: http::Response<Body> = answered.unwrap_or_else(|never| match never {});
-        if goes_on || answered.body().is_end_stream() {
+        if lasts == Lasts::Held || answered.body().is_end_stream() {
             return answered;
         }
+        let asked = asked.map(|Asking { place, begun }| (place, begun.filter(|_| lasts == Lasts::No)));
         // Until the peer has taken the last of it.
         answered.map(|body| {
             Body::new(body.map_frame(move |frame| {
@@ -80,6 +86,22 @@ impl Serves {
             }))
         })
     }
+}
+
+/// Whether an answer goes on for as long as its caller listens.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    No,
+    /// Anybody gets one: it counts among the requests until it ends.
+    Open,
+    /// Those who hold a lease, or are operators: leases, and searches, have bounds of their own.
+    Held,
+}
+
+/// What a request has until its answer is taken.
+struct Asking {
+    place: UnderWay,
+    begun: Option<Begun>,
 }
 
 /// The requests of a connection whose answers are not taken yet, by the time at which they began.
@@ -93,14 +115,13 @@ struct Asked {
 struct Begun {
     asked: Arc<Asked>,
     turn: usize,
-    _place: UnderWay,
 }
 
 impl Asked {
-    fn begin(self: &Arc<Self>, place: UnderWay) -> Begun {
+    fn begin(self: &Arc<Self>) -> Begun {
         let turn = self.turn.load(Ordering::Relaxed);
         self.begun_in(turn).fetch_add(1, Ordering::Relaxed);
-        Begun { asked: self.clone(), turn, _place: place }
+        Begun { asked: self.clone(), turn }
     }
 
     /// Whether a request of the turn before this one is not taken yet.
@@ -231,7 +252,7 @@ impl Listener {
             request.extensions_mut().insert(peer.clone());
             request.extensions_mut().insert(farewell.clone());
             let mut serves = serves.clone();
-            let asked = place.request().map(|place| asked.begin(place));
+            let asked = place.request().map(|place| Asking { place, begun: Some(asked.begin()) });
             let request = request.map(|body| place.measured(body));
             async move { Ok::<_, Infallible>(serves.answer(request, asked).await) }
         });
@@ -335,8 +356,11 @@ const MAX_REQUESTS: usize = 32_768;
 /// What is held of requests that are larger than most and not complete.
 const MAX_LARGE_BYTES: usize = 128 * 1024 * 1024;
 
-/// Answers that go on for as long as their callers listen.
-const STREAMS: [&str; 3] = ["/carnet.v1.Leases/WatchCredentials", "/grpc.health.v1.Health/Watch", "/grpc.reflection."];
+const HELD_STREAMS: [&str; 2] = ["/carnet.v1.Leases/WatchCredentials", "/carnet.v1.Operator/SearchAudit"];
+const OPEN_STREAMS: [&str; 2] = ["/grpc.health.v1.Health/Watch", "/grpc.reflection."];
+
+/// A broker that is full is well.
+const PROBES: [&str; 3] = ["/healthz", "/readyz", "/grpc.health.v1.Health/Check"];
 
 /// Looked at so often: an answer that was begun one look before the last and is not taken yet ends its connection. A request
 /// has 30 s, so there are 10 s at least to take what is answered.

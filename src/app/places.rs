@@ -12,7 +12,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use crate::limit::network;
+use crate::grpc;
+use crate::limit::{Crowded, network};
 
 /// How many may be connected, and a few more from the broker's own host: a broker that is full is well, and its probe
 /// has to be able to see that. One address gets four times what is free at most, so that none takes all; a balancer in
@@ -32,6 +33,8 @@ type Neighbours = Mutex<HashMap<String, Arc<Neighbour>>>;
 struct Neighbour {
     connections: AtomicUsize,
     requests: AtomicUsize,
+    /// As of [`Requests`].
+    large: AtomicUsize,
 }
 
 /// Requests whose answer is not sent, of all connections: each costs some 8 KB (measured with 4,000 of them).
@@ -49,6 +52,7 @@ pub(super) struct Measured {
     body: Incoming,
     heard: usize,
     large: usize,
+    neighbour: Arc<Neighbour>,
     requests: Arc<Requests>,
 }
 
@@ -113,7 +117,19 @@ impl Place {
 
 impl Place {
     pub fn measured(&self, body: Incoming) -> Measured {
-        Measured { body, heard: 0, large: 0, requests: self.requests.clone() }
+        let (neighbour, requests) = (self.neighbour.clone(), self.requests.clone());
+        Measured { body, heard: 0, large: 0, neighbour, requests }
+    }
+}
+
+impl Measured {
+    /// Counts so much more; whether there is room for it.
+    fn hold(&mut self, length: usize) -> bool {
+        self.large += length;
+        let all = self.requests.large.fetch_add(length, Ordering::Relaxed) + length;
+        let own = self.neighbour.large.fetch_add(length, Ordering::Relaxed) + length;
+        let free = self.requests.most_large.saturating_sub(all);
+        all <= self.requests.most_large && own <= ALWAYS_LARGE.max(free.saturating_mul(TIMES))
     }
 }
 
@@ -129,12 +145,8 @@ impl Body for Measured {
         let frame = frame?;
         let length = frame.data_ref().map_or(0, Bytes::len);
         self.heard += length;
-        if self.heard > SMALL && length > 0 {
-            self.large += length;
-            let all = self.requests.large.fetch_add(length, Ordering::Relaxed) + length;
-            if all > self.requests.most_large {
-                return Poll::Ready(Some(Err("too many large requests are under way".into())));
-            }
+        if self.heard > SMALL && length > 0 && !self.hold(length) {
+            return Poll::Ready(Some(Err(Crowded(Box::new(grpc::crowded())).into())));
         }
         Poll::Ready(Some(Ok(frame)))
     }
@@ -152,6 +164,7 @@ impl Drop for Measured {
     fn drop(&mut self) {
         if self.large > 0 {
             self.requests.large.fetch_sub(self.large, Ordering::Relaxed);
+            self.neighbour.large.fetch_sub(self.large, Ordering::Relaxed);
         }
     }
 }
@@ -180,6 +193,7 @@ const TIMES: usize = 4;
 
 /// Who has no more than these is nobody's burden.
 const ALWAYS: usize = 16;
+const ALWAYS_LARGE: usize = 1024 * 1024;
 
 #[cfg(test)]
 mod tests {

@@ -74,10 +74,11 @@ impl Gaps {
         self.0.iter().filter(|gap| !gap.is_beginning()).map(Gap::records).sum()
     }
 
-    /// Returns the one that is given up for it, if any.
+    /// Returns the one that is given up for it, if any: a beginning rather than another.
     pub fn open(&mut self, gap: Gap) -> Option<Gap> {
         self.0.push(gap);
-        (self.0.len() > MOST_GAPS).then(|| self.0.remove(0))
+        let least = self.0.iter().position(Gap::is_beginning).unwrap_or_default();
+        (self.0.len() > MOST_GAPS).then(|| self.0.remove(least))
     }
 
     /// The record at `position` is there; whether it was missed.

@@ -184,7 +184,11 @@ impl Records {
                     if *cursor > 0 && first > *cursor {
                         onwards.lost += gap.records();
                     } else {
-                        onwards.lost += moved.gaps.open(gap).map_or(0, |given_up| given_up.records());
+                        onwards.lost += moved
+                            .gaps
+                            .open(gap)
+                            .filter(|given_up| !given_up.is_beginning())
+                            .map_or(0, |it| it.records());
                         onwards.opened.push(gap);
                     }
                 }
@@ -224,6 +228,10 @@ impl Records {
         cursors.asked_ms = Some(now_ms);
         let mut late = Vec::new();
         for gap in cursors.gaps.iter().copied().collect::<Vec<_>>() {
+            let dropped = |extent: &Extent| extent.chain == gap.chain && extent.first > gap.last;
+            if gap.is_beginning() && chains.iter().any(dropped) {
+                continue;
+            }
             let wanted = gap.records().min(*room);
             if wanted == 0 {
                 // There is more than is read at once.

@@ -139,21 +139,23 @@ impl Exchange {
                 subject.id = omission.subject,
                 peer.address = omission.peer,
                 limited.count = count,
-                "{count} refusals of {who} were not recorded one by one: it asks for more than its share"
+                "{count} refusals of {who} were recorded in all, not one by one"
             );
         }
     }
 
     fn in_all(&self, omission: &Omission) -> AuditRecord {
         let reasons: Vec<String> = omission.reasons.iter().map(|(reason, count)| format!("{reason}={count}")).collect();
+        // While Entra is away, everybody is a stranger, and that is nobody's fault out there.
+        let ours = omission.reasons.keys().all(|reason| *reason == Reason::KeysUnavailable.as_str());
         let since = omission.since.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
         AuditRecord {
             exchange_id: Uuid::now_v7(),
             time: self.clock.now(),
             action: LEFT_OUT,
             lease_id: None,
-            outcome: Outcome::Denied,
-            reason: Some(Reason::RateLimited),
+            outcome: if ours { Outcome::Failed } else { Outcome::Denied },
+            reason: Some(if ours { Reason::KeysUnavailable } else { Reason::RateLimited }),
             subject: omission.subject.clone(),
             entra_token_id: String::new(),
             client_id: String::new(),

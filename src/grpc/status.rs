@@ -36,7 +36,12 @@ pub(super) fn of(error: &ExchangeError, exchange_id: Uuid) -> Status {
 
 /// The answer to a call for which there is no place.
 pub fn busy() -> http::Response<Body> {
-    of(&ExchangeError::Overloaded, Uuid::now_v7()).into_http()
+    crowded().into_http()
+}
+
+/// The same for a request of which a part is there.
+pub fn crowded() -> Status {
+    of(&ExchangeError::Overloaded, Uuid::now_v7())
 }
 
 const DOMAIN: &str = "carnet";

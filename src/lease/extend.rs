@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Applied, Change, Failed, Found, Lease, Leases, SubjectProof, count, detached, record};
 use crate::audit::Outcome;
 use crate::clock::whole_milliseconds;
-use crate::exchange::{Caller, ExchangeError, ExchangeRequest, Proof};
+use crate::exchange::{Caller, ExchangeError, ExchangeRequest, Proof, hold_back};
 use crate::policy::{ExcessScopes, Tenure};
 use crate::secret::Secret;
 
@@ -75,7 +75,14 @@ impl Leases {
         if let Err(error) = &permitted {
             (entry.outcome, entry.reason) = (error.outcome(), Some(error.reason()));
         }
-        self.exchange.audit.record(vec![entry]).await.map_err(|error| failed(ExchangeError::Audit(error)))?;
+        let known = Some(entry.subject.clone()).filter(|subject| !subject.is_empty());
+        let refused = permitted.as_ref().err();
+        if refused.is_none_or(|error| self.exchange.is_recorded(known.as_deref(), &request.caller.peer, error)) {
+            self.exchange.audit.record(vec![entry]).await.map_err(|error| failed(ExchangeError::Audit(error)))?;
+        }
+        if let Some(error) = refused {
+            hold_back(error, &request.caller.peer).await;
+        }
         let (identity, allowed_until) = permitted.map_err(failed)?;
         let not_after = match duration {
             Some(_) => allowed_until,

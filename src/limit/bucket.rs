@@ -42,14 +42,6 @@ impl Buckets {
         sooner(first, second)
     }
 
-    /// What was taken for nothing.
-    pub fn give_back(&self, key: u64) {
-        for cell in self.cells(key) {
-            // One that has been full for long stays so.
-            let _ = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full| full.checked_sub(self.one));
-        }
-    }
-
     fn charge(&self, cell: &AtomicU64, now: u64) -> Result<(), Duration> {
         let mut wait = Duration::ZERO;
         let charged = cell.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full| {

@@ -18,6 +18,7 @@ async fn connect(window: u32) -> (JoinHandle<()>, SendRequest<Bytes>) {
         serves: Serves::Http(
             Router::new()
                 .route("/large", get(async || "x".repeat(100_000)))
+                .route(HELD_STREAMS[1], get(async || "x".repeat(100_000)))
                 .route("/count", post(async |body: body::Bytes| body.len().to_string())),
         ),
         most: 1,
@@ -45,6 +46,16 @@ async fn who_asks_and_takes_no_answer_is_cut_off() {
     let answer = answer.await.expect("a head");
     timeout(LOOK_FOR_UNREAD * 3, serving).await.expect("cut off").expect("a clean end");
     drop(answer);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_search_of_the_audit_log_has_its_own_patience_and_costs_no_request_its_connection() {
+    let (serving, mut client) = connect(0).await;
+    let request = http::Request::get(format!("http://carnet{}", HELD_STREAMS[1])).body(()).expect("a request");
+    let (answer, _body) = client.send_request(request, true).expect("sent");
+    let _answer = answer.await.expect("a head");
+    sleep(LOOK_FOR_UNREAD * 3).await;
+    assert!(!serving.is_finished());
 }
 
 #[tokio::test(start_paused = true)]
@@ -90,7 +101,11 @@ async fn large_bodies_are_held_up_to_a_bound_and_small_ones_go_on() {
     let unfinished = send(90_000, false).await;
     sleep(Duration::from_secs(1)).await;
     assert_eq!(send(10_000, true).await.0.await.expect("a head").status().as_u16(), 200);
-    assert_eq!(send(60_000, true).await.0.await.expect("a head").status().as_u16(), 400);
+    assert_eq!(
+        send(60_000, true).await.0.await.expect("a head").status().as_u16(),
+        400,
+        "what axum says of a body that breaks off"
+    );
     drop(unfinished);
     sleep(Duration::from_secs(1)).await;
     assert_eq!(send(60_000, true).await.0.await.expect("a head").status().as_u16(), 200, "there is room again");
