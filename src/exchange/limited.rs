@@ -184,7 +184,8 @@ fn holder(identity: &Identity) -> Holder {
 /// streams, and the broker's time is for others.
 pub(crate) async fn hold_back(error: &ExchangeError, peer: &Peer) {
     if matches!(error, ExchangeError::Limited { limit: Limit::Peer, .. }) && !peer.is_trusted() {
-        sleep(HELD_BACK).await;
+        // Not all at once again: a flood's refusals come in step otherwise, and good callers wait behind each wave of them.
+        sleep(HELD_BACK.mul_f64(rand::random_range(0.5..1.5))).await;
     }
 }
 
