@@ -236,7 +236,10 @@ impl Load {
         let turn = self.sent.fetch_add(1, Ordering::Relaxed) % self.frames.len();
         request.send_data(self.frames.get(turn).cloned().unwrap_or_default(), true)?;
         // A stream that is refused is a refusal, too.
-        let Ok(answer) = answer.await else { return Ok(yield_now().await) };
+        let Ok(answer) = answer.await else {
+            yield_now().await;
+            return Ok(());
+        };
         let status = answer.headers().get("grpc-status").context("no grpc-status")?;
         ensure!(status != "0", "a bad token was taken");
         Ok(())
