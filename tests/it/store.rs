@@ -17,7 +17,6 @@ use carnet::issuer::{Algorithm, SigningKey, StoredKey};
 use carnet::reason::Reason;
 use carnet::secret::{SealingKeys, Secret};
 use carnet::store::{OpenError, StoreSettings, Stores, open};
-use futures_util::FutureExt as _;
 use uuid::Uuid;
 
 use self::leases::{
@@ -386,6 +385,7 @@ async fn of_connections_that_a_partition_has_silenced_one_costs_an_error_and_the
 async fn whoever_leaves_before_the_answer_costs_one_connection_and_no_other() {
     with_database(async |database| {
         let (store, client) = (Place(database.url()).open().await, database.client().await);
+        let blocker = database.client().await;
         let several = async || {
             let found = (0..4).map(|_| store.audit.find_issued(&[0; 32]));
             assert!(futures_util::future::join_all(found).await.iter().all(Result::is_ok));
@@ -394,7 +394,10 @@ async fn whoever_leaves_before_the_answer_costs_one_connection_and_no_other() {
             rows.iter().map(|row| row.get(0)).collect::<BTreeSet<i32>>()
         };
         let before = several().await;
-        assert!(store.audit.find_issued(&[0; 32]).now_or_never().is_none(), "left before the answer");
+        blocker.batch_execute("BEGIN; LOCK TABLE audit, audit_token").await.expect("locked");
+        let left = tokio::time::timeout(Duration::from_millis(50), store.audit.find_issued(&[0; 32])).await;
+        assert!(left.is_err(), "left before the answer");
+        blocker.batch_execute("ROLLBACK").await.expect("unlocked");
         let after = several().await;
         assert!(before.difference(&after).count() <= 1, "{before:?} became {after:?}");
     })
