@@ -93,7 +93,7 @@ fn verified(group: Option<Group>, checkpoints: Vec<Checkpoint>, export: Option<&
 fn shown(group: &Group) {
     let records = Records::new(Arc::new(Chest { group: Some(group.clone()), checkpoints: Vec::new() }));
     let mut cursors = Default::default();
-    for record in block_on(records.read_on(&mut cursors, now())).expect("a store that answers").records.records {
+    for record in block_on(records.read_on(&mut cursors, now())).expect("a store that answers").records {
         let line = json(&record).to_string();
         assert!(!line.contains('\n'), "a record of two lines");
         let _ = ocsf(&record);
