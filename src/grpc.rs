@@ -54,7 +54,7 @@ const SERVICES: [&str; 3] = ["carnet.v1.TokenExchange", "carnet.v1.Leases", "car
 
 /// The connection is about to end: an extension of every request, for answers that would go on.
 #[derive(Debug, Clone, Default)]
-pub struct Farewell(pub CancellationToken);
+pub struct Farewell(pub Arc<CancellationToken>);
 
 /// What is served.
 #[derive(Debug)]

@@ -64,6 +64,8 @@ pub struct Limits {
     recorded: Buckets,
     /// Questions about tokens that nobody handed out, by address.
     misses: Buckets,
+    /// Those questions under way: an address has as many more answers than its limit, at most.
+    questions: FairQueue<u64>,
     known: Known,
     /// Exchanges under way, by verified caller, and by address while the caller is not verified yet.
     pub under_way: Shares,
@@ -81,6 +83,7 @@ impl Limits {
             pretended: Buckets::new(PRETENDED),
             recorded: by_peer(),
             misses: by_peer(),
+            questions: FairQueue::new(QUESTIONS),
             known: Known::new(),
             under_way: Shares::default(),
             unrecorded: Unrecorded::default(),
@@ -135,12 +138,18 @@ impl Limits {
         peer.network().is_none_or(|network| self.recorded.take(self.key(&*network), self.now()).is_ok())
     }
 
-    /// Whether a question about a token, which is a look into the store, is taken from there.
+    /// A turn at asking about a token, which is a look into the store; none is needed from within the broker.
     ///
     /// # Errors
     /// How long to wait.
-    pub fn may_ask(&self, peer: &Peer) -> Result<(), Duration> {
-        peer.network().map_or(Ok(()), |network| self.misses.has_room(self.key(&*network), self.now()))
+    pub async fn question(&self, peer: &Peer) -> Result<Option<Turn<u64>>, Duration> {
+        let Some(network) = peer.network() else { return Ok(None) };
+        let key = self.key(&*network);
+        self.misses.has_room(key, self.now())?;
+        let turn = self.questions.turn(key).await;
+        // Those before it may have been asked in vain.
+        self.misses.has_room(key, self.now())?;
+        Ok(Some(turn))
     }
 
     /// Nobody handed out the token that was asked about.
@@ -175,6 +184,9 @@ const PRETENDED: Rate = match (NonZeroU32::new(5), NonZeroU32::new(20)) {
     (Some(per_second), Some(burst)) => Rate { per_second, burst },
     _ => Rate { per_second: NonZeroU32::MIN, burst: NonZeroU32::MIN },
 };
+
+/// A store reads few things at once.
+const QUESTIONS: usize = 4;
 
 #[cfg(any(test, feature = "testing"))]
 impl Settings {

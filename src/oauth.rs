@@ -122,15 +122,18 @@ async fn introspect(
     body: body::Bytes,
 ) -> Response {
     let peer = peer.map_or_else(|| "".into(), |Extension(peer)| peer);
-    if let Err(wait) = http.exchange.limits.may_ask(&peer) {
-        metrics::counter!("carnet_limited_total", "limit" => "introspections").increment(1);
-        return answer::too_many(wait);
-    }
     let fields = match Fields::parse(&headers, &body) {
         Ok(fields) => fields,
         Err(message) => return answer::malformed(&message),
     };
     let Some(token) = fields.text("token") else { return answer::malformed("token is missing") };
+    let _turn = match http.exchange.limits.question(&peer).await {
+        Ok(turn) => turn,
+        Err(wait) => {
+            metrics::counter!("carnet_limited_total", "limit" => "introspections").increment(1);
+            return answer::too_many(wait);
+        }
+    };
     match http.exchange.audit.find_issued(&Secret::new(token).sha256()).await {
         Ok(found) => {
             if found.is_none() {

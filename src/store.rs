@@ -4,6 +4,7 @@
 mod issuer_key;
 mod lease;
 mod look;
+mod packed;
 mod postgres;
 mod spool;
 mod sqlite;

@@ -3,14 +3,15 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::IpAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use axum::Router;
-use http_body_util::BodyExt as _;
-use hyper::body::{Body as _, Incoming};
+use bytes::Bytes;
+use hyper::body::{Body as _, Frame, Incoming, SizeHint};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -19,6 +20,7 @@ use tokio::time::{Instant, interval_at, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::Status;
 use tonic::body::Body;
 use tower::Service as _;
 
@@ -55,7 +57,7 @@ pub(super) enum Serves {
 
 impl Serves {
     /// `asked`: none where too many requests are under way; a probe is answered all the same.
-    async fn answer(&mut self, request: http::Request<Measured>, asked: Option<Asking>) -> http::Response<Body> {
+    async fn answer(&mut self, request: http::Request<Measured>, asked: Option<Asking>) -> http::Response<Taken> {
         let path = request.uri().path();
         let lasts = match path {
             path if HELD_STREAMS.contains(&path) => Lasts::Held,
@@ -64,27 +66,47 @@ impl Serves {
         };
         if asked.is_none() && !PROBES.contains(&path) {
             metrics::counter!("carnet_limited_total", "limit" => "requests").increment(1);
-            return match self {
+            let busy = match self {
                 Self::Grpc(_) => grpc::busy(),
                 Self::Http(_) => oauth::busy().map(Body::new),
             };
+            return busy.map(|body| Taken { body, _asked: None });
         }
         let answered = match self {
             Self::Grpc(routes) => routes.call(request).await,
             Self::Http(router) => router.call(request).await.map(|response| response.map(Body::new)),
         };
         let answered: http::Response<Body> = answered.unwrap_or_else(|never| match never {});
-        if lasts == Lasts::Held || answered.body().is_end_stream() {
-            return answered;
-        }
-        let asked = asked.map(|Asking { place, begun }| (place, begun.filter(|_| lasts == Lasts::No)));
-        // Until the peer has taken the last of it.
-        answered.map(|body| {
-            Body::new(body.map_frame(move |frame| {
-                let _until_the_end = &asked;
-                frame
-            }))
-        })
+        let is_over = lasts == Lasts::Held || answered.body().is_end_stream();
+        let asked = asked.filter(|_| !is_over);
+        let asked = asked.map(|Asking { place, begun }| Asking { place, begun: begun.filter(|_| lasts == Lasts::No) });
+        answered.map(|body| Taken { body, _asked: asked })
+    }
+}
+
+/// An answer, and what its request has until the peer has taken the last of it.
+struct Taken {
+    body: Body,
+    _asked: Option<Asking>,
+}
+
+impl hyper::body::Body for Taken {
+    type Data = Bytes;
+    type Error = Status;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 

@@ -134,7 +134,7 @@ fn renew_keys(connection: &mut Connection, sealing: &SealingKeys) -> rusqlite::R
 }
 
 /// Added to, never edited.
-const MIGRATIONS: [&str; 7] = [
+const MIGRATIONS: [&str; 8] = [
     "
     -- One row a group: the records that were committed together, each with its length before it.
     CREATE TABLE audit (
@@ -166,6 +166,7 @@ const MIGRATIONS: [&str; 7] = [
     audit::CHAIN,
     shipments::TABLE,
     shipments::GAPS,
+    audit::PACKED,
 ];
 
 const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;

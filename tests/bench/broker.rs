@@ -281,6 +281,12 @@ store_key: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=
     )
 }
 
+/// Audit records of a broker; a row of the table is a group of them.
+pub fn records(place: &Place) -> Result<i64> {
+    let store = rusqlite::Connection::open(place.folder.path().join("carnet.db"))?;
+    Ok(store.query_row("SELECT coalesce(sum(records), 0) FROM audit", [], |row| row.get(0))?)
+}
+
 pub const TENANT: &str = "11111111-1111-1111-1111-111111111111";
 pub const AUDIENCE: &str = "api://carnet";
 pub const RUNNER: &str = "66666666-6666-6666-6666-666666666666";

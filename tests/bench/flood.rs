@@ -42,7 +42,7 @@ pub async fn run() -> Result<Vec<Row>> {
     let (mut ratios, mut quiet, mut flooded, mut rates, mut busy) =
         (Vec::new(), Vec::new(), Vec::new(), Vec::new(), Vec::new());
     clouds.entra.calls().clear();
-    let before = records(&place)?;
+    let before = broker::records(&place)?;
     for _ in 0..ROUNDS {
         let alone = load::run(&calm).await?;
         let used = broker.busy()?;
@@ -59,7 +59,7 @@ pub async fn run() -> Result<Vec<Row>> {
         rates.push(attack.rate());
     }
     let fetches = clouds.entra.calls().count("/discovery/v2.0/keys");
-    let recorded = records(&place)? - before;
+    let recorded = broker::records(&place)? - before;
     let good_calls = GOOD_PER_SECOND * (ROUND + SETTLING).as_secs_f64() * (ROUNDS * 2) as f64;
     let at = |values: &[f64]| Spread::of(values.iter().copied());
     Ok(vec![
@@ -79,12 +79,6 @@ fn spoilt(token: &str, number: usize) -> String {
     let tail = format!("{number:08}");
     let kept = signature.get(..signature.len().saturating_sub(tail.len() + 2)).unwrap_or_default();
     format!("{signed}.{kept}{tail}AA")
-}
-
-/// A row of the table is a group of them.
-fn records(place: &Place) -> Result<i64> {
-    let store = rusqlite::Connection::open(place.folder.path().join("carnet.db"))?;
-    Ok(store.query_row("SELECT coalesce(sum(records), 0) FROM audit", [], |row| row.get(0))?)
 }
 
 fn share(broker: &Running, before: Duration, seconds: f64) -> Result<f64> {

@@ -4,7 +4,7 @@ use std::fs;
 
 use anyhow::Result;
 
-use crate::broker::{Place, Wire};
+use crate::broker::{self, Place, Wire};
 use crate::load::Shape;
 use crate::machine;
 use crate::sides::{ROUND, Round, STREAMS, Side, Sides, medians, ratios};
@@ -35,6 +35,8 @@ pub async fn run() -> Result<Vec<Row>> {
         }
     }
     let (flush_median, flush_p99) = flushes(&sides.place)?;
+    let store = sides.place.folder.path().join("carnet.db");
+    let room = fs::metadata(&store)?.len() as f64 / broker::records(&sides.place)? as f64;
 
     let whole = |(empty, exchange): (f64, f64)| format!("{empty:.0}, {exchange:.0}");
     let (empty_cpu, exchange_cpu) = medians(&closed, Round::cpu);
@@ -47,6 +49,7 @@ pub async fn run() -> Result<Vec<Row>> {
         aside("p50 in µs: empty, exchange", whole(medians(&open, Round::p50))),
         aside("p99 in µs: empty, exchange", whole(medians(&open, Round::p99))),
         aside("rounds repeated because the load itself was late", spoilt.to_string()),
+        aside("bytes of the store per record, at full load and at half", format!("{room:.0}")),
         aside("one write and flush of this disk in µs: p50, p99", whole((flush_median, flush_p99))),
     ])
 }

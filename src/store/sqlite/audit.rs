@@ -7,6 +7,7 @@ use uuid::Uuid;
 
 use super::{JobError, SqliteStore, retention};
 use crate::audit::{AuditError, AuditLog, Checkpoint, Expired, Group, HandOut, Head, Kept, find_hand_out};
+use crate::store::packed::{pack, unpack};
 use crate::store::{signed, unsigned};
 use crate::subject::Facts;
 
@@ -37,19 +38,25 @@ pub(super) const CHAIN: &str = "
     CREATE INDEX audit_identity_seen ON audit_identity (seen_ms);
 ";
 
+pub(super) const PACKED: &str = "
+    -- How long `bytes` were before they were packed; NULL: they were not.
+    ALTER TABLE audit ADD COLUMN unpacked INTEGER;
+";
+
 impl SqliteStore {
     pub(in crate::store) async fn append_group(&self, group: Group) -> Result<(), AuditError> {
         let append = move |connection: &mut Connection| {
             let transaction = connection.transaction()?;
             // No INSERT ... SELECT: that would put the group into a table of its own first.
-            let sql = "INSERT INTO audit (sequence, chain, position, records, newest_ms, own, hashes, bytes)
+            let sql = "INSERT INTO audit (sequence, chain, position, records, newest_ms, own, hashes, bytes, unpacked)
                        VALUES (coalesce((SELECT sequence + records FROM audit ORDER BY sequence DESC LIMIT 1), 1),
-                               ?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                               ?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
                        ON CONFLICT DO NOTHING";
             let Group { chain, position, records, newest_ms, own, hashes, bytes, tokens, identities, .. } = group;
             let (chain, place) = (chain.as_ref().map(Uuid::as_bytes), chain.map(|_chain| signed(position)));
             let hashes = chain.map(|_chain| hashes);
-            let values = params![chain, place, signed(records), newest_ms, own, hashes, bytes];
+            let (bytes, unpacked) = pack(bytes);
+            let values = params![chain, place, signed(records), newest_ms, own, hashes, bytes, unpacked];
             let is_new = transaction.prepare_cached(sql)?.execute(values)? > 0;
             if !is_new {
                 let sql = "SELECT hashes = ?3 FROM audit WHERE chain = ?1 AND position = ?2";
@@ -116,7 +123,7 @@ impl SqliteStore {
 }
 
 /// The columns of a [`Group`].
-pub(super) const GROUP: &str = "chain, position, records, newest_ms, own, hashes, bytes";
+pub(super) const GROUP: &str = "chain, position, records, newest_ms, own, hashes, bytes, unpacked";
 
 /// The group whose columns begin at `first`; without tokens and facts, which are in tables of their own.
 pub(super) fn group(row: &Row<'_>, first: usize) -> rusqlite::Result<Group> {
@@ -127,7 +134,7 @@ pub(super) fn group(row: &Row<'_>, first: usize) -> rusqlite::Result<Group> {
         newest_ms: row.get(first + 3)?,
         own: row.get(first + 4)?,
         hashes: row.get::<_, Option<Vec<u8>>>(first + 5)?.unwrap_or_default(),
-        bytes: row.get(first + 6)?,
+        bytes: unpack(row.get(first + 6)?, row.get(first + 7)?),
         ..Group::default()
     })
 }
@@ -161,9 +168,10 @@ impl AuditLog for SqliteStore {
     async fn find_issued(&self, token_sha256: &[u8; 32]) -> Result<Option<HandOut>, AuditError> {
         let wanted = *token_sha256;
         let find = move |connection: &mut Connection| {
-            let sql = "SELECT bytes FROM audit_token JOIN audit USING (sequence) WHERE token_sha256 = ?1 ORDER BY sequence LIMIT 1";
+            let sql = "SELECT bytes, unpacked FROM audit_token JOIN audit USING (sequence) WHERE token_sha256 = ?1
+                       ORDER BY sequence LIMIT 1";
             let mut select = connection.prepare_cached(sql)?;
-            Ok(select.query_row([wanted.as_slice()], |row| row.get::<_, Vec<u8>>(0)).optional()?)
+            Ok(select.query_row([wanted.as_slice()], |row| Ok(unpack(row.get(0)?, row.get(1)?))).optional()?)
         };
         let found = self.run(find).await.map_err(|error| AuditError::Read(Arc::new(error)))?;
         Ok(found.and_then(|bytes| find_hand_out(&bytes, wanted)))
