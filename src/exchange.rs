@@ -15,7 +15,6 @@ pub use error::ExchangeError;
 pub use history::FakeRunHistory;
 pub use history::{History, HistoryError, RunHistory};
 pub use limited::Limit;
-pub(crate) use limited::hold_back;
 pub use request::{Caller, Door, ExchangeRequest, Proof, TargetRequest, asks};
 
 use std::panic::AssertUnwindSafe;
@@ -191,7 +190,7 @@ impl Exchange {
         let decision = AssertUnwindSafe(decision.instrument(span)).catch_unwind();
         let result = Completion::of(decision).await.unwrap_or(Err(ExchangeError::Internal));
         if let Err(error) = &result {
-            hold_back(error, &peer).await;
+            self.hold_back(error, &peer).await;
         }
         Exchanged { exchange_id, result }
     }

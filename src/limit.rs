@@ -5,12 +5,14 @@
 //! knows are let by.
 
 mod bucket;
+mod held;
 mod known;
 mod peer;
 mod queue;
 mod share;
 mod unrecorded;
 
+pub use held::{Held, HeldBack};
 pub use peer::{Peer, network};
 pub use queue::{FairQueue, Turn};
 pub use share::{Share, Shares};
@@ -70,6 +72,7 @@ pub struct Limits {
     /// Exchanges under way, by verified caller, and by address while the caller is not verified yet.
     pub under_way: Shares,
     pub unrecorded: Unrecorded,
+    pub held_back: HeldBack,
 }
 
 impl Limits {
@@ -87,6 +90,7 @@ impl Limits {
             known: Known::new(),
             under_way: Shares::default(),
             unrecorded: Unrecorded::default(),
+            held_back: HeldBack::default(),
         }
     }
 

@@ -18,7 +18,7 @@ use uuid::Uuid;
 
 use crate::audit::{Audit, AuditRecord, Outcome, Records};
 use crate::clock::Clock;
-use crate::exchange::{Caller, Exchange, ExchangeError, hold_back};
+use crate::exchange::{Caller, Exchange, ExchangeError};
 use crate::issuer::Issuer;
 use crate::lease::{End, Failed, Lease, LeaseFilter, LeaseQuery, Leases, detached};
 use crate::limit::Peer;
@@ -139,7 +139,7 @@ impl Operator {
             recorded.map_err(|error| Failed { exchange_id, error: ExchangeError::Audit(error) })?;
         }
         if let Err(error) = &allowed {
-            hold_back(error, &peer).await;
+            self.exchange.hold_back(error, &peer).await;
         }
         allowed.map_err(|error| Failed { exchange_id, error })
     }

@@ -111,6 +111,16 @@ impl Exchange {
         self.limits.unrecorded.add(subject, &peer.shown(), error.reason(), self.clock.now())
     }
 
+    /// Who floods over a connection on which nobody was ever verified waits for each refusal, so that the broker's time is
+    /// for others.
+    pub(crate) async fn hold_back(&self, error: &ExchangeError, peer: &Peer) {
+        if matches!(error, ExchangeError::Limited { limit: Limit::Peer, .. }) && !peer.is_trusted() {
+            let held = self.limits.held_back.one_more();
+            // Not all at once again: a flood's refusals come in step otherwise, and good callers wait behind each wave.
+            sleep(held.wait.mul_f64(rand::random_range(0.5..1.5))).await;
+        }
+    }
+
     /// Puts what was counted on record, now and then.
     pub async fn keep_recording_what_was_left_out(self: Arc<Self>) {
         loop {
@@ -180,20 +190,9 @@ fn holder(identity: &Identity) -> Holder {
     (identity.tenant(), identity.object())
 }
 
-/// Who floods over a connection on which nobody was ever verified waits for each refusal: so it comes as slowly as it has
-/// streams, and the broker's time is for others.
-pub(crate) async fn hold_back(error: &ExchangeError, peer: &Peer) {
-    if matches!(error, ExchangeError::Limited { limit: Limit::Peer, .. }) && !peer.is_trusted() {
-        // Not all at once again: a flood's refusals come in step otherwise, and good callers wait behind each wave of them.
-        sleep(HELD_BACK.mul_f64(rand::random_range(0.5..1.5))).await;
-    }
-}
-
 const FULL: ExchangeError = ExchangeError::Limited { limit: Limit::Places, wait: Duration::from_secs(1) };
 
 /// The action of a record that stands for many refusals.
 const LEFT_OUT: &str = "exchange.limited";
 
 const EVERY: Duration = Duration::from_secs(60);
-
-const HELD_BACK: Duration = Duration::from_secs(1);

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Applied, Change, Failed, Found, Lease, Leases, SubjectProof, count, detached, record};
 use crate::audit::Outcome;
 use crate::clock::whole_milliseconds;
-use crate::exchange::{Caller, ExchangeError, ExchangeRequest, Proof, hold_back};
+use crate::exchange::{Caller, ExchangeError, ExchangeRequest, Proof};
 use crate::policy::{ExcessScopes, Tenure};
 use crate::secret::Secret;
 
@@ -81,7 +81,7 @@ impl Leases {
             self.exchange.audit.record(vec![entry]).await.map_err(|error| failed(ExchangeError::Audit(error)))?;
         }
         if let Some(error) = refused {
-            hold_back(error, &request.caller.peer).await;
+            self.exchange.hold_back(error, &request.caller.peer).await;
         }
         let (identity, allowed_until) = permitted.map_err(failed)?;
         let not_after = match duration {

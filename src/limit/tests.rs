@@ -196,3 +196,16 @@ fn however_many_there_are_what_is_counted_is_bounded() {
     let [others] = unrecorded.take().try_into().expect("the others in one");
     assert_eq!((others.peer.as_str(), others.count()), ("others", 5000 - 1024));
 }
+
+#[test]
+fn refusals_wait_longer_the_more_of_them_do_and_never_for_longer_than_callers_do() {
+    let held_back = HeldBack::default();
+    let waits = |count: usize| {
+        let held: Vec<Held<'_>> = (0..count).map(|_| held_back.one_more()).collect();
+        held.last().expect("one").wait
+    };
+    assert_eq!([1, 2001].map(waits), [Duration::from_secs(1); 2]);
+    assert_eq!(waits(10_001), Duration::from_secs(5), "two thousand a second leave");
+    assert_eq!(waits(1_000_000), Duration::from_secs(15));
+    assert_eq!(waits(1), Duration::from_secs(1), "those that left are not counted");
+}

@@ -14,6 +14,7 @@ use carnet::proto::token_exchange_client::TokenExchangeClient;
 use carnet::proto::{AuditRecord, ExchangeRequest, ExchangeResponse, Job, TargetRequest};
 use carnet::sandbox::{Entra, EntraToken, Fault, FederatedCredential, Google, Identity, PoolProvider};
 use prost::Message as _;
+use rusqlite::OpenFlags;
 use tempfile::TempDir;
 use tonic::Status;
 use tonic::transport::Channel;
@@ -258,9 +259,8 @@ impl Broker {
     /// What the store holds, oldest first, but for what the log says of itself.
     pub fn audit_records(&self) -> Vec<AuditRecord> {
         let store = rusqlite::Connection::open(self.store_path()).expect("the store");
-        let mut select = store.prepare("SELECT bytes FROM audit ORDER BY sequence").expect("a table");
-        let groups = select.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
-        let records = groups.flat_map(|group| records_of(&group.expect("a row")));
+        let groups = groups_of(&store).expect("a table");
+        let records = groups.iter().flat_map(|group| records_of(group));
         records.filter(|record| !carnet::audit::is_own(&record.action)).collect()
     }
 
@@ -273,8 +273,11 @@ impl Broker {
         let logs = captured_logs().text();
         let metrics = carnet::telemetry::metrics().render();
         let files = std::fs::read_dir(self.folder.path()).expect("a folder");
-        let files: Vec<Vec<u8>> =
+        let mut files: Vec<Vec<u8>> =
             files.map(|file| std::fs::read(file.expect("a file").path()).unwrap_or_default()).collect();
+        // Packed, a text may have been taken apart.
+        let store = rusqlite::Connection::open_with_flags(self.store_path(), OpenFlags::SQLITE_OPEN_READ_ONLY);
+        files.extend(store.and_then(|store| groups_of(&store)).unwrap_or_default());
         for secret in self.secrets.lock().expect("no panic").iter() {
             let tail = secret.rsplit('.').next().filter(|tail| tail.len() > 40).unwrap_or(secret);
             assert!(!logs.contains(tail), "a token is in the logs");
@@ -308,7 +311,18 @@ fn trust(entra: &Entra, google: &Google, issuer: &str) {
     entra.trust(ML, FederatedCredential::new(issuer, "carnet:azure-ml")).expect("a credential");
 }
 
-/// Those that were committed together, as a store keeps them.
+/// The groups of a SQLite store, oldest first, as they were before they were packed.
+pub fn groups_of(store: &rusqlite::Connection) -> rusqlite::Result<Vec<Vec<u8>>> {
+    let mut select = store.prepare("SELECT bytes, unpacked FROM audit ORDER BY sequence")?;
+    let groups = select.query_map([], |row| {
+        let (bytes, unpacked): (Vec<u8>, Option<u32>) = (row.get(0)?, row.get(1)?);
+        let unpack = |length| lz4_flex::block::decompress(&bytes, length as usize).expect("packed records");
+        Ok(unpacked.map_or_else(|| bytes.clone(), unpack))
+    })?;
+    groups.collect()
+}
+
+/// Those that were committed together.
 pub fn records_of(mut group: &[u8]) -> Vec<AuditRecord> {
     let mut records = Vec::new();
     while !group.is_empty() {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use super::*;
 use crate::postgres::say_skipped;
-use crate::support::{Setup, records_of, with_broker};
+use crate::support::{Setup, groups_of, records_of, with_broker};
 
 /// Refused, cached or not, for as long as it lasts; then served with the next call, and ready again.
 async fn nothing_is_released(
@@ -100,9 +100,8 @@ async fn while_the_disk_is_full_nothing_is_released_and_the_next_call_after_it_i
         std::fs::copy(inside.join(file), folder.join(format!("copy-of-{file}"))).expect("a copy");
     }
     let store = rusqlite::Connection::open(folder.join("copy-of-carnet.db")).expect("the store");
-    let mut select = store.prepare("SELECT bytes FROM audit ORDER BY sequence").expect("a table");
-    let groups = select.query_map([], |row| row.get::<_, Vec<u8>>(0)).expect("rows");
-    let records: Vec<AuditRecord> = groups.flat_map(|group| records_of(&group.expect("a row"))).collect();
+    let groups = groups_of(&store).expect("a table");
+    let records: Vec<AuditRecord> = groups.iter().flat_map(|group| records_of(group)).collect();
     handed_out.is_on_record(&records);
     drop(process);
     broker.no_secret_was_left_behind();
