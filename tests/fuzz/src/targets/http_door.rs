@@ -12,7 +12,7 @@ use http_body_util::BodyExt as _;
 use serde_json::Value;
 use tower::ServiceExt as _;
 
-use crate::broker::{ISSUED, exchange};
+use crate::broker::{ISSUED, exchange, names_issued};
 use crate::world::{ISSUER, TOKEN, assert_silent, block_on, clock, show};
 
 thread_local! {
@@ -29,6 +29,9 @@ thread_local! {
 }
 
 pub fn run(data: &[u8]) {
+    if names_issued(data) {
+        return;
+    }
     let text = String::from_utf8_lossy(data);
     let (head, body) = text.split_once("\n\n").unwrap_or((&text, ""));
     let (path, content_type) = head.split_once('\n').unwrap_or((head, ""));

@@ -22,7 +22,7 @@ use hyper_util::server::conn::auto;
 use prost::Message as _;
 use tower::Service as _;
 
-use crate::broker::exchange;
+use crate::broker::{exchange, names_issued};
 use crate::store::Chest;
 use crate::world::{CONFIGURED, ISSUER, TOKEN, block_on, clock, configured, settings, show, verifier};
 
@@ -32,7 +32,7 @@ thread_local! {
 }
 
 pub fn run(data: &[u8]) {
-    let Some((choice, message)) = data.split_first() else { return };
+    let Some((choice, message)) = data.split_first().filter(|_| !names_issued(data)) else { return };
     let method = METHODS[usize::from(*choice) % METHODS.len()];
     // Leases that were opened are kept: a new broker has none.
     let calls = CALLS.replace(CALLS.get().wrapping_add(1));
