@@ -60,8 +60,10 @@ async fn while_the_disk_is_full_nothing_is_released_and_the_next_call_after_it_i
     std::fs::create_dir(&disk).expect("a folder");
     let text = std::fs::read_to_string(broker.config_path()).expect("the file");
     std::fs::write(broker.config_path(), text.replace("/carnet.db'", "/disk/carnet.db'")).expect("written");
+    // The broker before leaves its journal behind for a moment.
     let first = format!(
-        "exec unshare --mount sh -ec 'mount -t tmpfs -o size=4m,mode=700 none {disk}; cp {folder}/carnet.db* {disk}; exec \"$@\"' sh \"$@\"",
+        "until [ ! -e {folder}/carnet.db-wal ]; do sleep 0.02; done
+         exec unshare --mount sh -ec 'mount -t tmpfs -o size=4m,mode=700 none {disk}; cp {folder}/carnet.db {disk}; exec \"$@\"' sh \"$@\"",
         disk = disk.display(),
         folder = folder.display()
     );
