@@ -47,6 +47,7 @@ reasons! {
     CloudUnavailable = "CLOUD_UNAVAILABLE",
     KeysUnavailable = "KEYS_UNAVAILABLE",
     StoreUnavailable = "STORE_UNAVAILABLE",
+    /// The broker, or only the connection that was used.
     ShuttingDown = "SHUTTING_DOWN",
     /// A fault of the broker itself.
     Internal = "INTERNAL",

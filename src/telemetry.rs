@@ -110,6 +110,12 @@ impl Display for Causes<'_> {
     }
 }
 
+/// How much the cache of this name holds, by its own count.
+pub fn cache_holds(cache: &'static str, entries: u64, bytes: u64) {
+    metrics::gauge!("carnet_cache_entries", "cache" => cache).set(entries as f64);
+    metrics::gauge!("carnet_cache_bytes", "cache" => cache).set(bytes as f64);
+}
+
 /// The process's metrics, recorded from the first call on.
 pub fn metrics() -> &'static PrometheusHandle {
     static METRICS: OnceLock<PrometheusHandle> = OnceLock::new();

@@ -16,6 +16,7 @@ use tracing::Instrument as _;
 use super::{Credential, Hop, IssueError};
 use crate::clock::{Clock, Moment};
 use crate::policy::{FLOOR, refresh_in};
+use crate::telemetry;
 
 /// A digest of everything that tells two credentials apart.
 pub type Key = [u8; 32];
@@ -224,8 +225,7 @@ impl Cache {
             }
         };
         self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-        metrics::gauge!("carnet_cache_entries", "cache" => self.name).set(self.entries.entry_count() as f64);
-        metrics::gauge!("carnet_cache_bytes", "cache" => self.name).set(self.entries.weighted_size() as f64);
+        telemetry::cache_holds(self.name, self.entries.entry_count(), self.entries.weighted_size());
         landed
     }
 

@@ -38,7 +38,8 @@ pub enum ExchangeError {
     LeaseEnded(&'static str),
     #[error("the leases cannot be used now")]
     Leases(#[source] Arc<dyn std::error::Error + Send + Sync>),
-    #[error("the broker is shutting down")]
+    /// Connections end within the hour, too: whoever goes on comes back on a new one.
+    #[error("the broker, or this connection to it, is about to end: call again on a new connection")]
     ShuttingDown,
     #[error("the broker failed; its operators find why under the exchange's id")]
     Internal,

@@ -16,6 +16,7 @@ use crate::http::{Client, Endpoint};
 use crate::reason::Reason;
 use crate::step::Step;
 use crate::target;
+use crate::telemetry;
 
 /// Whose tokens are taken. Tenants and audiences are mandatory: the configuration refuses empty lists.
 #[derive(Debug, Clone)]
@@ -196,6 +197,7 @@ impl Verifier for EntraVerifier {
         verdict.seen = seen.unwrap_or(verdict.seen);
         let identity = verdict.identity.clone();
         self.verdicts.insert(token.sha256, verdict);
+        telemetry::cache_holds("subject", self.verdicts.entry_count(), self.verdicts.weighted_size());
         Ok(identity)
     }
 

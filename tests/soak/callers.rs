@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request};
 
 use crate::broker::{Clouds, Place, RUNNER, TENANT, request};
-use crate::ledger::Ledger;
+use crate::ledger::{self, Ledger};
 
 /// What all callers share.
 #[derive(Clone)]
@@ -283,20 +283,27 @@ async fn job(world: World, mut client: LeasesClient<Channel>, number: u64, fate:
     }
 }
 
+/// Begun anew when its connection ends, as each does within the hour.
 async fn watch(world: World, mut client: LeasesClient<Channel>, lease_token: String) {
-    let request = proto::WatchCredentialsRequest { lease_token, targets: Vec::new() };
-    let mut updates = match client.watch_credentials(request).await {
-        Ok(updates) => updates.into_inner(),
-        // Its lease may have ended before.
-        Err(status) => return world.ledger.refused("lease.watch", &status, &["LEASE_ENDED"]),
-    };
     loop {
-        match updates.message().await {
-            Ok(Some(update)) if update.credentials.is_empty() => world.ledger.done("lease.watch"),
-            Ok(Some(update)) => world.ledger.answered("lease.watch", &update.exchange_id),
-            Ok(None) => return,
+        let request = proto::WatchCredentialsRequest { lease_token: lease_token.clone(), targets: Vec::new() };
+        let mut updates = match client.watch_credentials(request).await {
+            Ok(updates) => updates.into_inner(),
+            // Its lease may have ended before.
             Err(status) => return world.ledger.refused("lease.watch", &status, &["LEASE_ENDED"]),
+        };
+        let ended = loop {
+            match updates.message().await {
+                Ok(Some(update)) if update.credentials.is_empty() => world.ledger.done("lease.watch"),
+                Ok(Some(update)) => world.ledger.answered("lease.watch", &update.exchange_id),
+                Ok(None) => return,
+                Err(status) => break status,
+            }
+        };
+        if ledger::reason(&ended) != CONNECTION_ENDS {
+            return world.ledger.refused("lease.watch", &ended, &["LEASE_ENDED"]);
         }
+        world.ledger.refused_off_record("lease.watch", &ended, CONNECTION_ENDS);
     }
 }
 
@@ -344,6 +351,7 @@ fn world_without_end() -> Duration {
 
 const OPERATOR: &str = "88888888-8888-8888-8888-888888888888";
 const REVOKED: &str = "to-be-revoked";
+const CONNECTION_ENDS: &str = "SHUTTING_DOWN";
 
 const WARM_CALLERS: u64 = 4;
 const WARM_JOBS: u64 = 16;

@@ -54,7 +54,7 @@ impl Ledger {
 
     /// Of a call that leaves no record whatever comes of it.
     pub fn refused_off_record(&self, call: &'static str, status: &Status, expected: &str) {
-        let reason = status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default();
+        let reason = reason(status);
         let mut entries = self.entries();
         entries.count(call, &reason);
         if reason != expected {
@@ -126,6 +126,11 @@ impl Entries {
             self.surprises.push(what);
         }
     }
+}
+
+/// Empty where it was not the broker that refused.
+pub fn reason(status: &Status) -> String {
+    status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
 }
 
 /// A circuit that opened in an outage is tried again some time after it.
