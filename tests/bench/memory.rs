@@ -1,4 +1,4 @@
-//! What a credential costs while it is kept.
+//! What a credential costs while it is kept, and what a verified token does.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use carnet::subject::{EntraVerifier, SubjectToken, VerifiedIdentity, Verifier};
 use carnet::target::{Job, TokenType};
 use uuid::Uuid;
 
-use crate::broker::{Clouds, Place};
+use crate::broker::{Clouds, Place, RUNNER, TENANT};
 use crate::machine::{self, Core};
 use crate::table::{Row, aside, row};
 
@@ -23,11 +23,15 @@ pub const ROLE: &str = "keep-credentials";
 /// Runs in a process of its own, whose memory holds nothing else.
 pub async fn run() -> Result<Vec<Row>> {
     let output = machine::output(machine::role(Core::Server, ROLE)?).await?;
-    let (bytes, kept): (f64, usize) = serde_json::from_slice(&output)?;
-    Ok(vec![
+    let (bytes, kept, verified): (f64, usize, Vec<(usize, f64)>) = serde_json::from_slice(&output)?;
+    let mut rows = vec![
         row("resident bytes per cached credential", format!("{bytes:.0}"), "<= 3000"),
         aside("tokens of 1200 bytes, still there of 100000", kept.to_string()),
-    ])
+    ];
+    rows.extend(verified.into_iter().map(|(length, bytes)| {
+        aside(format!("resident bytes per verified token of {length} bytes"), format!("{bytes:.0}"))
+    }));
+    Ok(rows)
 }
 
 #[expect(clippy::print_stdout, reason = "the result, for the process that started this one")]
@@ -39,8 +43,8 @@ pub fn child() -> Result<()> {
     Ok(())
 }
 
-/// Bytes per credential, and how many are still there at the end.
-async fn keep() -> Result<(f64, usize)> {
+/// Bytes per credential, and how many are still there at the end; lengths of tokens, and bytes per verified one.
+async fn keep() -> Result<(f64, usize, Vec<(usize, f64)>)> {
     let clouds = Clouds::start().await?;
     let place = Place::make(&clouds)?;
     let config = Config::load(&place.config)?;
@@ -66,7 +70,24 @@ async fn keep() -> Result<(f64, usize)> {
     }
     ensure!(minted == CREDENTIALS + 1, "{minted} credentials were minted");
     let grown = after.checked_sub(before).context("less memory than before")?;
-    Ok((grown as f64 / CREDENTIALS as f64, kept))
+    let token = || clouds.entra.app_token(TENANT, RUNNER).roles(["Training.Submit"]);
+    let groups = || (0..GROUPS).map(|_group| Uuid::now_v7().to_string());
+    let ordinary = verified(&verifier, || token().sign()).await?;
+    let with_groups = verified(&verifier, || token().groups(groups()).sign()).await?;
+    Ok((grown as f64 / CREDENTIALS as f64, kept, vec![ordinary, with_groups]))
+}
+
+/// How long the tokens are, and what one costs once it is verified.
+async fn verified(verifier: &EntraVerifier, token: impl Fn() -> String) -> Result<(usize, f64)> {
+    let tokens: Vec<String> = (0..TOKENS).map(|_token| token()).collect();
+    let length = tokens.first().map(String::len).unwrap_or_default();
+    let before = machine::resident("self")?;
+    for token in &tokens {
+        // Records refer to the facts.
+        verifier.verify(&SubjectToken::new(Secret::new(token.clone()))?).await?.facts();
+    }
+    let grown = machine::resident("self")?.checked_sub(before).context("less memory than before")?;
+    Ok((length, grown as f64 / TOKENS as f64))
 }
 
 struct Caller {
@@ -115,3 +136,7 @@ impl CredentialProvider for Mint {
 }
 
 const CREDENTIALS: usize = 100_000;
+const TOKENS: usize = 2000;
+
+/// As many as Entra puts into a token.
+const GROUPS: usize = 200;

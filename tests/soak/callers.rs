@@ -42,6 +42,11 @@ impl World {
         }
     }
 
+    /// The same, for callers that stop before the others.
+    pub fn of_its_own_end(&self) -> Self {
+        Self { stopping: CancellationToken::new(), ..self.clone() }
+    }
+
     /// As a workload has it: renewed long before it ends.
     fn subject_token(&self) -> String {
         let mut held = self.tokens.lock().unwrap_or_else(PoisonError::into_inner);
