@@ -43,6 +43,7 @@ fn main() -> ExitCode {
         [sight::ROLE] => sight::child(),
         [inside::ROLE, measure] => inside::child(measure),
         [memory::ROLE] => memory::child(),
+        [cold::ROLE] => cold::child(),
         // `cargo test --all-targets` starts benches too, without this word.
         words if words.contains(&"--bench") => {
             let chosen: Vec<&str> = words.iter().copied().filter(|word| !word.starts_with('-')).collect();

@@ -1,13 +1,20 @@
 //! A credential that has to be minted: what the broker adds to the two calls upstream.
 
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::process::{Child, ChildStdin, ChildStdout, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use carnet::sandbox::Call;
+use http::{HeaderName, HeaderValue};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use crate::broker::{self, Clouds, IAM, Place, STS};
 use crate::table::{Row, Spread, aside, row};
+
+/// Makes calls again that the broker has made, in a process of its own as the broker is.
+pub const ROLE: &str = "call-again";
 
 pub async fn run() -> Result<Vec<Row>> {
     let clouds = Clouds::start().await?;
@@ -15,7 +22,7 @@ pub async fn run() -> Result<Vec<Row>> {
     let place = Place::make(&clouds)?;
     let (_broker, _took) = place.start(None).await?;
     let token = clouds.subject_token();
-    let (mut client, direct) = (place.client().await?, reqwest::Client::new());
+    let (mut client, mut direct) = (place.client().await?, Direct::start()?);
     let mut own = Vec::new();
     let mut whole = Vec::new();
     for job in 0..JOBS + WARMING_UP {
@@ -31,7 +38,8 @@ pub async fn run() -> Result<Vec<Row>> {
             let calls = clouds.google.calls().to(endpoint);
             ensure!(calls.len() == 1, "{} calls to {endpoint}", calls.len());
             let call = calls.into_iter().next().context("a call")?;
-            upstream += again(&direct, clouds.google.sts_endpoint(), call).await?;
+            let call = Again::of(clouds.google.sts_endpoint(), call)?;
+            upstream += tokio::task::block_in_place(|| direct.again(&call))?;
         }
         if job >= WARMING_UP {
             own.push((exchange.as_secs_f64() - upstream.as_secs_f64()) * 1e3);
@@ -44,15 +52,83 @@ pub async fn run() -> Result<Vec<Row>> {
     ])
 }
 
-/// The time of the same call, made directly.
-async fn again(client: &reqwest::Client, endpoint: &str, call: Call) -> Result<Duration> {
-    let mut headers = call.headers;
-    headers.remove(http::header::HOST);
-    let request = client.request(call.method, format!("{endpoint}{}", call.path)).headers(headers).body(call.body);
-    let began = Instant::now();
-    let answer = request.send().await?.error_for_status()?;
-    answer.bytes().await?;
-    Ok(began.elapsed())
+/// A call as the stand-in has received it.
+#[derive(Serialize, Deserialize)]
+struct Again {
+    method: String,
+    url: String,
+    headers: Vec<(String, String)>,
+    body: Vec<u8>,
+}
+
+impl Again {
+    fn of(endpoint: &str, call: Call) -> Result<Self> {
+        let headers = call.headers.iter().filter(|(name, _value)| *name != http::header::HOST);
+        let headers = headers.map(|(name, value)| Ok((name.to_string(), value.to_str()?.to_owned())));
+        Ok(Self {
+            method: call.method.to_string(),
+            url: format!("{endpoint}{}", call.path),
+            headers: headers.collect::<Result<_>>()?,
+            body: call.body.to_vec(),
+        })
+    }
+
+    async fn send(self, client: &reqwest::Client) -> Result<Duration> {
+        let mut request = client.request(self.method.parse()?, self.url).body(self.body);
+        for (name, value) in self.headers {
+            request = request.header(name.parse::<HeaderName>()?, value.parse::<HeaderValue>()?);
+        }
+        let began = Instant::now();
+        let answer = request.send().await?.error_for_status()?;
+        answer.bytes().await?;
+        Ok(began.elapsed())
+    }
+}
+
+/// The process that makes them. Ends with its input.
+struct Direct {
+    child: Child,
+    calls: Option<ChildStdin>,
+    times: BufReader<ChildStdout>,
+}
+
+impl Direct {
+    fn start() -> Result<Self> {
+        let mut command = std::process::Command::new(std::env::current_exe()?);
+        let mut child = command.arg(ROLE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+        let (calls, times) = (child.stdin.take(), child.stdout.take().context("a pipe")?);
+        Ok(Self { child, calls, times: BufReader::new(times) })
+    }
+
+    /// How long the same call takes directly.
+    fn again(&mut self, call: &Again) -> Result<Duration> {
+        let calls = self.calls.as_mut().context("a pipe")?;
+        writeln!(calls, "{}", serde_json::to_string(call)?)?;
+        let mut time = String::new();
+        self.times.read_line(&mut time)?;
+        Ok(Duration::from_secs_f64(time.trim().parse().context("the call failed")?))
+    }
+}
+
+impl Drop for Direct {
+    fn drop(&mut self) {
+        drop(self.calls.take());
+        let _ = self.child.wait();
+    }
+}
+
+#[expect(clippy::print_stdout, reason = "the result, for the process that started this one")]
+pub fn child() -> Result<()> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let client = reqwest::Client::new();
+    for line in std::io::stdin().lines() {
+        let (again, client) = (serde_json::from_str::<Again>(&line?)?, client.clone());
+        // By a worker, as the broker's calls are.
+        let took = runtime.block_on(async { runtime.spawn(async move { again.send(&client).await }).await })??;
+        println!("{}", took.as_secs_f64());
+    }
+    Ok(())
 }
 
 const DELAY: Duration = Duration::from_millis(20);

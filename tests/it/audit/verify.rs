@@ -529,6 +529,40 @@ async fn a_retention_that_ended_in_the_middle_leaves_a_log_that_is_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_was_changed_in_a_packed_group_is_found_and_a_group_that_cannot_be_unpacked_is_missed() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("carnet.db");
+    let world = World::new(&format!("sqlite:{}", path.display()), None);
+    let stores = world.stores().await;
+    let (audit, writer) = Audit::start(stores.audit.clone(), Arc::new(world.clock.clone()));
+    audit.record((1..=100).map(|id| world.record(id)).collect()).await.expect("written");
+    drop((audit, stores));
+    writer.await.expect("a clean end");
+    let first = world.chains().await[0];
+    assert_eq!(found(&world.verify().await, &[first]), []);
+
+    let store = rusqlite::Connection::open(&path).expect("the store");
+    let (packed, length): (Vec<u8>, Option<u32>) = store
+        .query_row("SELECT bytes, unpacked FROM audit WHERE position = 2", [], |row| Ok((row.get(0)?, row.get(1)?)))
+        .expect("the group after the start's");
+    let length = length.expect("a packed group") as usize;
+    let mut records = lz4_flex::block::decompress(&packed, length).expect("packed records");
+    // The records have the same length, and end with their target.
+    assert_eq!(records[50 * length / 100 - 1], b't');
+    records[50 * length / 100 - 1] = b'u';
+    let put = |bytes: Vec<u8>| {
+        let sql = "UPDATE audit SET bytes = ?1 WHERE position = 2";
+        assert_eq!(store.execute(sql, [bytes]).expect("changed"), 1);
+    };
+    put(lz4_flex::block::compress(&records));
+    assert_eq!(found(&world.verify().await, &[first]), [(FaultKind::Edited, 0, 51)]);
+    put(packed[..packed.len() / 2].to_vec());
+    assert_eq!(found(&world.verify().await, &[first]), [(FaultKind::Missing, 0, 2)]);
+    put(packed);
+    assert_eq!(found(&world.verify().await, &[first]), []);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_command_says_whole_or_what_is_broken_and_the_program_that_called_it_can_tell() {
     with_setup(Setup::default(), async |broker| {
         broker.exchange(broker.request(&["vertex"])).await.expect("a credential");
