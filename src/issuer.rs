@@ -259,7 +259,8 @@ fn google_subject(grant: &Grant) -> Cow<'_, str> {
 /// subject share an Azure credential.
 fn claims(grant: &Grant) -> Vec<(&str, Claim<'_>)> {
     let google = matches!(grant.target().platform, Platform::Google(_));
-    let mut claims = vec![("rule", Claim::Text(grant.rule().as_str()))];
+    let mut claims = Vec::with_capacity(CLAIMS + grant.attributes().len());
+    claims.push(("rule", Claim::Text(grant.rule().as_str())));
     if google {
         claims.extend(grant.attributes().iter().map(|(name, value)| (name.as_str(), Claim::Any(value))));
     }
@@ -279,6 +280,9 @@ fn claims(grant: &Grant) -> Vec<(&str, Claim<'_>)> {
     }
     claims
 }
+
+/// Besides attributes.
+const CLAIMS: usize = 7;
 
 #[cfg(test)]
 mod tests;

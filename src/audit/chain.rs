@@ -153,7 +153,7 @@ impl Chain {
 }
 
 /// An ordinary record, so that a group's buffer does not grow record by record.
-const RECORD_BYTES: usize = 800;
+const RECORD_BYTES: usize = 1024;
 
 #[cfg(test)]
 mod tests {

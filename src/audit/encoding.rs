@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use base64::Engine as _;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use prost::Message as _;
-use prost::encoding::{WireType, decode_varint, encode_varint};
+use prost::encoding::{WireType, decode_varint, encode_varint, encoded_len_varint};
 use prost_types::Timestamp;
 use uuid::Uuid;
 
@@ -99,12 +99,12 @@ impl Writer<'_> {
         });
     }
 
-    /// Of a map.
+    /// Of a map. Its length is known before it is written: records have a dozen of them.
     fn entry(&mut self, tag: u32, name: &str, value: &str) {
-        self.nested(tag, |entry| {
-            entry.text(1, name);
-            entry.text(2, value);
-        });
+        self.key(tag, WireType::LengthDelimited);
+        self.varint(length(room_of_text(name) + room_of_text(value)));
+        self.text(1, name);
+        self.text(2, value);
     }
 
     fn nested(&mut self, tag: u32, write: impl FnOnce(&mut Writer<'_>)) {
@@ -138,6 +138,11 @@ impl Writer<'_> {
     fn varint(&mut self, value: u64) {
         if value < 0x80 { self.0.push(low_bits(value)) } else { encode_varint(value, self.0) }
     }
+}
+
+/// Bytes that a text takes with its key, of a field whose number is below 16.
+fn room_of_text(text: &str) -> usize {
+    if text.is_empty() { 0 } else { 1 + encoded_len_varint(length(text.len())) + text.len() }
 }
 
 /// Lengths that a varint of one byte has, and one of two.

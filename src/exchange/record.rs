@@ -288,7 +288,7 @@ fn wishes(request: &ExchangeRequest) -> Vec<Vec<(&'static str, String)>> {
 }
 
 /// Of an ordinary record.
-const ATTRIBUTES: usize = 12;
+const ATTRIBUTES: usize = 16;
 
 /// By door.
 static ISSUES: LazyLock<[Issues; 2]> = LazyLock::new(|| [Door::Grpc, Door::Http].map(Issues::through));
