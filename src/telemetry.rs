@@ -9,6 +9,7 @@ use std::io::{self, IsTerminal as _};
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use metrics::Gauge;
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::{SpanExporter, WithExportConfig as _};
@@ -110,10 +111,26 @@ impl Display for Causes<'_> {
     }
 }
 
-/// How much the cache of this name holds, by its own count.
-pub fn cache_holds(cache: &'static str, entries: u64, bytes: u64) {
-    metrics::gauge!("carnet_cache_entries", "cache" => cache).set(entries as f64);
-    metrics::gauge!("carnet_cache_bytes", "cache" => cache).set(bytes as f64);
+/// How much a cache holds, by its own count: looked up in the registry once.
+#[derive(Debug)]
+pub struct CacheSize {
+    entries: Gauge,
+    bytes: Gauge,
+}
+
+impl CacheSize {
+    /// `cache` is the label.
+    pub fn of(cache: &'static str) -> Self {
+        Self {
+            entries: metrics::gauge!("carnet_cache_entries", "cache" => cache),
+            bytes: metrics::gauge!("carnet_cache_bytes", "cache" => cache),
+        }
+    }
+
+    pub fn set(&self, entries: u64, bytes: u64) {
+        self.entries.set(entries as f64);
+        self.bytes.set(bytes as f64);
+    }
 }
 
 /// The process's metrics, recorded from the first call on.

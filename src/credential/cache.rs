@@ -16,7 +16,7 @@ use tracing::Instrument as _;
 use super::{Credential, Hop, IssueError};
 use crate::clock::{Clock, Moment};
 use crate::policy::{FLOOR, refresh_in};
-use crate::telemetry;
+use crate::telemetry::CacheSize;
 
 /// A digest of everything that tells two credentials apart.
 pub type Key = [u8; 32];
@@ -32,6 +32,7 @@ pub struct Cache {
     flights: Mutex<HashMap<Key, Flight>>,
     /// By far the most frequent outcome: looked up in the registry once.
     hits: Counter,
+    size: CacheSize,
 }
 
 /// A credential, and whether it was minted for an earlier call.
@@ -100,6 +101,7 @@ impl Cache {
             failures: failures.build(),
             flights: Mutex::default(),
             hits: metrics::counter!("carnet_cache_lookups_total", "cache" => name, "outcome" => "hit"),
+            size: CacheSize::of(name),
         }
     }
 
@@ -225,7 +227,7 @@ impl Cache {
             }
         };
         self.flights.lock().unwrap_or_else(PoisonError::into_inner).remove(&key);
-        telemetry::cache_holds(self.name, self.entries.entry_count(), self.entries.weighted_size());
+        self.size.set(self.entries.entry_count(), self.entries.weighted_size());
         landed
     }
 
