@@ -16,6 +16,8 @@ use axum::middleware::{Next, from_fn};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Extension, Json, body};
+use futures_util::stream;
+use hyper::body::Body as _;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -57,7 +59,7 @@ impl Ready {
     }
 }
 
-/// Every path. A request has [`DEADLINE`] from its head to its answer.
+/// Every path. A request has [`DEADLINE`] from its head to its answer, and at most [`BODY_MAX_BYTES`].
 pub fn router(http: Http) -> Router {
     Router::new()
         .route("/v1/token", post(token))
@@ -69,7 +71,7 @@ pub fn router(http: Http) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .layer(DefaultBodyLimit::max(BODY_MAX_BYTES))
-        .layer(from_fn(within_deadline))
+        .layer(from_fn(within_limits))
         .with_state(http)
 }
 
@@ -78,8 +80,15 @@ pub fn busy() -> Response {
     refused(Uuid::now_v7(), &ExchangeError::Overloaded)
 }
 
-/// A slow sender must not hold a connection for longer than an exchange takes.
-async fn within_deadline(request: Request, next: Next) -> Response {
+/// A slow sender must not hold a connection for longer than an exchange takes, and one that says that it will send too much
+/// need not.
+async fn within_limits(mut request: Request, next: Next) -> Response {
+    let declared = usize::try_from(request.body().size_hint().lower());
+    if declared.is_ok_and(|bytes| bytes > BODY_MAX_BYTES) {
+        // Whoever reads it is told at once, as after the last byte that it may have.
+        let unread = stream::once(async { Err::<body::Bytes, _>("not read") });
+        *request.body_mut() = body::Body::from_stream(unread);
+    }
     match tokio::time::timeout(DEADLINE, next.run(request)).await {
         Ok(response) => response,
         Err(_elapsed) => (StatusCode::REQUEST_TIMEOUT, "the request was not complete in time\n").into_response(),
@@ -92,14 +101,10 @@ async fn token(
     headers: HeaderMap,
     body: Result<body::Bytes, BytesRejection>,
 ) -> Response {
-    let fields = match body {
-        Ok(body) => Fields::parse(&headers, &body),
-        Err(rejected) if is_crowded(&rejected) => return busy(),
-        Err(_too_large) => Err(format!("the body is larger than {BODY_MAX_BYTES} bytes, or was cut off")),
-    };
-    let (fields, unreadable) = match fields {
-        Ok(fields) => (fields, None),
-        Err(message) => (Fields::default(), Some(ExchangeError::Request { field: "body".to_owned(), message })),
+    let (fields, unreadable) = match read(&headers, body) {
+        Ok(Ok(fields)) => (fields, None),
+        Ok(Err(message)) => (Fields::default(), Some(ExchangeError::Request { field: "body".to_owned(), message })),
+        Err(busy) => return busy,
     };
     let (request, error) = fields.exchange_request(caller(peer, &headers));
     let Exchanged { exchange_id, result } = match unreadable.or(error) {
@@ -119,12 +124,13 @@ async fn introspect(
     State(http): State<Http>,
     peer: Option<Extension<Peer>>,
     headers: HeaderMap,
-    body: body::Bytes,
+    body: Result<body::Bytes, BytesRejection>,
 ) -> Response {
     let peer = peer.map_or_else(|| "".into(), |Extension(peer)| peer);
-    let fields = match Fields::parse(&headers, &body) {
-        Ok(fields) => fields,
-        Err(message) => return answer::malformed(&message),
+    let fields = match read(&headers, body) {
+        Ok(Ok(fields)) => fields,
+        Ok(Err(message)) => return answer::malformed(&message),
+        Err(busy) => return busy,
     };
     let Some(token) = fields.text("token") else { return answer::malformed("token is missing") };
     let _turn = match http.exchange.limits.question(&peer).await {
@@ -142,6 +148,15 @@ async fn introspect(
             introspection(found, http.clock.now())
         }
         Err(_unreadable) => answer::unavailable(),
+    }
+}
+
+/// The fields of a body, or what is wrong with it; where there was no room for it, the answer.
+fn read(headers: &HeaderMap, body: Result<body::Bytes, BytesRejection>) -> Result<Result<Fields, String>, Response> {
+    match body {
+        Ok(body) => Ok(Fields::parse(headers, &body)),
+        Err(rejected) if is_crowded(&rejected) => Err(busy()),
+        Err(_too_large) => Ok(Err(format!("the body is larger than {BODY_MAX_BYTES} bytes, or was cut off"))),
     }
 }
 

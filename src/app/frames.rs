@@ -136,6 +136,8 @@ const EARNED_BEFORE: u128 = 1000;
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
@@ -187,6 +189,30 @@ mod tests {
         for _ in 0..100_000 {
             (0..20).for_each(|_| frames.read(&frame(6, 0, &[0; 8])).expect("few"));
             tokio::time::advance(std::time::Duration::from_secs(1)).await;
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn in_whatever_pieces_bytes_come_they_are_the_same_frames(
+            frames in prop::collection::vec((0u8..10, any::<u8>(), 0usize..20, 1usize..2000), 1..30),
+            pieces in prop::collection::vec(1usize..50, 1..50),
+        ) {
+            let bytes = |(kind, flags, length, times): (u8, u8, usize, usize)| frame(kind, flags, &vec![0; length]).repeat(times);
+            let said = [PREFACE.to_vec(), frames.into_iter().flat_map(bytes).collect()].concat();
+            // No time passes.
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+            let (whole, cut) = runtime.expect("a runtime").block_on(async {
+                let (mut frames, mut rest, mut is_fine) = (Frames::new(), said.as_slice(), true);
+                let mut pieces = pieces.iter().cycle();
+                while is_fine && !rest.is_empty() {
+                    let (piece, others) = rest.split_at(rest.len().min(*pieces.next().expect("one at least")));
+                    rest = others;
+                    is_fine = frames.read(piece).is_ok();
+                }
+                (Frames::new().read(&said).is_ok(), is_fine)
+            });
+            prop_assert_eq!(whole, cut);
         }
     }
 

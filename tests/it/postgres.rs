@@ -4,9 +4,9 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
@@ -26,6 +26,18 @@ pub async fn with_database(test: impl AsyncFnOnce(&Database)) {
     admin.batch_execute(&format!("CREATE DATABASE {} TEMPLATE template0", database.name)).await.expect("a database");
     test(&database).await;
     admin.batch_execute(&format!("DROP DATABASE {} WITH (FORCE)", database.name)).await.expect("dropped");
+}
+
+/// Like [`with_database`], on a server that nobody else uses: `test` may kill it. Not on one from outside.
+pub async fn with_server_of_its_own(test: impl AsyncFnOnce(&Database)) {
+    let shared = server();
+    let Some(binaries) = shared.and_then(|server| server.cluster.as_ref()).and_then(|_cluster| binaries()) else {
+        return say_skipped("it needs a server that the tests set up");
+    };
+    // It ends with the process.
+    let server: &'static Server = Box::leak(Box::new(start(&binaries)));
+    let database = Database { server, name: "postgres".to_owned() };
+    test(&database).await;
 }
 
 /// An empty database.
@@ -53,6 +65,13 @@ impl Database {
         admin.batch_execute(&sql).await.expect("altered");
         let sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1";
         admin.execute(sql, &[&self.name]).await.expect("ended");
+    }
+
+    /// The server is killed, with all that it does, and started again; returns when it takes connections. Only on a server
+    /// of its own.
+    pub async fn is_killed_and_started(&self) {
+        let cluster = self.server.cluster.as_ref().expect("a server of the tests' own");
+        tokio::task::spawn_blocking(|| cluster.start_again()).await.expect("no panic");
     }
 
     /// Ends every connection but the one that does it.
@@ -142,7 +161,17 @@ struct Server {
 /// Its shell ends, and ends the cluster, when this process has gone and with it the other end of its standard input.
 struct Cluster {
     folder: PathBuf,
-    _shell: Child,
+    shell: Mutex<(Child, BufReader<ChildStdout>)>,
+}
+
+impl Cluster {
+    fn start_again(&self) {
+        let (shell, said) = &mut *self.shell.lock().expect("no panic");
+        shell.stdin.as_mut().expect("a pipe").write_all(b"again\n").expect("told");
+        let mut line = String::new();
+        said.read_line(&mut line).expect("a line");
+        assert_eq!(line, "again\n", "the cluster did not start again");
+    }
 }
 
 fn server() -> Option<&'static Server> {
@@ -203,11 +232,12 @@ fn start(binaries: &Path) -> Server {
     let spawned = command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
     let mut shell = spawned.expect("a shell");
     let mut folder = String::new();
-    BufReader::new(shell.stdout.take().expect("a pipe")).read_line(&mut folder).expect("a line");
+    let mut said = BufReader::new(shell.stdout.take().expect("a pipe"));
+    said.read_line(&mut folder).expect("a line");
     assert!(!folder.is_empty(), "the cluster did not start");
     let folder = PathBuf::from(folder.trim_end());
     let url = format!("postgres://carnet:{PASSWORD}@127.0.0.1:{port}/postgres");
-    Server { url, cluster: Some(Cluster { folder, _shell: shell }) }
+    Server { url, cluster: Some(Cluster { folder, shell: Mutex::new((shell, said)) }) }
 }
 
 async fn connect(url: &str) -> Client {
@@ -219,7 +249,8 @@ async fn connect(url: &str) -> Client {
 /// Only ever on loopback, for as long as the tests run.
 const PASSWORD: &str = "pa55-w0rd-of-the-tests";
 
-/// Says where the cluster is once it takes connections; then waits for the end of its standard input.
+/// Says where the cluster is once it takes connections; then kills and starts it for each line of its standard input, and
+/// ends with it.
 const CLUSTER: &str = r#"
 set -eu
 trap '' INT
@@ -232,14 +263,22 @@ printf '%s' "$PASSWORD" > "$folder/password"
 printf '%s' "$CA" > "$folder/ca.crt"
 printf '%s' "$CERTIFICATE" > "$folder/data/server.crt"
 printf '%s' "$KEY" > "$folder/data/server.key"
-"$1/postgres" -D "$folder/data" -p "$2" -k "$folder" -c listen_addresses=127.0.0.1 -c ssl=on -c fsync=off \
-  -c max_connections=300 < /dev/null >> "$folder/log" 2>&1 &
-until "$1/pg_isready" -q -h 127.0.0.1 -p "$2"; do
-  kill -0 $! || { cat "$folder/log" >&2; exit 1; }
-  sleep 0.05
-done
+serve() {
+  "$1/postgres" -D "$folder/data" -p "$2" -k "$folder" -c listen_addresses=127.0.0.1 -c ssl=on -c fsync=off \
+    -c max_connections=300 < /dev/null >> "$folder/log" 2>&1 &
+  until "$1/pg_isready" -q -h 127.0.0.1 -p "$2"; do
+    kill -0 $! || { cat "$folder/log" >&2; exit 1; }
+    sleep 0.05
+  done
+}
+serve "$@"
 echo "$folder"
-cat > /dev/null
+while read -r again; do
+  kill -QUIT $!
+  wait $! || true
+  serve "$@"
+  echo "$again"
+done
 kill -INT $!
 wait
 "#;

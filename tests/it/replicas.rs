@@ -1,6 +1,7 @@
 //! Several brokers on one PostgreSQL: one issuer, one mint for all of them, and no end when the database restarts.
 
 use std::error::Error as _;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,8 +13,8 @@ use futures_util::future::join_all;
 use tokio::time::timeout;
 
 use crate::holder::{LEASING, beat, by_id, close, credentials, open, revoke, watch};
-use crate::postgres::{Database, with_database};
-use crate::support::{Broker, STORE_KEY, Setup, eventually, reason, with_setup};
+use crate::postgres::{Database, with_database, with_server_of_its_own};
+use crate::support::{Broker, STORE_KEY, Setup, eventually, reason, records_of, with_setup};
 
 /// Three brokers of one cluster, which must end cleanly and leave no secret behind.
 async fn with_replicas(database: &Database, test: impl AsyncFnOnce(&[Broker; 3])) {
@@ -91,10 +92,46 @@ async fn exchanges_go_on_after_the_database_has_cut_every_connection() {
                 for replica in replicas {
                     eventually("an exchange", async || {
                         let target = ["vertex", "azure-ml", "vertex"][round];
-                        replica.exchange(replica.request(&[target])).await.is_ok()
+                        let answer = replica.exchange(replica.request(&[target])).await;
+                        answer.inspect_err(|status| assert_eq!(reason(status), "STORE_UNAVAILABLE")).is_ok()
                     })
                     .await;
                 }
+            }
+        })
+        .await;
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn exchanges_go_on_after_the_database_was_killed_and_started_again_and_all_are_on_record() {
+    with_server_of_its_own(async |database| {
+        let setup = Setup { store: Some(database.url()), ..Setup::default() };
+        with_setup(setup, async |broker| {
+            let mut answered = Vec::new();
+            answered.push(broker.exchange(broker.request(&["vertex"])).await.expect("a credential").exchange_id);
+            let mut killing = pin!(database.is_killed_and_started());
+            let mut is_back = false;
+            // Until the first call after the database is there again.
+            for _call in 0..10_000 {
+                match broker.exchange(broker.request(&["vertex"])).await {
+                    Ok(answer) => {
+                        answered.push(answer.exchange_id);
+                        if is_back {
+                            break;
+                        }
+                    }
+                    Err(status) => assert_eq!(reason(&status), "STORE_UNAVAILABLE", "{status:?}"),
+                }
+                is_back = is_back || timeout(Duration::from_millis(10), killing.as_mut()).await.is_ok();
+            }
+            // What replicas share is in a table that such an end empties.
+            answered.push(broker.exchange(broker.request(&["azure-ml"])).await.expect("a credential").exchange_id);
+            let groups = database.client().await.query("SELECT bytes FROM audit", &[]).await.expect("rows");
+            let records: Vec<_> = groups.iter().flat_map(|row| records_of(&row.get::<_, Vec<u8>>(0))).collect();
+            for id in answered {
+                assert_eq!(records.iter().filter(|record| record.exchange_id == id).count(), 1, "{id}");
             }
         })
         .await;

@@ -43,7 +43,12 @@ pub static CONFIG: LazyLock<Config> = LazyLock::new(|| configured(CONFIGURED));
 pub fn configured(text: &str) -> Config {
     let path = scratch("configuration");
     std::fs::write(&path, text).expect("a scratch file");
-    Config::load_with(&path, &|_name| None).expect("a good configuration")
+    let app_service = |name: &str| match name {
+        "IDENTITY_ENDPOINT" => Some("http://127.0.0.1:41000/msi/token".to_owned()),
+        "IDENTITY_HEADER" => Some("the-header-of-app-service".to_owned()),
+        _ => None,
+    };
+    Config::load_with(&path, &app_service).expect("a good configuration")
 }
 
 /// Of a service principal and of a user.
@@ -174,11 +179,13 @@ targets:
     azure: { tenant: 11111111-1111-1111-1111-111111111111, client_id: 33333333-3333-3333-3333-333333333333, scopes: ["https://ml.azure.com/.default"], source: issuer }
   azure-machine:
     azure: { tenant: 11111111-1111-1111-1111-111111111111, client_id: 33333333-3333-3333-3333-333333333333, scopes: ["https://ml.azure.com/.default"], source: managed_identity, endpoint: "http://169.254.169.254" }
+  azure-app-service:
+    azure: { tenant: 11111111-1111-1111-1111-111111111111, client_id: 33333333-3333-3333-3333-333333333333, scopes: ["https://ml.azure.com/.default"], source: managed_identity }
   azure-user:
     azure: { tenant: 11111111-1111-1111-1111-111111111111, client_id: 33333333-3333-3333-3333-333333333333, scopes: ["https://ml.azure.com/.default"], source: on_behalf_of }
 rules:
   - name: everything
-    targets: [google-direct, google-entra, google-account, azure-issuer, azure-machine, azure-user]
+    targets: [google-direct, google-entra, google-account, azure-issuer, azure-machine, azure-app-service, azure-user]
     subject: { roles: [Training.Submit] }
     max_lifetime: 12h
     lease: { max_duration: 72h, heartbeat: 5m }

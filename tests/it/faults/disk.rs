@@ -4,6 +4,8 @@ use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::path::PathBuf;
 
+use tokio::time::{Instant, sleep};
+
 use super::*;
 use crate::postgres::say_skipped;
 use crate::support::{Setup, groups_of, records_of, with_broker};
@@ -154,12 +156,14 @@ async fn while_somebody_else_locks_the_store_nothing_is_released_and_the_next_ca
         }
         // A lock that is held for a moment is waited for.
         other.execute_batch("BEGIN IMMEDIATE").expect("locked");
+        let began = Instant::now();
         let unlocking = async {
-            tokio::task::yield_now().await;
+            sleep(SECOND).await;
             other.execute_batch("ROLLBACK").expect("unlocked");
         };
         let (waited, ()) = tokio::join!(broker.exchange(broker.request(&["vertex"])), unlocking);
         waited.expect("a credential");
+        assert!(began.elapsed() >= SECOND, "nobody waited");
     })
     .await;
 }

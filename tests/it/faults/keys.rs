@@ -109,7 +109,9 @@ async fn w04_entras_keys_may_be_away_for_a_day_before_anybody_notices() {
         assert!(broker.exchange(broker.request(&["vertex"])).await.expect("served").credentials[0].cached);
         pass(HOUR).await;
     }
-    pass(HOUR).await;
+    pass(HOUR - 60 * SECOND).await;
+    broker.exchange(broker.request(&["vertex"])).await.expect("a minute before the day is over");
+    pass(60 * SECOND).await;
     let refused = broker.exchange(broker.request(&["vertex"])).await;
     let seen = Seen::of(refused.as_ref().err().expect("keys of a day ago"));
     assert_eq!((seen.code, seen.reason.as_str()), (Code::Unavailable, "KEYS_UNAVAILABLE"));

@@ -8,6 +8,7 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
 
 use super::*;
@@ -36,7 +37,8 @@ impl Front {
         Self { port, certificate: shown, replaced: watch::Sender::new(()) }
     }
 
-    async fn forward(&self, server: String) {
+    /// Until the task that is returned ends: then the port refuses, and who was connected is not any more.
+    async fn forward(&self, server: String) -> JoinHandle<()> {
         let listener = TcpListener::bind(("127.0.0.1", self.port)).await.expect("a port");
         let (certificate, replaced) = (self.certificate.clone(), self.replaced.clone());
         tokio::spawn(async move {
@@ -54,7 +56,13 @@ impl Front {
                     }
                 });
             }
-        });
+        })
+    }
+
+    async fn refuses(&self, forwarding: JoinHandle<()>) {
+        forwarding.abort();
+        assert!(forwarding.await.expect_err("it goes on for ever").is_cancelled());
+        self.replaced.send_replace(());
     }
 
     /// From the next connection on, which is made soon: those of before end.
@@ -130,9 +138,12 @@ async fn a_name_that_is_not_resolved_and_a_port_that_nobody_listens_at_are_told_
         std::fs::write(broker.config_path(), mended).expect("written");
         broker.app().reload().expect("loaded");
         is_away(broker, 2, &["could not connect: refused"]).await;
-        front.forward(broker.google.sts_endpoint().trim_start_matches("http://").to_owned()).await;
-        let request = broker.request_with(&somebody(broker, 3), &["secure"]);
-        broker.exchange(request).await.expect("with the next call");
+        let forwarding = front.forward(broker.google.sts_endpoint().trim_start_matches("http://").to_owned()).await;
+        let ask = async || broker.exchange(broker.request_with(&somebody(broker, 3), &["secure"])).await;
+        ask().await.expect("with the next call");
+        front.refuses(forwarding).await;
+        is_away(broker, 4, &["could not connect: refused"]).await;
+        assert!(ask().await.expect("served").credentials[0].cached);
     })
     .await;
 }

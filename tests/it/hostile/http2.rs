@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::{Ended, Raw, while_others_are_served};
-use crate::support::{Broker, with_broker};
+use crate::support::{Broker, Setup, with_broker};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -174,30 +174,33 @@ async fn frames_without_end_that_ask_for_nothing_end_their_connection_and_nobody
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_asks_and_does_not_listen_holds_up_nobody_and_no_drain() {
-    with_broker(async |broker| {
-        let deaf = while_others_are_served(broker, async {
-            let mut deaf = Vec::new();
-            for address in [broker.grpc_address(), &broker.http] {
-                for connection in 0..8 {
-                    let mut raw = Raw::connect(address).await;
-                    raw.say_only(PREFACE).await;
-                    // No window for any answer, or one of a byte.
-                    raw.say_only(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, u8::from(connection % 2 == 0)])).await;
-                    let get = |path| [literal(":method", "GET"), literal(":scheme", "http"), literal(":path", path)];
-                    let asked = (0..200).flat_map(|number| {
-                        let fields = get(["/metrics", "/keys", "/healthz"][number as usize % 3]).concat();
-                        frame(HEADERS, END_HEADERS | END_STREAM, stream(number), &fields)
-                    });
-                    raw.say_only(&asked.collect::<Vec<u8>>()).await;
-                    deaf.push(raw);
-                }
+    let mut broker = Broker::start_for(Setup::default()).await;
+    let deaf = while_others_are_served(&broker, async {
+        let mut deaf = Vec::new();
+        for address in [broker.grpc_address(), &broker.http] {
+            for connection in 0..8 {
+                let mut raw = Raw::connect(address).await;
+                raw.say_only(PREFACE).await;
+                // No window for any answer, or one of a byte.
+                raw.say_only(&frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, u8::from(connection % 2 == 0)])).await;
+                let get = |path| [literal(":method", "GET"), literal(":scheme", "http"), literal(":path", path)];
+                let asked = (0..200).flat_map(|number| {
+                    let fields = get(["/metrics", "/keys", "/healthz"][number as usize % 3]).concat();
+                    frame(HEADERS, END_HEADERS | END_STREAM, stream(number), &fields)
+                });
+                raw.say_only(&asked.collect::<Vec<u8>>()).await;
+                deaf.push(raw);
             }
-            tokio::time::sleep(Duration::from_millis(300)).await;
-            deaf
-        });
-        drop(deaf.await);
-    })
-    .await;
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        deaf
+    });
+    let deaf = deaf.await;
+    // They are still there, and take nothing.
+    let drained = tokio::time::timeout(Duration::from_secs(30), broker.take_app().drain()).await;
+    drained.expect("a drain that ends");
+    drop(deaf);
+    broker.no_secret_was_left_behind();
 }
 
 /// Name, message, headers, and the codes that may come of it.
