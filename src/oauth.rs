@@ -102,9 +102,9 @@ async fn token(
     body: Result<body::Bytes, BytesRejection>,
 ) -> Response {
     let (fields, unreadable) = match read(&headers, body) {
-        Ok(Ok(fields)) => (fields, None),
-        Ok(Err(message)) => (Fields::default(), Some(ExchangeError::Request { field: "body".to_owned(), message })),
-        Err(busy) => return busy,
+        Some(Ok(fields)) => (fields, None),
+        Some(Err(message)) => (Fields::default(), Some(ExchangeError::Request { field: "body".to_owned(), message })),
+        None => return busy(),
     };
     let (request, error) = fields.exchange_request(caller(peer, &headers));
     let Exchanged { exchange_id, result } = match unreadable.or(error) {
@@ -128,9 +128,9 @@ async fn introspect(
 ) -> Response {
     let peer = peer.map_or_else(|| "".into(), |Extension(peer)| peer);
     let fields = match read(&headers, body) {
-        Ok(Ok(fields)) => fields,
-        Ok(Err(message)) => return answer::malformed(&message),
-        Err(busy) => return busy,
+        Some(Ok(fields)) => fields,
+        Some(Err(message)) => return answer::malformed(&message),
+        None => return busy(),
     };
     let Some(token) = fields.text("token") else { return answer::malformed("token is missing") };
     let _turn = match http.exchange.limits.question(&peer).await {
@@ -151,12 +151,12 @@ async fn introspect(
     }
 }
 
-/// The fields of a body, or what is wrong with it; where there was no room for it, the answer.
-fn read(headers: &HeaderMap, body: Result<body::Bytes, BytesRejection>) -> Result<Result<Fields, String>, Response> {
+/// The fields of a body, or what is wrong with it; `None` where there was no room for it.
+fn read(headers: &HeaderMap, body: Result<body::Bytes, BytesRejection>) -> Option<Result<Fields, String>> {
     match body {
-        Ok(body) => Ok(Fields::parse(headers, &body)),
-        Err(rejected) if is_crowded(&rejected) => Err(busy()),
-        Err(_too_large) => Ok(Err(format!("the body is larger than {BODY_MAX_BYTES} bytes, or was cut off"))),
+        Ok(body) => Some(Fields::parse(headers, &body)),
+        Err(rejected) if is_crowded(&rejected) => None,
+        Err(_too_large) => Some(Err(format!("the body is larger than {BODY_MAX_BYTES} bytes, or was cut off"))),
     }
 }
 
