@@ -4,6 +4,8 @@ use std::fs;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use base64::Engine as _;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use prost::Message as _;
 
 use crate::broker::{self, Clouds, Place};
@@ -24,7 +26,8 @@ pub async fn run() -> Result<Vec<Row>> {
     fs::write(&good_path, broker::frame(&good)?)?;
     let (mut bad, token) = (Vec::new(), clouds.subject_token());
     for number in 0..DISTINCT {
-        bad.extend_from_slice(&broker::frame(&broker::request(spoilt(&token, number), "run-1"))?);
+        let token = if number % 2 == 0 { spoilt(&token, number) } else { of_made_up_key(&token, number) };
+        bad.extend_from_slice(&broker::frame(&broker::request(token, "run-1"))?);
     }
     fs::write(&bad_path, bad)?;
     let length = answer.encoded_len();
@@ -79,6 +82,13 @@ fn spoilt(token: &str, number: usize) -> String {
     let tail = format!("{number:08}");
     let kept = signature.get(..signature.len().saturating_sub(tail.len() + 2)).unwrap_or_default();
     format!("{signed}.{kept}{tail}AA")
+}
+
+/// A key's name that nobody has published, so that somebody has to look for it.
+fn of_made_up_key(token: &str, number: usize) -> String {
+    let header = format!(r#"{{"alg":"RS256","kid":"made-up-{number}","typ":"JWT"}}"#);
+    let (_header, rest) = token.split_once('.').unwrap_or_default();
+    format!("{}.{rest}", BASE64_URL_SAFE_NO_PAD.encode(header))
 }
 
 fn share(broker: &Running, before: Duration, seconds: f64) -> Result<f64> {
