@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Interval, interval, sleep};
 use tokio_util::sync::CancellationToken;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request};
 
 use crate::broker::{Clouds, Place, RUNNER, TENANT, request};
 use crate::ledger::{self, Ledger};
@@ -80,18 +80,6 @@ impl Pace {
     }
 }
 
-/// The answer to a call, which is made again where it was not sent: connections end within the hour, and what is not on its
-/// way then, tonic calls cancelled.
-async fn answer<T>(world: &World, mut call: impl AsyncFnMut() -> Result<T, Status>) -> Result<T, Status> {
-    match call().await {
-        Err(status) if status.code() == Code::Cancelled && ledger::reason(&status).is_empty() => {
-            world.ledger.done("not sent, and made again");
-            call().await
-        }
-        answer => answer,
-    }
-}
-
 /// All of them.
 pub fn start(world: &World) -> JoinSet<Result<()>> {
     let mut callers = JoinSet::new();
@@ -112,7 +100,7 @@ async fn warm(world: World, caller: u64) -> Result<()> {
     let mut pace = Pace::of(Duration::from_millis(40));
     while let Some(number) = pace.next(&world).await {
         let job = format!("warm-{}", (caller + number) % WARM_JOBS);
-        match answer(&world, async || client.exchange(request(world.subject_token(), &job)).await).await {
+        match client.exchange(request(world.subject_token(), &job)).await {
             Ok(answer) => {
                 let answer = answer.into_inner();
                 world.ledger.answered("warm", &answer.exchange_id);
@@ -132,8 +120,7 @@ async fn cold(world: World) -> Result<()> {
     let mut client = TokenExchangeClient::new(world.channel().await?);
     let mut pace = Pace::of(Duration::from_millis(300));
     while let Some(number) = pace.next(&world).await {
-        let job = format!("cold-{number}");
-        match answer(&world, async || client.exchange(request(world.subject_token(), &job)).await).await {
+        match client.exchange(request(world.subject_token(), &format!("cold-{number}"))).await {
             Ok(answer) => world.ledger.answered("cold", &answer.get_ref().exchange_id),
             Err(status) => world.ledger.refused("cold", &status, &[]),
         }
@@ -157,7 +144,7 @@ async fn bad(world: World) -> Result<()> {
             3 => (format!("not.a.token-{number}"), "SUBJECT_TOKEN_MALFORMED"),
             _ => (world.clouds.entra.app_token(TENANT, RUNNER).sign(), "DENIED"),
         };
-        match answer(&world, async || client.exchange(request(token.clone(), "bad")).await).await {
+        match client.exchange(request(token, "bad")).await {
             Ok(_taken) => world.ledger.surprise(format!("a token that had to be {reason} was taken")),
             Err(status) => world.ledger.refused("bad token", &status, &[reason]),
         }
@@ -252,7 +239,7 @@ async fn job(world: World, mut client: LeasesClient<Channel>, number: u64, fate:
         duration: Some(prost_types::Duration { seconds: 3600, nanos: 0 }),
         ..Default::default()
     };
-    let lease_token = match answer(&world, async || client.open_lease(opening.clone()).await).await {
+    let lease_token = match client.open_lease(opening).await {
         Ok(opened) => {
             world.ledger.answered("lease.open", &opened.get_ref().exchange_id);
             opened.into_inner().lease_token
@@ -264,7 +251,7 @@ async fn job(world: World, mut client: LeasesClient<Channel>, number: u64, fate:
     let ends_at = Instant::now() + if fate == Fate::Revoked { world_without_end() } else { LIFE };
     while Instant::now() < ends_at && !world.stopping.is_cancelled() {
         let asked = proto::GetCredentialsRequest { lease_token: lease_token.clone(), targets: Vec::new() };
-        match answer(&world, async || client.get_credentials(asked.clone()).await).await {
+        match client.get_credentials(asked).await {
             Ok(answer) => world.ledger.answered("lease.credentials", &answer.get_ref().exchange_id),
             Err(status) => {
                 world.ledger.refused("lease.credentials", &status, ended);
@@ -274,7 +261,7 @@ async fn job(world: World, mut client: LeasesClient<Channel>, number: u64, fate:
             }
         }
         let beat = proto::RenewLeaseRequest { lease_token: lease_token.clone(), ..Default::default() };
-        match answer(&world, async || client.renew_lease(beat.clone()).await).await {
+        match client.renew_lease(beat).await {
             Ok(_renewed) => world.ledger.done("lease.renew"),
             Err(status) => {
                 // A heartbeat is not recorded.
@@ -287,8 +274,7 @@ async fn job(world: World, mut client: LeasesClient<Channel>, number: u64, fate:
         let _ = world.stopping.run_until_cancelled(sleep(BEAT)).await;
     }
     if fate == Fate::Closes {
-        let closing = proto::CloseLeaseRequest { lease_token };
-        match answer(&world, async || client.close_lease(closing.clone()).await).await {
+        match client.close_lease(proto::CloseLeaseRequest { lease_token }).await {
             Ok(_closed) => world.ledger.done("lease.close"),
             Err(status) => world.ledger.refused("lease.close", &status, &[]),
         }
@@ -306,7 +292,7 @@ async fn job(world: World, mut client: LeasesClient<Channel>, number: u64, fate:
 async fn watch(world: World, mut client: LeasesClient<Channel>, lease_token: String) {
     loop {
         let request = proto::WatchCredentialsRequest { lease_token: lease_token.clone(), targets: Vec::new() };
-        let mut updates = match answer(&world, async || client.watch_credentials(request.clone()).await).await {
+        let mut updates = match client.watch_credentials(request).await {
             Ok(updates) => updates.into_inner(),
             // Its lease may have ended before.
             Err(status) => return world.ledger.refused("lease.watch", &status, &["LEASE_ENDED"]),

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
-use tonic::Status;
+use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 use uuid::Uuid;
 
@@ -19,6 +19,7 @@ struct Entries {
     counts: BTreeMap<(&'static str, String), u64>,
     surprises: Vec<String>,
     surprised: u64,
+    unsent: u64,
     /// Until when refusals are forgiven that say that the cloud is away.
     outage_until: Option<Instant>,
 }
@@ -37,6 +38,9 @@ impl Ledger {
 
     /// A refusal is an answer, too, and on record.
     pub fn refused(&self, call: &'static str, status: &Status, expected: &[&str]) {
+        if self.was_not_sent(call, status) {
+            return;
+        }
         let details = status.get_error_details();
         let info = details.error_info();
         let reason = info.map_or_else(|| format!("{:?}", status.code()), |info| info.reason.clone());
@@ -54,12 +58,29 @@ impl Ledger {
 
     /// Of a call that leaves no record whatever comes of it.
     pub fn refused_off_record(&self, call: &'static str, status: &Status, expected: &str) {
+        if self.was_not_sent(call, status) {
+            return;
+        }
         let reason = reason(status);
         let mut entries = self.entries();
         entries.count(call, &reason);
         if reason != expected {
             entries.surprise(format!("{call}: {:?} {reason}: {}", status.code(), status.message()));
         }
+    }
+
+    /// Connections end within the hour, and hyper gives back what it has not sent then. That happens to few calls.
+    fn was_not_sent(&self, call: &'static str, status: &Status) -> bool {
+        let is_unsent = status.code() == Code::Cancelled && status.message() == NOT_SENT;
+        if is_unsent {
+            let mut entries = self.entries();
+            entries.count(call, "not sent");
+            entries.unsent += 1;
+            if entries.unsent > MOST_UNSENT {
+                entries.surprise(format!("{call}: not sent, as {MOST_UNSENT} others"));
+            }
+        }
+        is_unsent
     }
 
     pub fn surprise(&self, what: String) {
@@ -137,3 +158,9 @@ pub fn reason(status: &Status) -> String {
 const AFTERWARDS: Duration = Duration::from_secs(30);
 
 const SHOWN: usize = 10;
+
+/// What tonic makes of it.
+const NOT_SENT: &str = "operation was canceled";
+
+/// Twice as many as there are connections.
+const MOST_UNSENT: u64 = 16;
