@@ -84,7 +84,7 @@ pub fn busy() -> Response {
 /// need not.
 async fn within_limits(mut request: Request, next: Next) -> Response {
     let declared = usize::try_from(request.body().size_hint().lower());
-    if declared.is_ok_and(|bytes| bytes > BODY_MAX_BYTES) {
+    if !declared.is_ok_and(|bytes| bytes <= BODY_MAX_BYTES) {
         // Whoever reads it is told at once, as after the last byte that it may have.
         let unread = stream::once(async { Err::<body::Bytes, _>("not read") });
         *request.body_mut() = body::Body::from_stream(unread);
@@ -235,3 +235,33 @@ const DEADLINE: Duration = Duration::from_secs(30);
 
 /// Short, so that a key that had to be withdrawn at once is soon forgotten.
 const DOCUMENT_MAX_AGE: Duration = Duration::from_secs(300);
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use tower::ServiceExt as _;
+
+    use super::*;
+
+    /// How a handler that reads the whole body answers, and after what time.
+    async fn answered(body: body::Body) -> (StatusCode, Duration) {
+        let reads = async |body: Result<body::Bytes, BytesRejection>| match body {
+            Ok(_body) => StatusCode::OK,
+            Err(_rejected) => StatusCode::BAD_REQUEST,
+        };
+        let router = Router::new().route("/", post(reads)).layer(from_fn(within_limits));
+        let began = Instant::now();
+        let request = http::Request::post("/").body(body).expect("a request");
+        let answer = router.oneshot(request).await.expect("an answer");
+        (answer.status(), began.elapsed())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_end_has_its_answer_after_half_a_minute_and_one_that_is_too_large_at_once() {
+        let endless = body::Body::from_stream(stream::pending::<Result<body::Bytes, Infallible>>());
+        assert_eq!(answered(endless).await, (StatusCode::REQUEST_TIMEOUT, Duration::from_secs(30)));
+        assert_eq!(answered(vec![0; BODY_MAX_BYTES].into()).await, (StatusCode::OK, Duration::ZERO));
+        assert_eq!(answered(vec![0; BODY_MAX_BYTES + 1].into()).await, (StatusCode::BAD_REQUEST, Duration::ZERO));
+    }
+}
