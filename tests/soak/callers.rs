@@ -83,6 +83,7 @@ impl Pace {
 /// All of them.
 pub fn start(world: &World) -> JoinSet<Result<()>> {
     let mut callers = JoinSet::new();
+    world.ledger.connected();
     for caller in 0..WARM_CALLERS {
         callers.spawn(warm(world.clone(), caller));
     }
@@ -308,7 +309,7 @@ async fn watch(world: World, mut client: LeasesClient<Channel>, lease_token: Str
         if ledger::reason(&ended) != CONNECTION_ENDS {
             return world.ledger.refused("lease.watch", &ended, &["LEASE_ENDED"]);
         }
-        world.ledger.refused_off_record("lease.watch", &ended, CONNECTION_ENDS);
+        world.ledger.connection_ended("lease.watch");
     }
 }
 

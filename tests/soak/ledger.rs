@@ -20,6 +20,8 @@ struct Entries {
     surprises: Vec<String>,
     surprised: u64,
     unsent: u64,
+    /// From when on connections end by their age.
+    connections_end_at: Option<Instant>,
     /// Until when refusals are forgiven that say that the cloud is away.
     outage_until: Option<Instant>,
 }
@@ -69,15 +71,29 @@ impl Ledger {
         }
     }
 
-    /// Connections end within the hour, and hyper gives back what it has not sent then. That happens to few calls.
+    /// The callers connect now.
+    pub fn connected(&self) {
+        self.entries().connections_end_at = Some(Instant::now() + LEAST_AGE);
+    }
+
+    /// A watch was ended with its connection, which leaves no record; before its connection is that old, it may not be.
+    pub fn connection_ended(&self, call: &'static str) {
+        let mut entries = self.entries();
+        entries.count(call, "connection ended");
+        if !entries.is_past_age() {
+            entries.surprise(format!("{call}: its connection ended early"));
+        }
+    }
+
+    /// hyper gives back what it has not sent when a connection ends by its age. That happens to few calls, and to none before.
     fn was_not_sent(&self, call: &'static str, status: &Status) -> bool {
         let is_unsent = status.code() == Code::Cancelled && status.message() == NOT_SENT;
         if is_unsent {
             let mut entries = self.entries();
             entries.count(call, "not sent");
             entries.unsent += 1;
-            if entries.unsent > MOST_UNSENT {
-                entries.surprise(format!("{call}: not sent, as {MOST_UNSENT} others"));
+            if entries.unsent > MOST_UNSENT || !entries.is_past_age() {
+                entries.surprise(format!("{call}: {NOT_SENT}"));
             }
         }
         is_unsent
@@ -128,6 +144,10 @@ impl Ledger {
 }
 
 impl Entries {
+    fn is_past_age(&self) -> bool {
+        self.connections_end_at.is_some_and(|at| Instant::now() >= at)
+    }
+
     fn count(&mut self, call: &'static str, outcome: &str) {
         *self.counts.entry((call, outcome.to_owned())).or_default() += 1;
     }
@@ -162,5 +182,8 @@ const SHOWN: usize = 10;
 /// What tonic makes of it.
 const NOT_SENT: &str = "operation was canceled";
 
-/// Twice as many as there are connections.
-const MOST_UNSENT: u64 = 16;
+/// As many as there are connections that last.
+const MOST_UNSENT: u64 = 8;
+
+/// Of a connection that the broker ends: nine tenths of an hour.
+const LEAST_AGE: Duration = Duration::from_secs(54 * 60);
