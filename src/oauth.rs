@@ -240,6 +240,7 @@ const DOCUMENT_MAX_AGE: Duration = Duration::from_secs(300);
 mod tests {
     use std::convert::Infallible;
 
+    use axum::routing::MethodRouter;
     use tower::ServiceExt as _;
 
     use super::*;
@@ -250,10 +251,10 @@ mod tests {
             Ok(_body) => StatusCode::OK,
             Err(_rejected) => StatusCode::BAD_REQUEST,
         };
-        let router = Router::new().route("/", post(reads)).layer(from_fn(within_limits));
+        let limited: MethodRouter<(), Infallible> = post(reads).layer(from_fn(within_limits));
         let began = Instant::now();
         let request = http::Request::post("/").body(body).expect("a request");
-        let answer = router.oneshot(request).await.expect("an answer");
+        let answer = limited.oneshot(request).await.expect("an answer");
         (answer.status(), began.elapsed())
     }
 
