@@ -31,8 +31,9 @@ use self::writer::Writer;
 use crate::audit::{AuditRecord, Outcome};
 use crate::clock::{Clock, whole_milliseconds};
 use crate::exchange::{
-    Caller, Exchange, ExchangeError, ExchangeRequest, Exchanged, IssuedCredential, Proof, TargetRequest,
+    Caller, Exchange, ExchangeError, ExchangeRequest, Exchanged, IssuedCredential, Limit, Proof, TargetRequest,
 };
+use crate::limit::Peer;
 use crate::policy::{ExcessScopes, Tenure};
 use crate::secret::Secret;
 use crate::subject::VerifiedIdentity;
@@ -153,14 +154,15 @@ impl Leases {
         };
         let opening = Change::Open { lease: Box::new(lease.clone()), identity: holder.snapshot() };
         self.writer.apply(opening).await.map_err(|error| Failed { exchange_id, ..error.into() })?;
+        self.exchange.limits.found_lease(&lease.token_sha256);
         self.remember(id, &credentials);
         count("open");
         Ok(Opened { lease, lease_token, exchange_id, credentials })
     }
 
     /// A sign of life.
-    pub async fn beat(&self, lease_token: &Secret) -> Result<Lease, Failed> {
-        let lease = self.found(lease_token).await?.lease;
+    pub async fn beat(&self, lease_token: &Secret, peer: &Peer) -> Result<Lease, Failed> {
+        let lease = self.found(lease_token, peer).await?.lease;
         count("beat");
         self.beat_of(lease.id).await
     }
@@ -188,7 +190,7 @@ impl Leases {
         targets: &[String],
         caller: Caller,
     ) -> Result<Update, Failed> {
-        let held = match self.holder_of(lease_token).await {
+        let held = match self.holder_of(lease_token, &caller.peer).await {
             Ok(held) => held,
             Err(failed) => return Err(self.refused(failed, None, targets, caller).await),
         };
@@ -263,8 +265,8 @@ impl Leases {
     }
 
     /// The lease of an open lease token, and who opened it. Wrong and foreign tokens are unknown ones.
-    async fn holder_of(&self, lease_token: &Secret) -> Result<Held, Failed> {
-        self.holder(Some(self.found(lease_token).await?))
+    async fn holder_of(&self, lease_token: &Secret, peer: &Peer) -> Result<Held, Failed> {
+        self.holder(Some(self.found(lease_token, peer).await?))
     }
 
     fn holder(&self, found: Option<Found>) -> Result<Held, Failed> {
@@ -283,12 +285,20 @@ impl Leases {
         Ok((lease, Arc::new(identity)))
     }
 
-    async fn found(&self, lease_token: &Secret) -> Result<Found, Failed> {
-        let digest = lease_token.sha256();
+    /// An address that guesses is soon told to wait.
+    async fn found(&self, lease_token: &Secret, peer: &Peer) -> Result<Found, Failed> {
+        let (digest, limits) = (lease_token.sha256(), &self.exchange.limits);
+        let turn = limits.question_of_lease(&digest, peer).await;
+        let _turn = turn.map_err(|wait| Failed::new(ExchangeError::limited(Limit::Peer, wait)))?;
         let found = self.look_up(&digest).await?;
         // The store compared digests of 256 random bits; this comparison takes the same time for all.
-        let found = found.filter(|found| bool::from(found.lease.token_sha256.ct_eq(&digest)));
-        found.ok_or_else(|| Failed::new(ExchangeError::LeaseNotFound))
+        let Some(found) = found.filter(|found| bool::from(found.lease.token_sha256.ct_eq(&digest))) else {
+            limits.asked_in_vain(peer);
+            return Err(Failed::new(ExchangeError::LeaseNotFound));
+        };
+        limits.found_lease(&digest);
+        peer.trust();
+        Ok(found)
     }
 
     /// A lease that seems to have lapsed may do so only because nobody could take its heartbeat: that is settled first.

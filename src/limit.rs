@@ -64,11 +64,12 @@ pub struct Limits {
     pretended: Buckets,
     /// Records of those whom nobody knows, by address.
     recorded: Buckets,
-    /// Questions about tokens that nobody handed out, by address.
+    /// Questions about tokens that nobody handed out, by address; a lease token that is shown is such a question.
     misses: Buckets,
     /// Those questions under way: an address has as many more answers than its limit, at most.
     questions: FairQueue<u64>,
     known: Known,
+    known_leases: Known,
     /// Exchanges under way, by verified caller, and by address while the caller is not verified yet.
     pub under_way: Shares,
     pub unrecorded: Unrecorded,
@@ -88,6 +89,7 @@ impl Limits {
             misses: by_peer(),
             questions: FairQueue::new(QUESTIONS),
             known: Known::new(),
+            known_leases: Known::new(),
             under_way: Shares::default(),
             unrecorded: Unrecorded::default(),
             held_back: HeldBack::default(),
@@ -140,6 +142,20 @@ impl Limits {
     /// Whether what a stranger did is put on record by itself.
     pub fn is_recorded(&self, peer: &Peer) -> bool {
         peer.network().is_none_or(|network| self.recorded.take(self.key(&*network), self.now()).is_ok())
+    }
+
+    /// As [`question`](Self::question), about a lease token. Whoever holds one that was good here before is not asked to wait
+    /// for others: a heartbeat that comes too late ends a lease.
+    ///
+    /// # Errors
+    /// How long to wait.
+    pub async fn question_of_lease(&self, token_sha256: &[u8; 32], peer: &Peer) -> Result<Option<Turn<u64>>, Duration> {
+        if self.known_leases.holds(self.key(token_sha256)) { Ok(None) } else { self.question(peer).await }
+    }
+
+    /// There is a lease of that token.
+    pub fn found_lease(&self, token_sha256: &[u8; 32]) {
+        self.known_leases.insert(self.key(token_sha256));
     }
 
     /// A turn at asking about a token, which is a look into the store; none is needed from within the broker.

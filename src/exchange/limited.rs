@@ -45,6 +45,14 @@ impl fmt::Display for Limit {
     }
 }
 
+impl ExchangeError {
+    /// Somebody has to wait; it is counted.
+    pub(crate) fn limited(limit: Limit, wait: Duration) -> Self {
+        metrics::counter!("carnet_limited_total", "limit" => limit.as_str()).increment(1);
+        Self::Limited { limit, wait }
+    }
+}
+
 impl Exchange {
     /// Whom `token` shows. One that was verified before costs next to nothing; any other costs a signature check, which an
     /// address that shows bad ones cannot go on causing.
@@ -58,9 +66,9 @@ impl Exchange {
             return Ok(identity);
         }
         let pretended = || token.unverified_holder();
-        self.limits.hear(peer, pretended).map_err(|wait| ExchangeError::Limited { limit: Limit::Peer, wait })?;
+        self.limits.hear(peer, pretended).map_err(|wait| ExchangeError::limited(Limit::Peer, wait))?;
         // While a key is fetched, many may wait for it.
-        let _waiting = self.limits.place_of_peer(peer, self.places.available_permits()).ok_or(FULL)?;
+        let _waiting = self.limits.place_of_peer(peer, self.places.available_permits()).ok_or_else(full)?;
         match self.verifier.verify(token).instrument(stage("verify")).await {
             Ok(identity) => {
                 peer.trust();
@@ -83,7 +91,7 @@ impl Exchange {
     /// [`ExchangeError::Limited`].
     pub(crate) fn charge(&self, identity: &Identity) -> Result<(), ExchangeError> {
         let charged = self.limits.exchange(holder(identity));
-        charged.map_err(|wait| ExchangeError::Limited { limit: Limit::Caller, wait })
+        charged.map_err(|wait| ExchangeError::limited(Limit::Caller, wait))
     }
 
     /// A place among the exchanges under way. What comes by a lease was charged where its holder asked for it: the broker's
@@ -93,7 +101,7 @@ impl Exchange {
             Proof::SubjectToken { .. } => self.charge(identity)?,
             Proof::Lease(_) => {}
         }
-        self.limits.place_of_caller(holder(identity), self.places.available_permits()).ok_or(FULL)
+        self.limits.place_of_caller(holder(identity), self.places.available_permits()).ok_or_else(full)
     }
 
     /// Recording every refusal of a flood would be the flood's success: it would fill the disk, and good callers would wait
@@ -104,9 +112,6 @@ impl Exchange {
         let is_limited = matches!(error, ExchangeError::Limited { .. });
         if !is_limited && (subject.is_some() || self.limits.is_recorded(peer)) {
             return true;
-        }
-        if let ExchangeError::Limited { limit, .. } = error {
-            metrics::counter!("carnet_limited_total", "limit" => limit.as_str()).increment(1);
         }
         self.limits.unrecorded.add(subject, &peer.shown(), error.reason(), self.clock.now())
     }
@@ -190,7 +195,9 @@ fn holder(identity: &Identity) -> Holder {
     (identity.tenant(), identity.object())
 }
 
-const FULL: ExchangeError = ExchangeError::Limited { limit: Limit::Places, wait: Duration::from_secs(1) };
+fn full() -> ExchangeError {
+    ExchangeError::limited(Limit::Places, Duration::from_secs(1))
+}
 
 /// The action of a record that stands for many refusals.
 const LEFT_OUT: &str = "exchange.limited";

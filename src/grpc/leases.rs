@@ -69,7 +69,7 @@ impl proto::leases_server::Leases for LeasesService {
                 let message = "a heartbeat does not change the lease's end: show a fresh subject token too".to_owned();
                 return Err(refusal(Failed::new(ExchangeError::Request { field: "duration".to_owned(), message })));
             }
-            self.leases.beat(&lease_token).await
+            self.leases.beat(&lease_token, &caller.peer).await
         } else {
             let proof = proof(message.subject_token, message.subject_token_type);
             self.leases.extend(lease_token, proof, duration, caller).await
@@ -125,9 +125,9 @@ impl proto::leases_server::Leases for LeasesService {
         &self,
         request: Request<proto::CloseLeaseRequest>,
     ) -> Result<Response<proto::CloseLeaseResponse>, Status> {
-        let message = request.into_inner();
+        let (caller, message) = (caller(&request), request.into_inner());
         let lease_token = Secret::new(message.lease_token);
-        let lease = self.leases.close(&lease_token).await.map_err(refusal)?;
+        let lease = self.leases.close(&lease_token, &caller.peer).await.map_err(refusal)?;
         Ok(Response::new(proto::CloseLeaseResponse { lease: Some(message::lease_at(lease, self.clock.now())) }))
     }
 }

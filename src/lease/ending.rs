@@ -9,12 +9,13 @@ use crate::audit::{AuditRecord, Outcome};
 use crate::clock::whole_milliseconds;
 use crate::credential::Key;
 use crate::exchange::ExchangeError;
+use crate::limit::Peer;
 use crate::secret::Secret;
 
 impl Leases {
     /// By its job. A lease that has ended stays as it ended.
-    pub async fn close(self: &Arc<Self>, lease_token: &Secret) -> Result<Lease, Failed> {
-        let lease = self.found(lease_token).await?.lease;
+    pub async fn close(self: &Arc<Self>, lease_token: &Secret, peer: &Peer) -> Result<Lease, Failed> {
+        let lease = self.found(lease_token, peer).await?.lease;
         let closed = || End {
             kind: EndKind::Closed,
             at: whole_milliseconds(self.clock.now()),
@@ -23,7 +24,7 @@ impl Leases {
         let end = lease.end_at(self.clock.now()).unwrap_or_else(closed);
         let (this, id) = (self.clone(), lease.id);
         detached(async move { this.end(vec![(id, end)]).await }).await?;
-        Ok(self.found(lease_token).await?.lease)
+        Ok(self.found(lease_token, peer).await?.lease)
     }
 
     /// Ends every lease that matches; returns how many.

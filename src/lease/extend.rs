@@ -33,7 +33,7 @@ impl Leases {
         duration: Option<Duration>,
         caller: Caller,
     ) -> Result<Lease, Failed> {
-        let Found { lease, .. } = self.found(&lease_token).await?;
+        let Found { lease, .. } = self.found(&lease_token, &caller.peer).await?;
         if let Some(end) = lease.end_at(self.clock.now()) {
             return Err(Failed::new(ExchangeError::LeaseEnded(end.kind.as_str())));
         }

@@ -137,14 +137,14 @@ async fn a_lease_is_opened_beaten_used_and_closed_and_each_step_but_the_beat_is_
     let Opened { lease, lease_token, credentials, .. } = world.open(None).await;
     assert_eq!((lease.not_after, credentials.len()), (world.clock.now() + DAY, 1));
     world.pass(200 * SECOND).await;
-    assert!(world.leases.beat(&lease_token).await.is_ok());
+    assert!(world.leases.beat(&lease_token, &caller().peer).await.is_ok());
     world.pass(200 * SECOND).await;
     let update = world.leases.credentials(&lease_token, &[], caller()).await.expect("credentials");
     assert!(update.credentials[0].cached, "the job's own credential is still good");
-    let closed = world.leases.close(&lease_token).await.expect("closed");
+    let closed = world.leases.close(&lease_token, &caller().peer).await.expect("closed");
     assert_eq!(closed.end.map(|end| end.kind), Some(EndKind::Closed));
-    assert!(world.leases.close(&lease_token).await.is_ok(), "closing again changes nothing");
-    assert_eq!(reason(world.leases.beat(&lease_token).await), Reason::LeaseEnded);
+    assert!(world.leases.close(&lease_token, &caller().peer).await.is_ok(), "closing again changes nothing");
+    assert_eq!(reason(world.leases.beat(&lease_token, &caller().peer).await), Reason::LeaseEnded);
     assert_eq!(reason(world.leases.credentials(&lease_token, &[], caller()).await), Reason::LeaseEnded);
     let expected = [
         ("lease.open", Outcome::Issued),
@@ -162,16 +162,16 @@ async fn i28_wrong_lease_tokens_and_other_peoples_subject_tokens_find_no_lease()
     let lease_token = world.open(None).await.lease_token;
     let wrong = [Secret::new(""), Secret::new(lease_token.expose().to_uppercase()), token::generate()];
     for wrong in &wrong {
-        assert_eq!(reason(world.leases.beat(wrong).await), Reason::LeaseNotFound);
+        assert_eq!(reason(world.leases.beat(wrong, &caller().peer).await), Reason::LeaseNotFound);
         assert_eq!(reason(world.leases.credentials(wrong, &[], caller()).await), Reason::LeaseNotFound);
-        assert_eq!(reason(world.leases.close(wrong).await), Reason::LeaseNotFound);
+        assert_eq!(reason(world.leases.close(wrong, &caller().peer).await), Reason::LeaseNotFound);
         assert_eq!(reason(world.leases.watch(wrong, &[], caller()).await.map(drop)), Reason::LeaseNotFound);
     }
     let foreign = world.leases.extend(lease_token.clone(), proof("other"), None, caller()).await;
     assert_eq!(reason(foreign), Reason::LeaseNotFound);
     let forged = world.leases.extend(lease_token.clone(), proof("bad"), None, caller()).await;
     assert_eq!(reason(forged), Reason::SubjectTokenIssuer);
-    assert!(world.leases.beat(&lease_token).await.is_ok(), "the lease is as it was");
+    assert!(world.leases.beat(&lease_token, &caller().peer).await.is_ok(), "the lease is as it was");
 }
 
 #[tokio::test(start_paused = true)]
@@ -203,7 +203,7 @@ async fn i15_a_rule_that_went_away_or_became_shorter_ends_what_it_allowed_and_on
     world.policy.store(Arc::new(policy("5m")));
     assert!(world.leases.credentials(&lease_token, &[], caller()).await.is_ok());
     world.pass(299 * SECOND).await;
-    assert!(world.leases.beat(&lease_token).await.is_ok());
+    assert!(world.leases.beat(&lease_token, &caller().peer).await.is_ok());
     world.pass(SECOND).await;
     assert_eq!(reason(world.leases.credentials(&lease_token, &[], caller()).await), Reason::Denied);
     world.policy.store(Arc::new(policy("1d")));
@@ -230,8 +230,8 @@ async fn an_operator_ends_every_lease_that_matches_and_their_credentials_are_for
     let filter = LeaseFilter { target: Some("t".to_owned()), ..LeaseFilter::default() };
     assert_eq!(other.revoke(filter.clone(), "leaked".to_owned()).await.expect("revoked"), 2);
     assert_eq!(other.revoke(filter, "leaked".to_owned()).await.expect("revoked"), 0);
-    assert_eq!(reason(world.leases.beat(&opened[0].lease_token).await), Reason::LeaseEnded);
-    assert!(world.leases.beat(&opened[2].lease_token).await.is_ok());
+    assert_eq!(reason(world.leases.beat(&opened[0].lease_token, &caller().peer).await), Reason::LeaseEnded);
+    assert!(world.leases.beat(&opened[2].lease_token, &caller().peer).await.is_ok());
     let again = world.leases.open(opening("good", &["t"], None)).await.expect("a lease");
     assert!(again.credentials[0].cached, "the other replica's cache has not heard yet");
     world.leases.heard_of_ends([opened[0].lease.id].into_iter()).await;
@@ -252,7 +252,7 @@ async fn an_end_that_could_not_be_recorded_is_recorded_later() {
     let world = World::new().await;
     let Opened { lease_token, .. } = world.open(None).await;
     world.log.fails(true);
-    assert_eq!(reason(world.leases.close(&lease_token).await), Reason::StoreUnavailable);
+    assert_eq!(reason(world.leases.close(&lease_token, &caller().peer).await), Reason::StoreUnavailable);
     world.log.fails(false);
     tokio::time::advance(60 * SECOND).await;
     world.pass(SECOND).await;
@@ -327,10 +327,12 @@ async fn an_open_watch_is_a_heartbeat_and_a_watch_that_ends_is_none() {
     let mut watch = world.leases.watch(&lease_token, &[], caller()).await.expect("a watch");
     let watching = tokio::spawn(async move { while watch.next().await.is_some() {} });
     tokio::time::sleep(5 * HEARTBEAT).await;
-    assert!(world.leases.found(&lease_token).await.expect("a lease").lease.is_active(world.clock.now()));
+    assert!(
+        world.leases.found(&lease_token, &caller().peer).await.expect("a lease").lease.is_active(world.clock.now())
+    );
     watching.abort();
     tokio::time::sleep(HEARTBEAT + 5 * SECOND).await;
-    assert_eq!(reason(world.leases.beat(&lease_token).await), Reason::LeaseEnded);
+    assert_eq!(reason(world.leases.beat(&lease_token, &caller().peer).await), Reason::LeaseEnded);
     let expired = world.log.records().into_iter().find(|record| record.action == "lease.expire").expect("a record");
     assert!(expired.attributes.contains(&("end_reason", "no heartbeat arrived in time".to_owned())));
     ticking.abort();
@@ -371,7 +373,7 @@ async fn after_an_outage_of_the_store_no_live_jobs_lease_has_lapsed_whoever_look
     world.clock.advance(HEARTBEAT * 3);
     world.store.fails(false);
     let [beaten, used, extended, watched] = &opened;
-    assert!(world.leases.beat(&beaten.lease_token).await.is_ok());
+    assert!(world.leases.beat(&beaten.lease_token, &caller().peer).await.is_ok());
     assert!(world.leases.credentials(&used.lease_token, &[], caller()).await.is_ok());
     assert!(world.leases.extend(extended.lease_token.clone(), proof("good"), None, caller()).await.is_ok());
     assert!(world.leases.watch(&watched.lease_token, &[], caller()).await.is_ok());
@@ -385,10 +387,10 @@ async fn what_was_told_to_have_lapsed_has_lapsed_for_good() {
         world.clock.advance(3 * SECOND);
         world.leases.begin().await.expect("a store");
     }
-    assert_eq!(reason(world.leases.beat(&lease_token).await), Reason::LeaseEnded);
+    assert_eq!(reason(world.leases.beat(&lease_token, &caller().peer).await), Reason::LeaseEnded);
     // Nobody writes it down for a while.
     world.clock.advance(HEARTBEAT);
-    assert_eq!(reason(world.leases.beat(&lease_token).await), Reason::LeaseEnded);
+    assert_eq!(reason(world.leases.beat(&lease_token, &caller().peer).await), Reason::LeaseEnded);
 }
 
 #[tokio::test(start_paused = true)]

@@ -54,7 +54,7 @@ impl Leases {
         targets: &[String],
         caller: Caller,
     ) -> Result<Watch, Failed> {
-        let held = match self.holder_of(lease_token).await {
+        let held = match self.holder_of(lease_token, &caller.peer).await {
             Ok(held) => held,
             Err(failed) => return Err(self.refused(failed, None, targets, caller).await),
         };

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::time::{advance, sleep};
 
@@ -83,6 +84,26 @@ async fn questions_about_unknown_tokens_are_bounded_and_those_that_are_answered_
     });
     let answered = join_all(in_vain).await.into_iter().filter(Result::is_ok).count();
     assert!((40..40 + QUESTIONS).contains(&answered), "{answered}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn lease_tokens_that_were_good_here_are_looked_for_whatever_else_comes_from_their_address() {
+    let (limits, peer) = (limits(), Peer::from("192.0.2.1:1"));
+    let (known, guessed) = ([1; 32], [2; 32]);
+    limits.found_lease(&known);
+    while limits.question_of_lease(&guessed, &peer).await.is_ok() {
+        limits.asked_in_vain(&peer);
+    }
+    assert!(limits.question(&peer).await.is_err(), "questions of any kind are counted together");
+    assert!(limits.question_of_lease(&known, &peer).await.is_ok());
+    assert!(limits.question_of_lease(&guessed, &Peer::from("192.0.2.2:1")).await.is_ok(), "others have their own");
+    // Nor does a heartbeat wait for its turn.
+    let mut turns = Vec::new();
+    for _ in 0..QUESTIONS {
+        turns.push(limits.question(&Peer::from("192.0.2.2:1")).await);
+    }
+    assert!(limits.question_of_lease(&known, &peer).now_or_never().is_some_and(|turn| turn.is_ok()));
+    assert!(limits.question_of_lease(&guessed, &Peer::from("192.0.2.2:1")).now_or_never().is_none());
 }
 
 #[test]

@@ -96,7 +96,13 @@ async fn play(duration: u64, acts: Vec<(When, Act)>) -> Result<(), TestCaseError
         let permitted = model.rules > 0 && now < model.allowed_until();
         match act {
             Act::Beat => {
-                prop_assert_eq!(world.leases.beat(&token).await.is_ok(), active, "{:?} {:?}", when, act);
+                prop_assert_eq!(
+                    world.leases.beat(&token, &caller().peer).await.is_ok(),
+                    active,
+                    "{:?} {:?}",
+                    when,
+                    act
+                );
                 if active {
                     model.beat(now);
                 }
@@ -120,7 +126,7 @@ async fn play(duration: u64, acts: Vec<(When, Act)>) -> Result<(), TestCaseError
                 }
             }
             Act::Close => {
-                let closed = world.leases.close(&token).await.expect("closing always works");
+                let closed = world.leases.close(&token, &caller().peer).await.expect("closing always works");
                 prop_assert!(closed.end.is_some());
                 model.ended = true;
             }

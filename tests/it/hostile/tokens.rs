@@ -11,6 +11,7 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::while_others_are_served;
+use crate::holder::{LEASING, beat, close, credentials, opening, try_open};
 use crate::support::{Broker, RUNNER, Setup, TENANT, reason, with_setup};
 
 const LIMITS: &str = "limits: { per_peer: { refusals_per_second: 1, burst: 20 } }";
@@ -170,6 +171,33 @@ async fn bad_operators_tokens_and_questions_about_unknown_tokens_are_bounded_too
         assert!(limited.len() + heard(began) >= 200, "{}", limited.len());
         assert!(limited.iter().all(|answer| answer.headers().contains_key("retry-after")));
         assert!(answers.iter().any(|answer| answer.status().as_u16() == 200));
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn guessed_lease_tokens_are_looked_for_a_bounded_number_of_times_and_leases_of_the_same_address_live_on() {
+    let setup = Setup { more: LIMITS.to_owned(), rules: Some(LEASING), ..Setup::default() };
+    with_setup(setup, async |broker| {
+        let lease = try_open(broker, opening(broker, &["vertex"])).await.expect("a lease");
+        let began = Instant::now();
+        let guesses = (0..200).map(|number| {
+            let guess = format!("{}{number}", lease.lease_token);
+            async move {
+                match number % 3 {
+                    0 => beat(broker, &guess).await.err(),
+                    1 => credentials(broker, &guess, &[]).await.err(),
+                    _ => close(broker, &guess).await.err(),
+                }
+            }
+        });
+        let reasons: Vec<String> = join_all(guesses).await.iter().flatten().map(reason).collect();
+        let limited = reasons.iter().filter(|reason| *reason == "RATE_LIMITED").count();
+        let not_found = reasons.iter().filter(|reason| *reason == "LEASE_NOT_FOUND").count();
+        assert_eq!(limited + not_found, 200, "{reasons:?}");
+        assert!((1..=heard(began)).contains(&not_found), "{not_found} were looked for");
+        beat(broker, &lease.lease_token).await.expect("the lease lives on");
+        credentials(broker, &lease.lease_token, &[]).await.expect("and so do its credentials");
     })
     .await;
 }
