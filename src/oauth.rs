@@ -265,4 +265,15 @@ mod tests {
         assert_eq!(answered(vec![0; BODY_MAX_BYTES].into()).await, (StatusCode::OK, Duration::ZERO));
         assert_eq!(answered(vec![0; BODY_MAX_BYTES + 1].into()).await, (StatusCode::BAD_REQUEST, Duration::ZERO));
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn whoever_asks_for_the_metrics_within_a_fifth_of_a_second_gets_the_same_text() {
+        let metrics = Metrics::default();
+        let first = metrics.text();
+        for _ in 0..1000 {
+            assert_eq!(metrics.text().as_ptr(), first.as_ptr());
+        }
+        tokio::time::advance(RENDERED_FOR).await;
+        assert_ne!(metrics.text().as_ptr(), first.as_ptr());
+    }
 }

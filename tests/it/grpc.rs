@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use carnet::proto::{ExchangeRequest, Job, TargetRequest};
 use carnet::sandbox::Fault;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -182,6 +182,29 @@ async fn messages_beyond_their_limit_are_refused_and_the_connection_lives_on() {
         let status = client.exchange(large).await.err().expect("refused");
         assert_eq!(reason(&status), "SUBJECT_TOKEN_MALFORMED");
         client.exchange(broker.request(&["vertex"])).await.expect("a credential");
+    })
+    .await;
+}
+
+/// Who may ask them is anybody, and all that they are told is a name.
+#[tokio::test(flavor = "multi_thread")]
+async fn health_and_reflection_take_a_name_and_no_more() {
+    with_broker(async |broker| {
+        let too_much = |status: Status| matches!(status.code(), Code::OutOfRange | Code::ResourceExhausted);
+        let mut health = HealthClient::new(channel(broker).await);
+        let mut reflection = ServerReflectionClient::new(channel(broker).await);
+        for (length, is_taken) in [(4000, true), (5000, false)] {
+            let name = "x".repeat(length);
+            let refused = health.check(HealthCheckRequest { service: name.clone() }).await.err().expect("unknown");
+            assert_eq!(too_much(refused), !is_taken, "health, {length}");
+            let message_request = Some(MessageRequest::FileContainingSymbol(name));
+            let request = v1::ServerReflectionRequest { host: String::new(), message_request };
+            let answers = reflection.server_reflection_info(tokio_stream::once(request)).await;
+            let answer = async { answers?.into_inner().message().await }.await;
+            // A stream whose message is refused ends without an answer.
+            let is_answered = answer.is_err_and(|status| status.code() == Code::NotFound);
+            assert_eq!(is_answered, is_taken, "reflection, {length}");
+        }
     })
     .await;
 }

@@ -1,5 +1,6 @@
 //! Hostile clients: what each of them meets, and that a good caller is served meanwhile.
 
+mod bodies;
 mod callers;
 mod http1;
 mod http2;
