@@ -12,6 +12,7 @@ use super::{Farewell, status};
 use crate::clock::Clock;
 use crate::exchange::ExchangeError;
 use crate::lease::{Failed, Leases, OpenRequest, Opened, SubjectProof, Update};
+use crate::limit::Peer;
 use crate::proto;
 use crate::secret::Secret;
 
@@ -58,23 +59,22 @@ impl proto::leases_server::Leases for LeasesService {
         request: Request<proto::RenewLeaseRequest>,
     ) -> Result<Response<proto::RenewLeaseResponse>, Status> {
         let (caller, message) = (caller(&request), request.into_inner());
-        let lease_token = Secret::new(message.lease_token);
+        let (lease_token, peer) = (Secret::new(message.lease_token), caller.peer.clone());
         let mut durations = Durations::default();
         let duration = durations.read("duration", message.duration);
-        if let Some(error) = durations.complaint {
-            return Err(refusal(Failed::new(error)));
-        }
-        let renewed = if message.subject_token.is_empty() {
-            if duration.is_some() {
-                let message = "a heartbeat does not change the lease's end: show a fresh subject token too".to_owned();
-                return Err(refusal(Failed::new(ExchangeError::Request { field: "duration".to_owned(), message })));
+        let renewed = match durations.complaint {
+            Some(error) => Err(Failed::new(error)),
+            None if !message.subject_token.is_empty() => {
+                let proof = proof(message.subject_token, message.subject_token_type);
+                self.leases.extend(lease_token, proof, duration, caller).await
             }
-            self.leases.beat(&lease_token, &caller.peer).await
-        } else {
-            let proof = proof(message.subject_token, message.subject_token_type);
-            self.leases.extend(lease_token, proof, duration, caller).await
+            None if duration.is_some() => {
+                let message = "a heartbeat does not change the lease's end: show a fresh subject token too".to_owned();
+                Err(Failed::new(ExchangeError::Request { field: "duration".to_owned(), message }))
+            }
+            None => self.leases.beat(&lease_token, &peer).await,
         };
-        let lease = message::lease_at(renewed.map_err(refusal)?, self.clock.now());
+        let lease = message::lease_at(renewed.map_err(|failed| said("RenewLease", &peer, failed))?, self.clock.now());
         Ok(Response::new(proto::RenewLeaseResponse { lease: Some(lease) }))
     }
 
@@ -127,7 +127,8 @@ impl proto::leases_server::Leases for LeasesService {
     ) -> Result<Response<proto::CloseLeaseResponse>, Status> {
         let (caller, message) = (caller(&request), request.into_inner());
         let lease_token = Secret::new(message.lease_token);
-        let lease = self.leases.close(&lease_token, &caller.peer).await.map_err(refusal)?;
+        let closed = self.leases.close(&lease_token, &caller.peer).await;
+        let lease = closed.map_err(|failed| said("CloseLease", &caller.peer, failed))?;
         Ok(Response::new(proto::CloseLeaseResponse { lease: Some(message::lease_at(lease, self.clock.now())) }))
     }
 }
@@ -142,6 +143,20 @@ fn updated(update: Update, clock: &dyn Clock) -> proto::WatchCredentialsResponse
 
 fn proof(token: String, token_type: String) -> SubjectProof {
     SubjectProof { token: Secret::new(token), token_type }
+}
+
+/// The refusal of a call that hands out nothing and so may have no record: the log has the id that the caller is told.
+fn said(call: &str, peer: &Peer, failed: Failed) -> Status {
+    if !matches!(failed.error, ExchangeError::Limited { .. }) {
+        tracing::info!(
+            exchange.id = %failed.exchange_id,
+            exchange.reason = failed.error.reason().as_str(),
+            peer.address = &*peer.address,
+            "{call} was refused: {}",
+            failed.error
+        );
+    }
+    refusal(failed)
 }
 
 pub(super) fn refusal(failed: Failed) -> Status {

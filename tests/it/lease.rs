@@ -18,7 +18,9 @@ use tonic_types::StatusExt as _;
 use crate::holder::{
     LEASING, Watch, beat, bytes, close, credentials, job, open, opening, renew, seconds, try_open, watch,
 };
-use crate::support::{Broker, ML, PERSON, RUNNER, Setup, TENANT, TRAINER, eventually, reason, with_setup};
+use crate::support::{
+    Broker, ML, PERSON, RUNNER, Setup, TENANT, TRAINER, captured_logs, eventually, reason, with_setup,
+};
 
 pub async fn with_leases(test: impl AsyncFnOnce(&Broker)) {
     with_setup(Setup { rules: Some(LEASING), ..Setup::default() }, test).await;
@@ -211,10 +213,15 @@ async fn a_wrong_lease_token_and_a_target_that_is_not_the_leases_are_refused_and
                 credentials(broker, wrong, &[]).await.err(),
                 watch(broker, wrong).await.err(),
                 close(broker, wrong).await.err(),
+                beat(broker, wrong).await.err(),
             ];
             for status in refused {
                 let status = status.expect("no such lease");
                 assert_eq!((status.code(), reason(&status).as_str()), (Code::NotFound, "LEASE_NOT_FOUND"));
+                // Whoever asks the operators why, asks by this id.
+                let details = status.get_error_details();
+                let id = &details.error_info().expect("an ErrorInfo").metadata["exchange_id"];
+                assert!(captured_logs().text().contains(id), "{id} is in no line of the log");
             }
         }
         let before = broker.audit_records().len();
