@@ -195,7 +195,7 @@ async fn health_and_reflection_take_a_name_and_no_more() {
         let mut reflection = ServerReflectionClient::new(channel(broker).await);
         for (length, is_taken) in [(4000, true), (5000, false)] {
             let name = "x".repeat(length);
-            let refused = health.check(HealthCheckRequest { service: name.clone() }).await.err().expect("unknown");
+            let refused = health.check(HealthCheckRequest { service: name.clone() }).await.expect_err("unknown");
             assert_eq!(too_much(refused), !is_taken, "health, {length}");
             let message_request = Some(MessageRequest::FileContainingSymbol(name));
             let request = v1::ServerReflectionRequest { host: String::new(), message_request };
