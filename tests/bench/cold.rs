@@ -1,7 +1,7 @@
 //! A credential that has to be minted: what the broker adds to the two calls upstream.
 
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, ChildStdout, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -10,27 +10,27 @@ use http::{HeaderName, HeaderValue};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-use crate::broker::{self, Clouds, IAM, Place, STS};
+use crate::broker::{self, IAM, STS, Wire};
+use crate::sides::{Side, Sides};
 use crate::table::{Row, Spread, aside, row};
 
 /// Makes calls again that the broker has made, in a process of its own as the broker is.
 pub const ROLE: &str = "call-again";
 
 pub async fn run() -> Result<Vec<Row>> {
-    let clouds = Clouds::start().await?;
+    let sides = Sides::start_as(Wire::Plain, |program| Command::new(program)).await?;
+    let clouds = &sides.clouds;
     clouds.delay(DELAY);
-    let place = Place::make(&clouds)?;
-    let (_broker, _took) = place.start(None).await?;
     let token = clouds.subject_token();
-    let (mut client, mut direct) = (place.client().await?, Direct::start()?);
-    let mut own = Vec::new();
-    let mut whole = Vec::new();
+    let (mut client, mut empty) = (sides.client(Side::Exchange).await?, sides.client(Side::Empty).await?);
+    let mut direct = Direct::start()?;
+    let (mut own, mut wire, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     for job in 0..JOBS + WARMING_UP {
         // Nobody had this job's credential before, nor its assertion.
         let request = broker::request(token.clone(), &format!("run-{job}"));
         clouds.google.calls().clear();
         let began = Instant::now();
-        let answer = client.exchange(request).await?.into_inner();
+        let answer = client.exchange(request.clone()).await?.into_inner();
         let exchange = began.elapsed();
         ensure!(answer.credentials.iter().all(|credential| !credential.cached), "an answer from the cache");
         let mut upstream = Duration::ZERO;
@@ -41,13 +41,18 @@ pub async fn run() -> Result<Vec<Row>> {
             let call = Again::of(clouds.google.sts_endpoint(), call)?;
             upstream += tokio::task::block_in_place(|| direct.again(&call))?;
         }
+        let began = Instant::now();
+        empty.exchange(request).await?;
+        let round_trip = began.elapsed();
         if job >= WARMING_UP {
+            wire.push(round_trip.as_secs_f64() * 1e3);
             own.push((exchange.as_secs_f64() - upstream.as_secs_f64()) * 1e3);
             whole.push(exchange.as_secs_f64() * 1e3);
         }
     }
     Ok(vec![
         row("the broker's own time, calls upstream taken off", Spread::of(own).show(" ms"), "<= 1.5 ms"),
+        aside("of which the wire: the empty method, called as seldom", Spread::of(wire).show(" ms")),
         aside("a whole exchange, with two calls of 20 ms and more", Spread::of(whole).show(" ms")),
     ])
 }
@@ -94,7 +99,7 @@ struct Direct {
 
 impl Direct {
     fn start() -> Result<Self> {
-        let mut command = std::process::Command::new(std::env::current_exe()?);
+        let mut command = Command::new(std::env::current_exe()?);
         let mut child = command.arg(ROLE).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
         let (calls, times) = (child.stdin.take(), child.stdout.take().context("a pipe")?);
         Ok(Self { child, calls, times: BufReader::new(times) })

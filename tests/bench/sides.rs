@@ -7,9 +7,11 @@ use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use carnet::proto::token_exchange_client::TokenExchangeClient;
 use prost::Message as _;
 use tokio::net::TcpStream;
 use tokio::time::sleep;
+use tonic::transport::Channel;
 
 use crate::broker::{self, Clouds, Place, Wire};
 use crate::empty;
@@ -26,7 +28,7 @@ pub struct Sides {
     empty: Running,
     empty_address: SocketAddr,
     request: PathBuf,
-    _clouds: Clouds,
+    pub clouds: Clouds,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,7 +71,7 @@ impl Sides {
             sleep(Duration::from_millis(10)).await;
         }
         let bytes = (request.encoded_len(), answer.encoded_len());
-        Ok(Self { place, bytes, broker, empty, empty_address, request: request_path, _clouds: clouds })
+        Ok(Self { place, bytes, broker, empty, empty_address, request: request_path, clouds })
     }
 
     pub fn process(&self, side: Side) -> &Running {
@@ -79,13 +81,23 @@ impl Sides {
         }
     }
 
+    /// Over plaintext.
+    pub async fn client(&self, side: Side) -> Result<TokenExchangeClient<Channel>> {
+        let channel = Channel::from_shared(format!("http://{}", self.address(side)))?;
+        Ok(TokenExchangeClient::new(channel.connect().await?))
+    }
+
+    fn address(&self, side: Side) -> SocketAddr {
+        match side {
+            Side::Empty => self.empty_address,
+            Side::Exchange => self.place.grpc,
+        }
+    }
+
     pub fn job(&self, side: Side, shape: Shape) -> Job {
         let (_request, length) = self.bytes;
         Job {
-            address: match side {
-                Side::Empty => self.empty_address,
-                Side::Exchange => self.place.grpc,
-            },
+            address: self.address(side),
             method: load::EXCHANGE.to_owned(),
             request: self.request.clone(),
             answer: (length - TIMES_VARY, length + TIMES_VARY),
