@@ -74,13 +74,15 @@ async fn a_changed_certificate_is_served_without_a_restart_and_a_bad_one_is_not(
         let ca = folder.path().join("ca.crt");
         assert_eq!(call(broker, port, &ca).await.as_deref(), Some("DENIED"));
         std::fs::write(folder.path().join("tls.crt"), "no certificate").expect("written");
-        tokio::time::sleep(std::time::Duration::from_millis(2500)).await;
+        let is_stale = |stale| carnet::telemetry::metrics().render().contains(&format!("\ncarnet_tls_stale {stale}\n"));
+        eventually("carnet_tls_stale 1", async || is_stale(1)).await;
         assert_eq!(call(broker, port, &ca).await.as_deref(), Some("DENIED"), "the old certificate stays");
         let said = "the changed server certificate cannot be used; the old one stays";
         assert!(captured_logs().text().contains(said));
         assert!(carnet::telemetry::metrics().render().contains("carnet_tls_reloads_total{outcome=\"failed\"}"));
         new.write(folder.path());
         eventually("the new certificate", async || call(broker, port, &ca).await.is_some()).await;
+        eventually("carnet_tls_stale 0", async || is_stale(0)).await;
     })
     .await;
 }
