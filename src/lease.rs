@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use subtle::ConstantTimeEq as _;
+use tokio::time::timeout;
 use uuid::Uuid;
 
 use self::ends::Ends;
@@ -31,7 +32,7 @@ use self::writer::Writer;
 use crate::audit::{AuditRecord, Outcome};
 use crate::clock::{Clock, whole_milliseconds};
 use crate::exchange::{
-    Caller, Exchange, ExchangeError, ExchangeRequest, Exchanged, IssuedCredential, Limit, Proof, TargetRequest,
+    Caller, Exchange, ExchangeError, ExchangeRequest, Exchanged, IssuedCredential, Proof, TargetRequest,
 };
 use crate::limit::Peer;
 use crate::policy::{ExcessScopes, Tenure};
@@ -161,10 +162,13 @@ impl Leases {
     }
 
     /// A sign of life.
-    pub async fn beat(&self, lease_token: &Secret, peer: &Peer) -> Result<Lease, Failed> {
-        let lease = self.found(lease_token, peer).await?.lease;
-        count("beat");
-        self.beat_of(lease.id).await
+    pub async fn beat(self: &Arc<Self>, lease_token: &Secret, peer: &Peer) -> Result<Lease, Failed> {
+        let beaten = async {
+            let lease = self.found(lease_token, peer).await?.lease;
+            count("beat");
+            self.beat_of(lease.id).await
+        };
+        beaten.await.map_err(|failed| self.unrecorded(failed, "a heartbeat", peer))
     }
 
     async fn beat_of(&self, id: Uuid) -> Result<Lease, Failed> {
@@ -185,7 +189,7 @@ impl Leases {
 
     /// Credentials for those of the lease's targets that are named; for all of them where none is.
     pub async fn credentials(
-        &self,
+        self: &Arc<Self>,
         lease_token: &Secret,
         targets: &[String],
         caller: Caller,
@@ -264,8 +268,27 @@ impl Leases {
         Failed { exchange_id, error: result.err().unwrap_or(ExchangeError::Internal) }
     }
 
+    /// The refusal of what hands out nothing and so has no record: the log has the id that the caller is told, as long as
+    /// there are not too many of that address.
+    fn unrecorded(&self, failed: Failed, what: &str, peer: &Peer) -> Failed {
+        let is_said = match failed.error.outcome() {
+            Outcome::Denied => self.exchange.is_recorded(None, peer, &failed.error),
+            Outcome::Issued | Outcome::Done | Outcome::Failed => self.exchange.limits.is_recorded(peer),
+        };
+        if is_said {
+            tracing::info!(
+                exchange.id = %failed.exchange_id,
+                exchange.reason = failed.error.reason().as_str(),
+                peer.address = &*peer.address,
+                "{what} was refused: {}",
+                failed.error
+            );
+        }
+        failed
+    }
+
     /// The lease of an open lease token, and who opened it. Wrong and foreign tokens are unknown ones.
-    async fn holder_of(&self, lease_token: &Secret, peer: &Peer) -> Result<Held, Failed> {
+    async fn holder_of(self: &Arc<Self>, lease_token: &Secret, peer: &Peer) -> Result<Held, Failed> {
         self.holder(Some(self.found(lease_token, peer).await?))
     }
 
@@ -285,19 +308,23 @@ impl Leases {
         Ok((lease, Arc::new(identity)))
     }
 
-    /// An address that guesses is soon told to wait.
-    async fn found(&self, lease_token: &Secret, peer: &Peer) -> Result<Found, Failed> {
+    /// Those who guess wait for each other. Whoever leaves does not end a look into the store, which costs one a connection.
+    async fn found(self: &Arc<Self>, lease_token: &Secret, peer: &Peer) -> Result<Found, Failed> {
         let (digest, limits) = (lease_token.sha256(), &self.exchange.limits);
-        let turn = limits.question_of_lease(&digest, peer).await;
-        let _turn = turn.map_err(|wait| Failed::new(ExchangeError::limited(Limit::Peer, wait)))?;
-        let found = self.look_up(&digest).await?;
+        let turn = timeout(TURN_DEADLINE, limits.lease_token(&digest, peer)).await;
+        let turn = turn.map_err(|_elapsed| Failed::new(ExchangeError::Overloaded))?;
+        let this = self.clone();
+        let found = detached(async move {
+            let _turn = turn;
+            Ok(this.look_up(&digest).await?)
+        });
         // The store compared digests of 256 random bits; this comparison takes the same time for all.
-        let Some(found) = found.filter(|found| bool::from(found.lease.token_sha256.ct_eq(&digest))) else {
-            limits.asked_in_vain(peer);
-            return Err(Failed::new(ExchangeError::LeaseNotFound));
-        };
-        limits.found_lease(&digest);
-        peer.trust();
+        let found = found.await?.filter(|found| bool::from(found.lease.token_sha256.ct_eq(&digest)));
+        let found = found.ok_or_else(|| Failed::new(ExchangeError::LeaseNotFound))?;
+        if found.lease.is_active(self.clock.now()) {
+            limits.found_lease(&digest);
+            peer.trust();
+        }
         Ok(found)
     }
 
@@ -368,6 +395,9 @@ pub(crate) async fn detached<T: Send + 'static>(
 ) -> Result<T, Failed> {
     tokio::spawn(work).await.unwrap_or_else(|_panic| Err(Failed::new(ExchangeError::Internal)))
 }
+
+/// A store that answers takes a thousandth of it.
+const TURN_DEADLINE: Duration = Duration::from_secs(5);
 
 fn count(action: &'static str) {
     metrics::counter!("carnet_lease_calls_total", "action" => action).increment(1);

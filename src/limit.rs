@@ -64,10 +64,12 @@ pub struct Limits {
     pretended: Buckets,
     /// Records of those whom nobody knows, by address.
     recorded: Buckets,
-    /// Questions about tokens that nobody handed out, by address; a lease token that is shown is such a question.
+    /// Questions about tokens that nobody handed out, by address.
     misses: Buckets,
     /// Those questions under way: an address has as many more answers than its limit, at most.
     questions: FairQueue<u64>,
+    /// Lease tokens that are looked for and were not found here before.
+    lease_tokens: FairQueue<u64>,
     known: Known,
     known_leases: Known,
     /// Exchanges under way, by verified caller, and by address while the caller is not verified yet.
@@ -88,6 +90,7 @@ impl Limits {
             recorded: by_peer(),
             misses: by_peer(),
             questions: FairQueue::new(QUESTIONS),
+            lease_tokens: FairQueue::new(QUESTIONS),
             known: Known::new(),
             known_leases: Known::new(),
             under_way: Shares::default(),
@@ -144,16 +147,14 @@ impl Limits {
         peer.network().is_none_or(|network| self.recorded.take(self.key(&*network), self.now()).is_ok())
     }
 
-    /// As [`question`](Self::question), about a lease token. Whoever holds one that was good here before is not asked to wait
-    /// for others: a heartbeat that comes too late ends a lease.
-    ///
-    /// # Errors
-    /// How long to wait.
-    pub async fn question_of_lease(&self, token_sha256: &[u8; 32], peer: &Peer) -> Result<Option<Turn<u64>>, Duration> {
-        if self.known_leases.holds(self.key(token_sha256)) { Ok(None) } else { self.question(peer).await }
+    /// A turn at looking for a lease token; none is needed for one that was good here before. Nobody is refused for what
+    /// others at the same address guess: a heartbeat that does not come through ends a lease.
+    pub async fn lease_token(&self, token_sha256: &[u8; 32], peer: &Peer) -> Option<Turn<u64>> {
+        let network = peer.network().filter(|_network| !self.known_leases.holds(self.key(token_sha256)))?;
+        Some(self.lease_tokens.turn(self.key(&*network)).await)
     }
 
-    /// There is a lease of that token.
+    /// There is an open lease of that token.
     pub fn found_lease(&self, token_sha256: &[u8; 32]) {
         self.known_leases.insert(self.key(token_sha256));
     }

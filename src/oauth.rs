@@ -133,21 +133,26 @@ async fn introspect(
         None => return busy(),
     };
     let Some(token) = fields.text("token") else { return answer::malformed("token is missing") };
-    let _turn = match http.exchange.limits.question(&peer).await {
+    let turn = match http.exchange.limits.question(&peer).await {
         Ok(turn) => turn,
         Err(wait) => {
             metrics::counter!("carnet_limited_total", "limit" => "introspections").increment(1);
             return answer::too_many(wait);
         }
     };
-    match http.exchange.audit.find_issued(&Secret::new(token).sha256()).await {
-        Ok(found) => {
-            if found.is_none() {
-                http.exchange.limits.asked_in_vain(&peer);
-            }
-            introspection(found, http.clock.now())
+    let token_sha256 = Secret::new(token).sha256();
+    // To its end, although the caller may leave: the look is counted all the same.
+    let look = tokio::spawn(async move {
+        let _turn = turn;
+        let found = http.exchange.audit.find_issued(&token_sha256).await;
+        if matches!(found, Ok(None)) {
+            http.exchange.limits.asked_in_vain(&peer);
         }
-        Err(_unreadable) => answer::unavailable(),
+        found.map(|found| introspection(found, http.clock.now()))
+    });
+    match look.await {
+        Ok(Ok(answer)) => answer,
+        Ok(Err(_)) | Err(_) => answer::unavailable(),
     }
 }
 

@@ -12,7 +12,6 @@ use super::{Farewell, status};
 use crate::clock::Clock;
 use crate::exchange::ExchangeError;
 use crate::lease::{Failed, Leases, OpenRequest, Opened, SubjectProof, Update};
-use crate::limit::Peer;
 use crate::proto;
 use crate::secret::Secret;
 
@@ -59,7 +58,7 @@ impl proto::leases_server::Leases for LeasesService {
         request: Request<proto::RenewLeaseRequest>,
     ) -> Result<Response<proto::RenewLeaseResponse>, Status> {
         let (caller, message) = (caller(&request), request.into_inner());
-        let (lease_token, peer) = (Secret::new(message.lease_token), caller.peer.clone());
+        let lease_token = Secret::new(message.lease_token);
         let mut durations = Durations::default();
         let duration = durations.read("duration", message.duration);
         let renewed = match durations.complaint {
@@ -72,9 +71,9 @@ impl proto::leases_server::Leases for LeasesService {
                 let message = "a heartbeat does not change the lease's end: show a fresh subject token too".to_owned();
                 Err(Failed::new(ExchangeError::Request { field: "duration".to_owned(), message }))
             }
-            None => self.leases.beat(&lease_token, &peer).await,
+            None => self.leases.beat(&lease_token, &caller.peer).await,
         };
-        let lease = message::lease_at(renewed.map_err(|failed| said("RenewLease", &peer, failed))?, self.clock.now());
+        let lease = message::lease_at(renewed.map_err(refusal)?, self.clock.now());
         Ok(Response::new(proto::RenewLeaseResponse { lease: Some(lease) }))
     }
 
@@ -127,8 +126,7 @@ impl proto::leases_server::Leases for LeasesService {
     ) -> Result<Response<proto::CloseLeaseResponse>, Status> {
         let (caller, message) = (caller(&request), request.into_inner());
         let lease_token = Secret::new(message.lease_token);
-        let closed = self.leases.close(&lease_token, &caller.peer).await;
-        let lease = closed.map_err(|failed| said("CloseLease", &caller.peer, failed))?;
+        let lease = self.leases.close(&lease_token, &caller.peer).await.map_err(refusal)?;
         Ok(Response::new(proto::CloseLeaseResponse { lease: Some(message::lease_at(lease, self.clock.now())) }))
     }
 }
@@ -143,20 +141,6 @@ fn updated(update: Update, clock: &dyn Clock) -> proto::WatchCredentialsResponse
 
 fn proof(token: String, token_type: String) -> SubjectProof {
     SubjectProof { token: Secret::new(token), token_type }
-}
-
-/// The refusal of a call that hands out nothing and so may have no record: the log has the id that the caller is told.
-fn said(call: &str, peer: &Peer, failed: Failed) -> Status {
-    if !matches!(failed.error, ExchangeError::Limited { .. }) {
-        tracing::info!(
-            exchange.id = %failed.exchange_id,
-            exchange.reason = failed.error.reason().as_str(),
-            peer.address = &*peer.address,
-            "{call} was refused: {}",
-            failed.error
-        );
-    }
-    refusal(failed)
 }
 
 pub(super) fn refusal(failed: Failed) -> Status {

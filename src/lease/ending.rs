@@ -15,7 +15,8 @@ use crate::secret::Secret;
 impl Leases {
     /// By its job. A lease that has ended stays as it ended.
     pub async fn close(self: &Arc<Self>, lease_token: &Secret, peer: &Peer) -> Result<Lease, Failed> {
-        let lease = self.found(lease_token, peer).await?.lease;
+        let found = self.found(lease_token, peer).await;
+        let lease = found.map_err(|failed| self.unrecorded(failed, "the end of a lease", peer))?.lease;
         let closed = || End {
             kind: EndKind::Closed,
             at: whole_milliseconds(self.clock.now()),
@@ -24,7 +25,8 @@ impl Leases {
         let end = lease.end_at(self.clock.now()).unwrap_or_else(closed);
         let (this, id) = (self.clone(), lease.id);
         detached(async move { this.end(vec![(id, end)]).await }).await?;
-        Ok(self.found(lease_token, peer).await?.lease)
+        let closed = self.look_up(&lease.token_sha256).await?;
+        Ok(closed.ok_or_else(|| Failed::new(ExchangeError::LeaseNotFound))?.lease)
     }
 
     /// Ends every lease that matches; returns how many.

@@ -22,21 +22,22 @@ impl Leases {
         duration: Option<Duration>,
         caller: Caller,
     ) -> Result<Lease, Failed> {
+        let found = self.found(&lease_token, &caller.peer).await.and_then(|Found { lease, .. }| {
+            let end = lease.end_at(self.clock.now());
+            end.map_or(Ok(lease), |end| Err(Failed::new(ExchangeError::LeaseEnded(end.kind.as_str()))))
+        });
+        let lease = found.map_err(|failed| self.unrecorded(failed, "an extension", &caller.peer))?;
         let this = self.clone();
-        detached(async move { this.extend_whole(lease_token, proof, duration, caller).await }).await
+        detached(async move { this.extend_whole(lease, proof, duration, caller).await }).await
     }
 
     async fn extend_whole(
         &self,
-        lease_token: Secret,
+        lease: Lease,
         proof: SubjectProof,
         duration: Option<Duration>,
         caller: Caller,
     ) -> Result<Lease, Failed> {
-        let Found { lease, .. } = self.found(&lease_token, &caller.peer).await?;
-        if let Some(end) = lease.end_at(self.clock.now()) {
-            return Err(Failed::new(ExchangeError::LeaseEnded(end.kind.as_str())));
-        }
         let exchange_id = Uuid::now_v7();
         let failed = |error| Failed { exchange_id, error };
         let request = ExchangeRequest {

@@ -86,24 +86,24 @@ async fn questions_about_unknown_tokens_are_bounded_and_those_that_are_answered_
     assert!((40..40 + QUESTIONS).contains(&answered), "{answered}");
 }
 
-#[tokio::test(start_paused = true)]
-async fn lease_tokens_that_were_good_here_are_looked_for_whatever_else_comes_from_their_address() {
-    let (limits, peer) = (limits(), Peer::from("192.0.2.1:1"));
+#[tokio::test]
+async fn lease_tokens_that_nobody_knows_wait_for_each_other_and_those_that_were_good_here_for_nobody() {
+    let (limits, guesser, other) = (limits(), Peer::from("192.0.2.1:1"), Peer::from("192.0.2.2:1"));
     let (known, guessed) = ([1; 32], [2; 32]);
     limits.found_lease(&known);
-    while limits.question_of_lease(&guessed, &peer).await.is_ok() {
-        limits.asked_in_vain(&peer);
-    }
-    assert!(limits.question(&peer).await.is_err(), "questions of any kind are counted together");
-    assert!(limits.question_of_lease(&known, &peer).await.is_ok());
-    assert!(limits.question_of_lease(&guessed, &Peer::from("192.0.2.2:1")).await.is_ok(), "others have their own");
-    // Nor does a heartbeat wait for its turn.
-    let mut turns = Vec::new();
-    for _ in 0..QUESTIONS {
-        turns.push(limits.question(&Peer::from("192.0.2.2:1")).await);
-    }
-    assert!(limits.question_of_lease(&known, &peer).now_or_never().is_some_and(|turn| turn.is_ok()));
-    assert!(limits.question_of_lease(&guessed, &Peer::from("192.0.2.2:1")).now_or_never().is_none());
+    let mut turns: Vec<_> =
+        (0..QUESTIONS).filter_map(|_| limits.lease_token(&guessed, &guesser).now_or_never()).collect();
+    assert!(turns.len() == QUESTIONS && turns.iter().all(Option::is_some));
+    let mut hundreds: Vec<_> = (0..300).map(|_| Box::pin(limits.lease_token(&guessed, &guesser))).collect();
+    assert!(hundreds.iter_mut().all(|turn| turn.now_or_never().is_none()), "they wait");
+    assert!(limits.lease_token(&known, &guesser).now_or_never().is_some_and(|turn| turn.is_none()), "none is needed");
+    let mut behind = Box::pin(limits.lease_token(&guessed, &other));
+    assert!((&mut behind).now_or_never().is_none());
+    // One turn that is free goes to the first of those that wait, the next to the other address.
+    turns.truncate(QUESTIONS - 2);
+    assert!(behind.now_or_never().is_some(), "another address waits behind one, not behind hundreds");
+    assert!(hundreds.iter_mut().filter_map(|turn| turn.now_or_never()).count() >= 1);
+    assert!(limits.lease_token(&guessed, &Peer::inside("prober")).now_or_never().is_some_and(|turn| turn.is_none()));
 }
 
 #[test]
