@@ -266,7 +266,7 @@ async fn job(world: World, mut client: LeasesClient<Channel>, number: u64, fate:
             Ok(_renewed) => world.ledger.done("lease.renew"),
             Err(status) => {
                 // A heartbeat is not recorded.
-                world.ledger.refused_off_record("lease.renew", &status, ended.first().copied().unwrap_or_default());
+                world.ledger.refused_off_record("lease.renew", &status, ended.first().copied());
                 if status.code() == Code::FailedPrecondition {
                     break;
                 }

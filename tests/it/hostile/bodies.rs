@@ -79,7 +79,7 @@ impl Drop for Hog {
 
 /// `grpc-status`, or the status of HTTP.
 async fn status(answer: ResponseFuture) -> String {
-    let answer = timeout(Duration::from_secs(20), answer).await.expect("in time").expect("an answer");
+    let answer = timeout(Duration::from_secs(60), answer).await.expect("in time").expect("an answer");
     let status = answer.headers().get("grpc-status").map(|status| status.to_str().expect("digits").to_owned());
     status.unwrap_or_else(|| answer.status().as_u16().to_string())
 }

@@ -173,7 +173,7 @@ async fn frames_without_end_that_ask_for_nothing_end_their_connection_and_nobody
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_and_does_not_listen_holds_up_nobody_and_no_drain() {
+async fn who_asks_and_does_not_listen_holds_up_nobody_and_is_cut_off_by_a_drain() {
     let mut broker = Broker::start_for(Setup::default()).await;
     let deaf = while_others_are_served(&broker, async {
         let mut deaf = Vec::new();
