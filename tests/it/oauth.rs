@@ -1,10 +1,12 @@
 //! The HTTP door's own behaviour: RFC 8693, RFC 7662, discovery, keys, health and metrics.
 
 use carnet::proto::Job;
+use carnet::proto::token_exchange_client::TokenExchangeClient;
 use carnet::sandbox::Fault;
 use serde_json::{Value, json};
 
-use crate::support::{TENANT, TRAINER, eventually, with_broker};
+use crate::process::{Process, make_place};
+use crate::support::{Broker, Setup, TENANT, TRAINER, eventually, with_broker};
 
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:token-exchange";
 const JWT: &str = "urn:ietf:params:oauth:token-type:jwt";
@@ -225,26 +227,31 @@ async fn health_readiness_and_metrics_are_served() {
     .await;
 }
 
+/// Metrics are the process's: here of one that nobody else uses.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_metrics_say_how_much_is_kept_of_credentials_and_of_verified_tokens() {
-    with_broker(async |broker| {
-        let mut number = 0;
-        let grown = async || {
-            number += 1;
-            let mut request = broker.request(&["vertex"]);
-            request.job = Some(Job { id: format!("run-{number}"), ..Job::default() });
-            broker.exchange(request).await.expect("a credential");
-            let metrics = reqwest::get(format!("{}/metrics", broker.http)).await.expect("an answer");
-            let metrics = metrics.text().await.expect("a text");
-            ["credentials", "google_federated", "subject"].iter().all(|cache| {
-                let name = format!("carnet_cache_bytes{{cache=\"{cache}\"}} ");
-                let bytes = metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<f64>().ok());
-                bytes.is_some_and(|bytes| bytes > 1000.0)
-            })
-        };
-        eventually("that all three hold something", grown).await;
-    })
-    .await;
+    let mut broker = Broker::start_for(Setup::default()).await;
+    let grpc = make_place(&mut broker).await;
+    let process = Process::in_place_of(&broker).await;
+    let mut client = TokenExchangeClient::connect(format!("http://{grpc}")).await.expect("a connection");
+    let mut number = 0;
+    let grown = async || {
+        number += 1;
+        let mut request = broker.request(&["vertex"]);
+        request.job = Some(Job { id: format!("run-{number}"), ..Job::default() });
+        let answer = client.exchange(request).await.expect("a credential").into_inner();
+        broker.is_secret(&answer.credentials[0].token);
+        let metrics = reqwest::get(format!("{}/metrics", process.http)).await.expect("an answer");
+        let metrics = metrics.text().await.expect("a text");
+        ["credentials", "google_federated", "subject"].iter().all(|cache| {
+            let name = format!("carnet_cache_bytes{{cache=\"{cache}\"}} ");
+            let bytes = metrics.lines().find_map(|line| line.strip_prefix(&name)?.parse::<f64>().ok());
+            bytes.is_some_and(|bytes| bytes > 1000.0)
+        })
+    };
+    eventually("that all three hold something", grown).await;
+    drop(process);
+    broker.no_secret_was_left_behind();
 }
 
 #[tokio::test(flavor = "multi_thread")]
