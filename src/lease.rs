@@ -308,7 +308,8 @@ impl Leases {
         Ok((lease, Arc::new(identity)))
     }
 
-    /// Those who guess wait for each other. Whoever leaves does not end a look into the store, which costs one a connection.
+    /// Those who guess wait for each other. A look into the store is not broken off with its caller: that costs PostgreSQL's
+    /// pool a connection.
     async fn found(self: &Arc<Self>, lease_token: &Secret, peer: &Peer) -> Result<Found, Failed> {
         let (digest, limits) = (lease_token.sha256(), &self.exchange.limits);
         let turn = timeout(TURN_DEADLINE, limits.lease_token(&digest, peer)).await;
