@@ -27,7 +27,7 @@ pub async fn run() -> Result<Vec<Row>> {
     let (mut own, mut wire, mut whole) = (Vec::new(), Vec::new(), Vec::new());
     for job in 0..JOBS + WARMING_UP {
         // Nobody had this job's credential before, nor its assertion.
-        let request = broker::request(token.clone(), &format!("run-{job}"));
+        let request = broker::request(token.clone(), &format!("cold-{job}"));
         clouds.google.calls().clear();
         let began = Instant::now();
         let answer = client.exchange(request.clone()).await?.into_inner();

@@ -302,7 +302,12 @@ fn left_behind(start: &Sample, end: &Sample, report: &mut Report) {
         report.goal(figure, format!("{before:.0}, {after:.0}"), "at most 3 more, under way", is_back);
     }
     report.goal("watches that are left", format!("{:.0}", end.watches), "0", end.watches == 0.0);
-    report.rows.push(aside("threads: before, after", format!("{:.0}, {:.0}", start.threads, end.threads)));
+    for (figure, of) in [
+        ("threads: before, after", (|it| it.threads) as fn(&Sample) -> f64),
+        ("connections of callers: before, after", |it| it.connections),
+    ] {
+        report.rows.push(aside(figure, format!("{:.0}, {:.0}", of(start), of(end))));
+    }
 }
 
 fn logged(log: &Path, report: &mut Report) -> Result<()> {
