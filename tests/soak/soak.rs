@@ -373,8 +373,9 @@ const SAMPLES: u32 = 360;
 const STEP: Duration = Duration::from_secs(10);
 const OUTAGE: Duration = Duration::from_secs(8);
 
-/// Within which everything is as it was: connections to the clouds are kept for a while, and leases lapse.
-const QUIET: Duration = Duration::from_secs(150);
+/// Within which everything is as it was: leases lapse, and connections to the clouds end when they were idle for 90 s, which
+/// is looked at every 90 s.
+const QUIET: Duration = Duration::from_secs(200);
 
 /// A look at a tenant's keys or a proof that may just be under way, and the connection that a cloud is kept on for it.
 const UNDER_WAY: f64 = 3.0;
