@@ -4,10 +4,12 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime};
 
 use carnet::clock::{Clock as _, SystemClock};
+use carnet::proto::leases_client::LeasesClient;
 use carnet::proto::{AuditRecord, ExchangeRequest, RenewLeaseRequest};
 use futures_util::future::join_all;
 use tokio::time::Instant;
 use tonic::Code;
+use tonic::transport::Channel;
 use tonic_types::StatusExt as _;
 
 use super::while_others_are_served;
@@ -182,8 +184,10 @@ async fn whoever_guesses_lease_tokens_fills_no_log_and_leases_of_the_same_addres
     let mut broker =
         Broker::start_for(Setup { more: LIMITS.to_owned(), rules: Some(LEASING), ..Setup::default() }).await;
     let lease = try_open(&broker, opening(&broker, &["vertex"])).await.expect("a lease");
-    let (began, client) = (Instant::now(), leases(&broker).await);
-    let guess = |number: usize, timeout: Duration| {
+    let began = Instant::now();
+    // Who leaves at once, again and again, may lose the connection.
+    let (impatient, patient) = (leases(&broker).await, leases(&broker).await);
+    let guess = |client: &LeasesClient<Channel>, number: usize, timeout: Duration| {
         let lease_token = format!("{}{number}", lease.lease_token);
         let mut request = tonic::Request::new(RenewLeaseRequest { lease_token, ..Default::default() });
         request.set_timeout(timeout);
@@ -196,17 +200,18 @@ async fn whoever_guesses_lease_tokens_fills_no_log_and_leases_of_the_same_addres
         }
     };
     let guesses = async {
-        // Who leaves at once does not get further than who stays.
-        join_all((0..100).map(|number| guess(number, Duration::from_nanos(1)))).await;
-        join_all((0..300).map(|number| guess(number, Duration::from_secs(20)))).await
+        join_all((0..100).map(|number| guess(&impatient, number, Duration::from_nanos(1)))).await;
+        join_all((0..300).map(|number| guess(&patient, number, Duration::from_secs(60)))).await
     };
     let refused = tokio::select! {
         () = alive => unreachable!("it goes on"),
         refused = guesses => refused,
     };
     let (seconds, text) = (began.elapsed().as_secs() + 1, captured_logs().text());
-    let is_said = |status: &&tonic::Status| {
-        assert_eq!(reason(status), "LEASE_NOT_FOUND");
+    // On a machine that is busy elsewhere a turn may not come in time.
+    let (late, refused): (Vec<_>, Vec<_>) = refused.iter().partition(|status| reason(status) == "RATE_LIMITED");
+    let is_said = |status: &&&tonic::Status| {
+        assert_eq!(reason(status), "LEASE_NOT_FOUND", "{status:?}");
         let details = status.get_error_details();
         text.contains(&details.error_info().expect("an ErrorInfo").metadata["exchange_id"])
     };
@@ -217,7 +222,7 @@ async fn whoever_guesses_lease_tokens_fills_no_log_and_leases_of_the_same_addres
     assert_eq!(records.iter().filter(|record| record.outcome == "denied").count(), 1, "one record of all");
     let in_all = records.iter().find(|record| record.action == "exchange.limited").expect("of all");
     let counted = said_of_all(in_all);
-    assert!(counted >= 300 - said, "{counted} and {said}");
+    assert!(counted + said + late.len() >= 300, "{counted}, {said}, {}", late.len());
     broker.no_secret_was_left_behind();
 }
 
